@@ -1,0 +1,124 @@
+"""Layers that the networks share: what flax.nnx lacks, or has with other numbers than the published networks."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rdcd_jax.models.convolution import convolution
+
+kaiming_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """x itself, or in float32 where its dtype is narrower: statistics, pooling and norms need the digits."""
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+
+
+def gem_pool(x: jax.Array, p: float = 3.0, floor: float = 1e-6) -> jax.Array:
+    """Generalised-mean pooling over height and width, in float32 or wider.
+
+    Args:
+        x: [B, H, W, C] float; negative values count as `floor`, and take no gradient.
+        p: the exponent: 1 is the average, large values approach the maximum.
+        floor: the smallest value that enters the power, so that its gradient is finite.
+
+    Returns:
+        [B, C], at least `floor`.
+
+    Source: SSCD's GlobalGeMPool2d (Radenovic et al., "Fine-tuning CNN image retrieval with no human annotation").
+    """
+    x = at_least_float32(x)
+    x = jnp.where(x < floor, floor, x)  # Unlike maximum, passes the whole gradient where x is the floor.
+    return jnp.mean(x**p, axis=(1, 2)) ** (1.0 / p)
+
+
+def l2_normalize(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
+    """Scales each row to unit length: x / max(|x|, epsilon).
+
+    Args:
+        x: [..., D] float.
+        epsilon: below this length a row is divided by `epsilon` instead.
+
+    Returns:
+        [..., D], same dtype. The gradient at a zero row is finite.
+    """
+    squared = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.maximum(squared, epsilon**2))
+
+
+def conv(
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    bias: bool = False,
+    dtype: jnp.dtype | None = None,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """An `nnx.Conv` padded by kernel // 2 on every side, as all networks here are, at any stride."""
+    return nnx.Conv(
+        in_channels,
+        out_channels,
+        (kernel, kernel),
+        strides=stride,
+        padding=[(kernel // 2, kernel // 2)] * 2,
+        feature_group_count=groups,
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=kaiming_normal,
+        conv_general_dilated=convolution,
+        rngs=rngs,
+    )
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch normalisation with torch's bookkeeping.
+
+    Normalises by the biased batch variance, but averages the unbiased one into the running variance; flax's own
+    averages the biased one. Under a jit over a mesh the batch is the global one, so this is synchronised.
+
+    Differs from `nnx.BatchNorm` in nothing else; `momentum` is flax's, 1 - torch's.
+    """
+
+    def __init__(self, channels: int, *, momentum: float = 0.9, dtype=None, rngs: nnx.Rngs):
+        super().__init__(channels, momentum=momentum, epsilon=1e-5, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises x [B, H, W, C] per channel; in training mode also moves `mean` and `var`."""
+        wide = at_least_float32(x)
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            mean = jnp.mean(wide, axis=(0, 1, 2))
+            var = jnp.mean(jnp.square(wide - _per_channel(mean)), axis=(0, 1, 2))
+            count = x.size // x.shape[-1]
+            unbiased = var * (count / max(count - 1, 1))
+            self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
+            self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * unbiased
+        scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+        shift = self.bias[...] - mean * scale
+        return (wide * _per_channel(scale) + _per_channel(shift)).astype(x.dtype)
+
+
+def _per_channel(x: jax.Array) -> jax.Array:
+    return x[None, None, None]
+
+
+class SqueezeExcite(nnx.Module):
+    """Channel gates from the average-pooled map through two 1x1 convolutions (Hu et al., squeeze-and-excitation)."""
+
+    def __init__(self, channels: int, squeezed: int, *, dtype=None, rngs: nnx.Rngs):
+        self.reduce = conv(channels, squeezed, 1, bias=True, dtype=dtype, rngs=rngs)
+        self.expand = conv(squeezed, channels, 1, bias=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Gates x [B, H, W, C]."""
+        pooled = jnp.mean(x, axis=(1, 2), keepdims=True)
+        return x * jax.nn.sigmoid(self.expand(jax.nn.silu(self.reduce(pooled))))
+
+
+def stochastic_depth(rate: float) -> nnx.Dropout:
+    """Drops a residual branch of whole pictures with probability `rate`, scaling the others by 1/(1 - rate)."""
+    return nnx.Dropout(rate, broadcast_dims=(1, 2, 3))

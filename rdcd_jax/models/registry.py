@@ -1,0 +1,68 @@
+"""The networks by name."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import nnx
+
+from rdcd_jax.errors import UserError
+from rdcd_jax.models.descriptor import DescriptorNet
+from rdcd_jax.models.efficientnet import EfficientNetB0
+from rdcd_jax.models.resnet import ResNet50, torch_linear
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One row of the registry."""
+
+    backbone: Callable[..., nnx.Module]
+    feature_dim: int
+
+
+NETWORKS = {
+    "efficientnet_b0": Network(EfficientNetB0, 512),
+    "resnet50": Network(ResNet50, 512),
+}
+
+
+def network(name: str) -> Network:
+    """The registry's row for `name`; an unknown name is refused with the known ones."""
+    if name not in NETWORKS:
+        raise UserError(f"There is no network '{name}'; use one of {', '.join(sorted(NETWORKS))}.")
+    return NETWORKS[name]
+
+
+def build(
+    name: str,
+    *,
+    dim: int | None,
+    feature_dim: int = 512,
+    rngs: nnx.Rngs,
+    dtype: jnp.dtype | None = None,
+) -> DescriptorNet:
+    """Builds a network with fresh weights.
+
+    Args:
+        name: `efficientnet_b0` or `resnet50`.
+        dim: size D of the descriptor, at most `feature_dim`; None builds a teacher, whose descriptor is its feature.
+        feature_dim: size F of the relational feature; a student's must equal its teacher's.
+        rngs: `params` stream.
+        dtype: what the trunk computes in (for example `jnp.bfloat16`); None is float32.
+
+    Returns:
+        A module that maps images [B, H, W, 3] to (feature [B, F], descriptor [B, D]), both of unit length.
+
+    Raises:
+        UserError: for an unknown name or a size that makes no sense.
+    """
+    row = network(name)
+    if feature_dim < 1:
+        raise UserError(f"feature_dim is {feature_dim}; a feature needs at least one number.")
+    if dim is not None and not 1 <= dim <= feature_dim:
+        raise UserError(
+            f"dim is {dim}, but a compact descriptor has between 1 and feature_dim = {feature_dim} numbers."
+        )
+    backbone = row.backbone(feature_dim=feature_dim, dtype=dtype, rngs=rngs)
+    projector = None if dim is None else torch_linear(feature_dim, dim, rngs=rngs)
+    return DescriptorNet(backbone, projector)

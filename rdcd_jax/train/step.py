@@ -1,0 +1,199 @@
+"""One training step of RDCD: the paper's algorithm on one page."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from rdcd_jax import losses
+from rdcd_jax.memory import enqueue
+from rdcd_jax.train.rng import at_step
+from rdcd_jax.train.state import TrainState, Tree, split
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The weights and temperatures of the total loss, and the key encoder's momentum.
+
+    total = moco_lambda * (InfoNCE + hn_lambda * hard negative) + kld_lambda * relational KL
+            + regress_lambda * regression of the teacher's feature
+
+    A term of weight 0 is left out of the computation; without `moco_lambda` there is no key encoder at work.
+
+    Attributes:
+        moco_lambda: weight of the two terms on the compact descriptor.
+        hn_lambda: weight of the hard-negative term within them.
+        temperature: of InfoNCE.
+        kld_lambda: weight of the relational KL on the wide feature.
+        kld_temperature: of its softmaxes.
+        bank_includes_batch: puts the batch's own teacher features in front of the bank.
+        regress_lambda: weight of 1 - <feature, teacher's feature>, a warm start rather than the paper's method.
+        key_momentum: m of the key encoder's moving average.
+    """
+
+    moco_lambda: float = 1.0
+    hn_lambda: float = 5.0
+    temperature: float = 0.07
+    kld_lambda: float = 1.0
+    kld_temperature: float = 0.04
+    bank_includes_batch: bool = False
+    regress_lambda: float = 0.0
+    key_momentum: float = 0.99
+
+
+def normalize(images: jax.Array) -> jax.Array:
+    """ImageNet's normalisation of uint8 pictures [B, H, W, 3]; float pictures are taken to be normalised."""
+    if images.dtype != jnp.uint8:
+        return images
+    mean, std = jnp.asarray(IMAGENET_MEAN), jnp.asarray(IMAGENET_STD)
+    return (images.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]
+
+
+def forward(
+    graph: nnx.GraphDef, params: Tree, batch_stats: Tree, images: jax.Array, rng: jax.Array
+) -> tuple[jax.Array, jax.Array, Tree]:
+    """Runs a student in training mode.
+
+    Returns:
+        Feature [B, F], descriptor [B, D], and the running statistics after it.
+    """
+    module = nnx.merge(graph, params, batch_stats)
+    feature, descriptor = module(images, nnx.Rngs(dropout=rng))
+    return feature, descriptor, split(module)[2]
+
+
+def make_train_step(
+    student: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    describe_teacher: Callable[[Tree, jax.Array], jax.Array] | None,
+) -> Callable[[TrainState, Tree, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """Makes the step.
+
+    Args:
+        student: structure of the student, in training mode.
+        optimizer: see `optim.make_optimizer`.
+        objective: what to minimise.
+        describe_teacher: maps the teacher's arrays and normalised images [B, H, W, 3] to features [B, F]; not called
+            where the batch brings `teacher` features, nor where no term needs them.
+
+    Returns:
+        A function of the state, the teacher's arrays, a batch and the run's dropout key that gives the next state and
+        scalar metrics. The batch holds `query` and (with `moco_lambda`) `key` views, uint8 [B, H, W, 3], and
+        optionally `teacher` [B, F]. B is the global batch: under a jit over a mesh BatchNorm is synchronised.
+
+    Source: RDCD, section 3 and its training code for the order of things: the key encoder moves first, the losses see
+    queue and bank as they were before this batch, and the batch is enqueued last.
+    """
+    contrast = objective.moco_lambda > 0
+    relate = objective.kld_lambda > 0
+    regress = objective.regress_lambda > 0
+
+    def loss(params, state, images, key_descriptor, teacher_feature, rng):
+        feature, descriptor, batch_stats = forward(
+            student, params, state.batch_stats, images, rng
+        )
+        total, metrics = jnp.zeros((), feature.dtype), {}
+        if contrast:
+            info_nce = losses.info_nce_queue(
+                descriptor, key_descriptor, state.queue, temperature=objective.temperature
+            )
+            hard = objective.hn_lambda * losses.hard_negative(descriptor, state.queue)
+            total += objective.moco_lambda * (info_nce + hard)
+            metrics |= {"info_nce": info_nce, "hard_negative": hard}
+            metrics |= descriptor_statistics(descriptor, key_descriptor, state.queue)
+        if relate:
+            bank = state.bank
+            if objective.bank_includes_batch:
+                bank = jnp.concatenate([teacher_feature, bank])
+            relational = objective.kld_lambda * losses.relational_kl(
+                feature, teacher_feature, bank, temperature=objective.kld_temperature
+            )
+            total += relational
+            metrics["relational_kl"] = relational
+        if regress:
+            distance = 1 - jnp.mean(jnp.sum(feature * teacher_feature, axis=-1))
+            total += objective.regress_lambda * distance
+            metrics["regression"] = objective.regress_lambda * distance
+        return total, (metrics, descriptor, batch_stats)
+
+    def step(
+        state: TrainState, teacher: Tree, batch: Batch, rng: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        query_rng, key_rng = jax.random.split(at_step(rng, state.step))
+        images = normalize(batch["query"])
+
+        # 1. The momentum encoder moves towards the student, then describes the key view in training mode.
+        changes, key_descriptor = {}, None
+        if contrast:
+            key_params = optax.incremental_update(
+                state.params, state.key_params, 1 - objective.key_momentum
+            )
+            _, key_descriptor, key_batch_stats = forward(
+                student, key_params, state.key_batch_stats, normalize(batch["key"]), key_rng
+            )
+            changes |= {"key_params": key_params, "key_batch_stats": key_batch_stats}
+
+        # 2. The teacher sees the query view only.
+        teacher_feature = None
+        if relate or regress:
+            teacher_feature = (
+                batch["teacher"] if "teacher" in batch else describe_teacher(teacher, images)
+            )
+
+        # 3. Losses against queue and bank as the last step left them, and the update.
+        (total, (metrics, _, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(
+            state.params, state, images, key_descriptor, teacher_feature, query_rng
+        )
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        # 4. Only now this batch enters queue and bank.
+        if contrast:
+            queue, position = enqueue(state.queue, key_descriptor, state.queue_position)
+            changes |= {"queue": queue, "queue_position": position}
+        if relate:
+            bank, position = enqueue(state.bank, teacher_feature, state.bank_position)
+            changes |= {"bank": bank, "bank_position": position}
+
+        metrics |= {"loss": total, "gradient_norm": optax.tree.norm(gradients)}
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            **changes,
+        )
+        return state, metrics
+
+    return step
+
+
+def descriptor_statistics(query: jax.Array, key: jax.Array, queue: jax.Array) -> Metrics:
+    """What tells a healthy descriptor from a collapsed one.
+
+    Args:
+        query: [B, D].
+        key: [B, D].
+        queue: [K, D].
+
+    Returns:
+        Means of: similarity to the positive, to all of the queue, to its nearest row; and the length of the mean
+        descriptor (1 when all are equal).
+    """
+    negative = jnp.matmul(query, queue.T, precision="highest")
+    return {
+        "positive_similarity": jnp.mean(jnp.sum(query * key, axis=-1)),
+        "negative_similarity": jnp.mean(negative),
+        "nearest_negative_similarity": jnp.mean(jnp.max(negative, axis=-1)),
+        "center_norm": jnp.linalg.norm(jnp.mean(query, axis=0)),
+    }

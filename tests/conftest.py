@@ -1,0 +1,29 @@
+"""Every test runs on 8 fake CPU devices, with strict dtype and rank promotion and warnings as errors."""
+
+import os
+import pathlib
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+DATA = pathlib.Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def vectors():
+    """Loads an npz of tests/data as a dict."""
+
+    def load(name):
+        with np.load(DATA / f"{name}.npz") as file:
+            return dict(file)
+
+    return load
