@@ -1,9 +1,29 @@
 """What every network here is in the end: pictures to two unit vectors."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from rdcd_jax.models.layers import at_least_float32, l2_normalize
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalize_images(images: jax.Array) -> jax.Array:
+    """What every network here takes, on the device.
+
+    Args:
+        images: [B, H, W, 3], uint8; float pictures are taken to be normalised already and pass.
+
+    Returns:
+        [B, H, W, 3] float32, by ImageNet's mean and deviation.
+    """
+    if images.dtype != jnp.uint8:
+        return images
+    mean, std = (jnp.asarray(x)[None, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 class DescriptorNet(nnx.Module):

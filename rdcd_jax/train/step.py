@@ -10,11 +10,9 @@ from flax import nnx
 
 from rdcd_jax import losses
 from rdcd_jax.memory import enqueue
+from rdcd_jax.models.descriptor import normalize_images
 from rdcd_jax.train.rng import at_step
 from rdcd_jax.train.state import TrainState, Tree, split
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -48,14 +46,6 @@ class Objective:
     bank_includes_batch: bool = False
     regress_lambda: float = 0.0
     key_momentum: float = 0.99
-
-
-def normalize(images: jax.Array) -> jax.Array:
-    """ImageNet's normalisation of uint8 pictures [B, H, W, 3]; float pictures are taken to be normalised."""
-    if images.dtype != jnp.uint8:
-        return images
-    mean, std = jnp.asarray(IMAGENET_MEAN), jnp.asarray(IMAGENET_STD)
-    return (images.astype(jnp.float32) / 255 - mean[None, None, None]) / std[None, None, None]
 
 
 def forward(
@@ -130,7 +120,7 @@ def make_train_step(
         state: TrainState, teacher: Tree, batch: Batch, rng: jax.Array
     ) -> tuple[TrainState, Metrics]:
         query_rng, key_rng = jax.random.split(at_step(rng, state.step))
-        images = normalize(batch["query"])
+        images = normalize_images(batch["query"])
 
         # 1. The momentum encoder moves towards the student, then describes the key view in training mode.
         changes, key_descriptor = {}, None
@@ -139,7 +129,7 @@ def make_train_step(
                 state.params, state.key_params, 1 - objective.key_momentum
             )
             _, key_descriptor, key_batch_stats = forward(
-                student, key_params, state.key_batch_stats, normalize(batch["key"]), key_rng
+                student, key_params, state.key_batch_stats, normalize_images(batch["key"]), key_rng
             )
             changes |= {"key_params": key_params, "key_batch_stats": key_batch_stats}
 

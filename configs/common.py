@@ -1,0 +1,141 @@
+"""What every config shares: parsing its argument, and the fields that all runs have.
+
+A config's argument is a comma-separated list of `name=value`, or of bare names for switches:
+
+    --config=configs/rdcd.py
+    --config=configs/rdcd.py:student=efficientnet_b0,teacher=sscd_resnet50,dim=128,data=FOLDER
+    --config=configs/rdcd.py:smoke
+    --config=configs/rdcd.py:dim=64,data=FOLDER --config.batch_size=64 --config.optimizer.name=adamw
+"""
+
+import ml_collections
+
+
+def parse_arg(arg: str | None, **defaults: str | int | float | bool) -> ml_collections.ConfigDict:
+    """Reads a config's argument.
+
+    Args:
+        arg: what follows the config file's colon, or None.
+        **defaults: every name that may occur, with its default, whose type the value takes.
+
+    Returns:
+        The values by name.
+
+    Raises:
+        ValueError: for an unknown name or a value of another type.
+    """
+    values = dict(defaults)
+    # A path may hold '=' but not ','; everything after the first '=' is the value.
+    for item in filter(None, (arg or "").split(",")):
+        name, equals, text = item.partition("=")
+        if name not in defaults:
+            raise ValueError(
+                f"the config argument has no '{name}'; it takes {', '.join(sorted(defaults))}"
+            )
+        kind = type(defaults[name])
+        try:
+            if kind is bool:
+                values[name] = {"true": True, "1": True, "false": False, "0": False}[
+                    text.lower() if equals else "true"
+                ]
+            else:
+                values[name] = kind(text)
+        except (KeyError, ValueError):
+            raise ValueError(f"the config argument {name}='{text}' is not a {kind.__name__}") from None
+    return ml_collections.ConfigDict(values)
+
+
+def base_config(data: str = "") -> ml_collections.ConfigDict:
+    """The fields of every run, with the paper's values."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    # Over all devices and hosts.
+    config.batch_size = 256
+    config.image_size = 224
+    # Devices of the mesh's data axis; 0 takes all.
+    config.devices = 0
+    # A model to start the student from: a shipped name, an export folder; empty for fresh weights.
+    config.init_from = ""
+
+    config.data = ml_collections.ConfigDict()
+    # A folder of pictures or a text file of paths.
+    config.data.train = data
+    # SIMCLR, STRONG_BLUR, ADVANCED or ADVANCED_NO_OVERLAY.
+    config.data.policy = "ADVANCED"
+    # Processes that decode and augment; 0 does it in a thread of the main process.
+    config.data.workers = 0
+
+    config.student = ml_collections.ConfigDict()
+    config.student.network = "efficientnet_b0"
+    config.student.dim = 128
+    # What the trunk computes in: float32 or bfloat16.
+    config.student.dtype = "float32"
+    # Dropout and stochastic depth in training, as published.
+    config.student.dropout = True
+    # learned, or whitened: fitted at the end to the student's own features, for runs without moco_lambda.
+    config.student.projector = "learned"
+
+    config.teacher = ml_collections.ConfigDict()
+    # A model: sscd-onnx, sscd-torchvision:PATH, an export folder; sscd takes whichever is at hand.
+    config.teacher.model = "sscd"
+    # What batch norm uses: running (statistics) or batch.
+    config.teacher.bn = "running"
+    # live: sees each query view. cached: described each training picture once, unedited.
+    # A descriptor file: those descriptors, made by `rdcd-jax embed`.
+    config.teacher.features = "live"
+
+    config.queue = ml_collections.ConfigDict({"size": 65536})
+    config.bank = ml_collections.ConfigDict({"size": 65536})
+
+    config.objective = ml_collections.ConfigDict()
+    config.objective.moco_lambda = 1.0
+    config.objective.hn_lambda = 5.0
+    config.objective.temperature = 0.07
+    config.objective.kld_lambda = 1.0
+    config.objective.kld_temperature = 0.04
+    config.objective.bank_includes_batch = False
+    config.objective.regress_lambda = 0.0
+    config.objective.key_momentum = 0.99
+
+    config.optimizer = ml_collections.ConfigDict()
+    # sgd, adamw or lars.
+    config.optimizer.name = "sgd"
+    # Per 256 pictures of the batch: the rate is learning_rate * batch_size / 256.
+    config.optimizer.learning_rate = 1.0
+    config.optimizer.weight_decay = 1e-6
+    config.optimizer.momentum = 0.9
+
+    config.schedule = ml_collections.ConfigDict()
+    config.schedule.epochs = 100
+    config.schedule.warmup_epochs = 5
+    # Ends the run (and its cosine) after that many steps instead; 0 for none.
+    config.schedule.max_steps = 0
+
+    # In steps.
+    config.log_every = 50
+    config.checkpoint_every = 1000
+    config.keep_checkpoints = 2
+
+    config.evaluate = ml_collections.ConfigDict()
+    # A DISC-shaped folder to evaluate on; empty for none.
+    config.evaluate.data = ""
+    # In steps; also at the end of the run.
+    config.evaluate.every = 5000
+    config.evaluate.image_size = 288
+    config.evaluate.codecs = "Flat"
+    return config
+
+
+def make_smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Shrinks a config to some steps that take seconds anywhere, on the bundled sample where `data` is not given."""
+    config.data.train = config.data.train or "sample"
+    config.data.policy = "STRONG_BLUR"
+    config.image_size = 32
+    config.batch_size = 8
+    config.devices = 1
+    config.queue.size = config.bank.size = 64
+    config.schedule.epochs, config.schedule.warmup_epochs = 1, 0
+    config.schedule.max_steps = 4
+    config.log_every = 1
+    config.checkpoint_every = 2
+    return config

@@ -1,0 +1,1 @@
+"""Embedding, search, whitening, score normalisation, metrics and protocols."""

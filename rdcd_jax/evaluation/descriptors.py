@@ -1,0 +1,183 @@
+"""Descriptors with the ids of their pictures, in memory and as `.npz` and `.h5` files."""
+
+import collections
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+
+import h5py
+import numpy as np
+
+from rdcd_jax.errors import UserError
+from rdcd_jax.evaluation.exact import rows_not_finite
+from rdcd_jax.files import write_aside
+
+PARTS = ("query", "reference")
+_H5_SUFFIXES = (".h5", ".hdf5")
+
+
+@dataclasses.dataclass(frozen=True)
+class Descriptors:
+    """What one model says of a set of pictures.
+
+    Attributes:
+        ids: [N] unicode, the pictures' ids, all different.
+        descriptors: [N, D] float32, finite.
+        model: the model's name; empty where a foreign file does not tell.
+    """
+
+    ids: np.ndarray
+    descriptors: np.ndarray
+    model: str = ""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_descriptors(path: str | os.PathLike, part: str | None = None) -> Descriptors:
+    """Reads descriptors from a file.
+
+    Args:
+        path: `.npz` with `ids`, `descriptors` and `model`; or `.h5` with either `vectors` and
+            `image_names`, or `query`, `query_ids`, `reference` and `reference_ids`.
+        part: "query" or "reference": which half of an `.h5` file that holds both. Files of one set
+            are read whatever the part.
+
+    Returns:
+        The descriptors, checked.
+
+    Raises:
+        UserError: a missing or damaged file, another layout, NaN, wrong shapes, duplicate ids.
+    """
+    path = pathlib.Path(path)
+    suffix = _known_suffix(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such descriptor file.")
+    try:
+        ids, rows, model = _read_npz(path) if suffix == ".npz" else _read_h5(path, part)
+    except UserError:
+        raise
+    except Exception as error:
+        # Damaged files make zipfile, numpy and HDF5 raise nearly anything.
+        raise UserError(f"{path}: cannot be read as descriptors ({error}).") from error
+    found = Descriptors(np.asarray(ids), np.asarray(rows), str(model))
+    _require_sound(found, path)
+    ids = found.ids if found.ids.dtype.kind == "U" else found.ids.astype(str)
+    return Descriptors(ids, found.descriptors.astype(np.float32, copy=False), found.model)
+
+
+def write_descriptors(path: str | os.PathLike, descriptors: Descriptors) -> None:
+    """Writes descriptors to `.npz`, or to `.h5` in the layout of one set a file.
+
+    Args:
+        path: the file; it appears whole or not at all.
+        descriptors: what to write.
+
+    Raises:
+        UserError: another suffix, NaN, wrong shapes, duplicate ids.
+    """
+    path = pathlib.Path(path)
+    suffix = _known_suffix(path)
+    _require_sound(descriptors, path)
+    ids = np.asarray(descriptors.ids, np.str_)
+    rows = np.asarray(descriptors.descriptors, np.float32)
+    with write_aside(path) as aside:
+        if suffix == ".npz":
+            np.savez(aside, ids=ids, descriptors=rows, model=np.str_(descriptors.model))
+            return
+        with h5py.File(aside, "w") as file:
+            file["vectors"] = rows
+            names = ids.astype(object)
+            file.create_dataset("image_names", data=names, dtype=h5py.string_dtype("utf-8"))
+            file.attrs["model"] = descriptors.model
+
+
+def require_comparable(named: Mapping[str, Descriptors]) -> None:
+    """Checks that sets of descriptors can be compared with each other.
+
+    Args:
+        named: the sets, by the names that an error should call them, such as their files.
+
+    Raises:
+        UserError: different models (an unknown one matches any) or numbers of dimensions.
+    """
+    (first_name, first), *others = named.items()
+    for name, each in others:
+        if each.descriptors.shape[1] != first.descriptors.shape[1]:
+            raise UserError(
+                f"{first_name} holds {first.descriptors.shape[1]}-d descriptors and {name} "
+                f"{each.descriptors.shape[1]}-d ones; describe both with the same model."
+            )
+    known = [(name, each.model) for name, each in named.items() if each.model]
+    for name, model in known[1:]:
+        if model != known[0][1]:
+            raise UserError(
+                f"{known[0][0]} was described by {known[0][1]!r} and {name} by {model!r}; "
+                "describe both with the same model."
+            )
+
+
+def _known_suffix(path: pathlib.Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix != ".npz" and suffix not in _H5_SUFFIXES:
+        raise UserError(f"{path}: descriptors are kept in .npz or .h5 files; name one of those.")
+    return suffix
+
+
+def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, str]:
+    with np.load(path, allow_pickle=False) as arrays:
+        missing = [name for name in ("ids", "descriptors") if name not in arrays]
+        if missing:
+            raise UserError(
+                f"{path}: holds no {' and no '.join(missing)}; a descriptor file has the arrays "
+                "ids, descriptors and model."
+            )
+        model = str(arrays["model"]) if "model" in arrays else ""
+        return arrays["ids"], arrays["descriptors"], model
+
+
+def _read_h5(path: pathlib.Path, part: str | None) -> tuple[np.ndarray, np.ndarray, str]:
+    with h5py.File(path, "r") as file:
+        if "vectors" in file and "image_names" in file:
+            names = "vectors", "image_names"
+        elif all(each in file and f"{each}_ids" in file for each in PARTS):
+            if part not in PARTS:
+                raise UserError(
+                    f"{path}: holds queries and references together, which cannot stand for "
+                    "another set; give a file with vectors and image_names."
+                )
+            names = part, f"{part}_ids"
+        else:
+            raise UserError(
+                f"{path}: has neither vectors and image_names nor query, query_ids, reference and "
+                f"reference_ids; it has {', '.join(sorted(file)) or 'nothing'}."
+            )
+        rows, ids = (file[name] for name in names)
+        # Files made by other programs often declare ASCII and hold UTF-8.
+        ids = ids.asstr("utf-8")[()] if h5py.check_string_dtype(ids.dtype) else ids[()]
+        return ids, rows[()], str(file.attrs.get("model", ""))
+
+
+def _require_sound(found: Descriptors, path: pathlib.Path) -> None:
+    ids, rows = np.asarray(found.ids), np.asarray(found.descriptors)
+    if rows.ndim != 2 or 0 in rows.shape or rows.dtype.kind not in "fiu":
+        raise UserError(
+            f"{path}: descriptors must be numbers of shape [N, D], not {rows.dtype} of shape "
+            f"{rows.shape}."
+        )
+    if ids.shape != (len(rows),):
+        raise UserError(f"{path}: {len(rows)} descriptors need as many ids, not shape {ids.shape}.")
+    bad = rows_not_finite(rows)
+    if bad.size:
+        raise UserError(
+            f"{path}: {bad.size} of {len(rows)} descriptors hold NaN or infinity, the first for "
+            f"{ids[bad[0]]}; compute them again."
+        )
+    counts = collections.Counter(ids.tolist())
+    if len(counts) < len(ids):
+        repeated, times = counts.most_common(1)[0]
+        raise UserError(
+            f"{path}: {len(ids) - len(counts)} ids are repeated, such as {repeated} ({times} "
+            "times); every picture needs an id of its own."
+        )

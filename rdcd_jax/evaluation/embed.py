@@ -1,0 +1,123 @@
+"""Descriptors of many pictures: decoding in the background, the model a batch at a time."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from rdcd_jax.data.decode import decode_rgb, resize_square
+from rdcd_jax.data.sources import ImageSet
+from rdcd_jax.errors import UnreadableImageError, UserError
+from rdcd_jax.evaluation.descriptors import Descriptors
+from rdcd_jax.evaluation.exact import rows_not_finite
+
+_MAX_THREADS = 16
+_BATCHES_AHEAD = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Unreadable:
+    """A picture that was left out.
+
+    Attributes:
+        id: its id.
+        reason: one sentence that names the file.
+    """
+
+    id: str
+    reason: str
+
+
+def embed_images(
+    describe: Callable[[np.ndarray], np.ndarray],
+    images: ImageSet,
+    *,
+    image_size: int = 288,
+    batch_size: int = 32,
+    model: str = "",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Descriptors, list[Unreadable]]:
+    """Describes every readable picture of a set.
+
+    Args:
+        describe: maps uint8 RGB pictures [B, S, S, 3], B = batch_size always, to descriptors
+            [B, D] float32.
+        images: the pictures.
+        image_size: S; pictures are resized to S x S, their aspect is not kept.
+        batch_size: B. The last batch is filled up with black, so that one shape is compiled.
+        model: the name that the descriptors carry.
+        on_progress: called with (pictures done, pictures in all) after each batch.
+
+    Returns:
+        The descriptors in the set's order, and the pictures that could not be read.
+
+    Raises:
+        UserError: not one picture can be read, or the model gives NaN.
+    """
+    unreadable: list[Unreadable] = []
+    ids: list[str] = []
+    rows: list[np.ndarray] = []
+    batch = np.zeros((batch_size, image_size, image_size, 3), np.uint8)
+    filled = 0
+
+    def flush() -> None:
+        batch[filled:] = 0
+        rows.append(np.asarray(describe(batch), np.float32)[:filled].copy())
+
+    pictures = _decoded(images, image_size, ahead=_BATCHES_AHEAD * batch_size)
+    for done, (image_id, picture) in enumerate(pictures, start=1):
+        if isinstance(picture, UnreadableImageError):
+            unreadable.append(Unreadable(image_id, str(picture)))
+        else:
+            batch[filled] = picture
+            ids.append(image_id)
+            filled += 1
+        if filled == batch_size or (filled and done == len(images)):
+            flush()
+            filled = 0
+            if on_progress is not None:
+                on_progress(done, len(images))
+    if not ids:
+        raise UserError(
+            f"{images.source}: none of the {len(images)} images can be read; the first: "
+            f"{unreadable[0].reason}"
+        )
+    descriptors = np.concatenate(rows)
+    bad = rows_not_finite(descriptors)
+    if bad.size:
+        raise UserError(
+            f"{images.source}: the model {model or 'given'} describes {bad.size} of {len(ids)} "
+            f"images by NaN or infinity, the first {ids[bad[0]]}; its weights are damaged."
+        )
+    return Descriptors(np.asarray(ids, np.str_), descriptors, model), unreadable
+
+
+def _decoded(
+    images: ImageSet, size: int, ahead: int
+) -> Iterator[tuple[str, np.ndarray | UnreadableImageError]]:
+    """Yields each id with its picture [S, S, 3] uint8, `ahead` of them being decoded meanwhile."""
+
+    def load(path: str) -> np.ndarray | UnreadableImageError:
+        try:
+            return np.asarray(resize_square(decode_rgb(path), size))
+        except UnreadableImageError as error:
+            return error
+
+    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    pool = concurrent.futures.ThreadPoolExecutor(threads, "decode")
+    try:
+        work = zip(images.ids, images.paths, strict=True)
+        waiting = collections.deque(
+            (image_id, pool.submit(load, path)) for image_id, path in itertools.islice(work, ahead)
+        )
+        while waiting:
+            image_id, picture = waiting.popleft()
+            yield image_id, picture.result()
+            for next_id, path in itertools.islice(work, 1):
+                waiting.append((next_id, pool.submit(load, path)))
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,164 @@
+"""Which query is a copy of which reference, and where a DISC-shaped folder keeps its parts."""
+
+import csv
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+from rdcd_jax.errors import UserError
+
+HEADER = ("query_id", "reference_id")
+QUERY_FOLDERS = ("queries", "final_queries", "dev_queries", "val_query", "query_images")
+REFERENCE_FOLDERS = ("references", "val_ref", "reference_images")
+TRAINING_FOLDERS = ("train", "training", "training_images")
+GROUND_TRUTH_FILES = (
+    "ground_truth.csv",
+    "dev_ground_truth.csv",
+    "public_ground_truth.csv",
+    "dev_queries_groundtruth.csv",
+    "val_groundtruth_matches.csv",
+    "gt_1k.csv",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroundTruth:
+    """The true pairs of a benchmark.
+
+    Attributes:
+        source: the file it came from, for messages.
+        pairs: (query id, reference id), all different, at least one.
+        distractors: ids of queries that are copies of nothing.
+    """
+
+    source: str
+    pairs: tuple[tuple[str, str], ...]
+    distractors: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscLayout:
+    """The parts of a benchmark folder.
+
+    Attributes:
+        queries: folder of query pictures.
+        references: folder of reference pictures.
+        training: folder of unrelated training pictures; None where there is none.
+        ground_truth: CSV file.
+    """
+
+    queries: pathlib.Path
+    references: pathlib.Path
+    training: pathlib.Path | None
+    ground_truth: pathlib.Path
+
+
+def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
+    """Reads a ground-truth CSV.
+
+    Args:
+        path: a UTF-8 file of lines `query_id,reference_id`, with or without that header. An empty
+            reference marks a query that is a copy of nothing.
+
+    Returns:
+        The ground truth.
+
+    Raises:
+        UserError: a missing file, a line of another form, a repeated pair, or no pair at all.
+    """
+    path = pathlib.Path(path)
+    pairs: dict[tuple[str, str], int] = {}
+    distractors: dict[str, None] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for number, line in enumerate(csv.reader(file), start=1):
+                cells = [cell.strip() for cell in line]
+                if not any(cells) or (number == 1 and tuple(map(str.lower, cells)) == HEADER):
+                    continue
+                if len(cells) > 2 or not cells[0]:
+                    raise UserError(
+                        f"{path}, line {number}: {','.join(line)!r} is not query_id,reference_id."
+                    )
+                query, reference = cells[0], cells[1] if len(cells) == 2 else ""
+                if not reference:
+                    distractors[query] = None
+                elif (query, reference) in pairs:
+                    raise UserError(
+                        f"{path}, line {number}: the pair {query},{reference} was given in line "
+                        f"{pairs[query, reference]} already; remove one."
+                    )
+                else:
+                    pairs[query, reference] = number
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as a ground-truth CSV ({error}).") from error
+    if not pairs:
+        raise UserError(f"{path}: the ground truth holds no pair of a query and its reference.")
+    return GroundTruth(str(path), tuple(pairs), tuple(distractors))
+
+
+def require_known_ids(
+    ground_truth: GroundTruth, query_ids: Iterable[str], reference_ids: Iterable[str]
+) -> None:
+    """Raises UserError where the ground truth names queries or references that are not there.
+
+    Args:
+        ground_truth: what to check.
+        query_ids: ids of all queries.
+        reference_ids: ids of all references.
+    """
+    named = {
+        "queries": [query for query, _ in ground_truth.pairs] + list(ground_truth.distractors),
+        "references": [reference for _, reference in ground_truth.pairs],
+    }
+    present = {"queries": set(query_ids), "references": set(reference_ids)}
+    for kind, names in named.items():
+        distinct = dict.fromkeys(names)
+        unknown = [name for name in distinct if name not in present[kind]]
+        if unknown:
+            raise UserError(
+                f"{ground_truth.source}: {len(unknown)} of the {len(distinct)} {kind} named are "
+                f"not among the {len(present[kind])} given ({', '.join(unknown[:3])}"
+                f"{', ...' if len(unknown) > 3 else ''}); give the {kind} that belong to it."
+            )
+
+
+def find_disc_layout(root: str | os.PathLike) -> DiscLayout:
+    """Finds the parts of a DISC-shaped folder by the names in use.
+
+    Args:
+        root: a folder with the picture folders in it or in its `images` folder, and the
+            ground-truth CSV.
+
+    Returns:
+        Where the parts are.
+
+    Raises:
+        UserError: no such folder, a part that is missing, or several that could be meant.
+    """
+    root = pathlib.Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: there is no such folder.")
+    training = _found(root, "training folder", TRAINING_FOLDERS, required=False)
+    return DiscLayout(
+        queries=_found(root, "query folder", QUERY_FOLDERS),
+        references=_found(root, "reference folder", REFERENCE_FOLDERS),
+        training=training,
+        ground_truth=_found(root, "ground-truth file", GROUND_TRUTH_FILES),
+    )
+
+
+def _found(
+    root: pathlib.Path, what: str, names: Sequence[str], required: bool = True
+) -> pathlib.Path | None:
+    places = [folder / name for folder in (root, root / "images") for name in names]
+    is_file = names is GROUND_TRUTH_FILES
+    found = [place for place in places if (place.is_file() if is_file else place.is_dir())]
+    if len(found) > 1:
+        raise UserError(
+            f"{root}: more than one {what}: {', '.join(str(p.relative_to(root)) for p in found)}; "
+            "leave the one that is meant (a folder of links will do)."
+        )
+    if not found and required:
+        raise UserError(f"{root}: holds no {what}; it may be called {', '.join(names)}.")
+    return found[0] if found else None

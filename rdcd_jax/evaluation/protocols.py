@@ -1,0 +1,220 @@
+"""The DISC protocol: descriptors and a ground truth in, a table of figures out."""
+
+import csv
+import dataclasses
+import os
+import pathlib
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from rdcd_jax.errors import UserError
+from rdcd_jax.evaluation import metrics, score_norm, search
+from rdcd_jax.evaluation.codecs import parse_codec
+from rdcd_jax.evaluation.descriptors import Descriptors, require_comparable
+from rdcd_jax.evaluation.ground_truth import HEADER, GroundTruth, require_known_ids
+from rdcd_jax.files import write_aside, write_json
+
+COLUMNS = ("codec", "score_norm", "uAP", "accuracy-at-1", "recall-at-p90")
+# How a table names the absence of score normalisation.
+NO_SCORE_NORM = "None"
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscRow:
+    """One line of the table.
+
+    Attributes:
+        codec: the codec's name.
+        score_norm: the normalisation, or "None".
+        metrics: every figure; scores and thresholds are inner products after codec and
+            normalisation.
+    """
+
+    codec: str
+    score_norm: str
+    metrics: metrics.Metrics
+
+    def cells(self) -> dict[str, str | float | None]:
+        """Returns the row's published figures by column; None where one does not exist."""
+        figures = self.metrics
+        values = (
+            self.codec,
+            self.score_norm,
+            figures.average_precision,
+            figures.recall_at_1,
+            figures.recall_at_p90,
+        )
+        return dict(zip(COLUMNS, values, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Ranked pairs.
+
+    Attributes:
+        query_ids: [P] unicode.
+        reference_ids: [P] unicode.
+        scores: [P] float32, descending.
+    """
+
+    query_ids: np.ndarray
+    reference_ids: np.ndarray
+    scores: np.ndarray
+
+
+def evaluate_disc(
+    queries: Descriptors,
+    references: Descriptors,
+    training: Descriptors | None,
+    ground_truth: GroundTruth,
+    *,
+    codecs: Sequence[str] = ("Flat",),
+    score_norms: Sequence[str | None] = (None,),
+    k: int = 10,
+    global_candidates: bool = False,
+    backend: str = "jax",
+    unreadable: Collection[str] = (),
+) -> tuple[list[DiscRow], Predictions]:
+    """Evaluates descriptors by every codec with every score normalisation.
+
+    Args:
+        queries: the queries' descriptors, those of distractors included.
+        references: the references' descriptors.
+        training: descriptors of unrelated pictures; needed by whitening and score normalisation.
+        ground_truth: the true pairs.
+        codecs: such as "Flat" or "PCAW128,L2norm,Flat".
+        score_norms: such as "1.0[0,2]", or None for none.
+        k: candidates a query (all references where there are fewer).
+        global_candidates: take the k * N best pairs of all N queries instead of k of each.
+        backend: one of `search.EXACT_BACKENDS`.
+        unreadable: ids of pictures that the ground truth may name although they could not be
+            described; their pairs count as missed.
+
+    Returns:
+        One row for each codec and normalisation, codec by codec, and the predictions behind the
+        LAST row.
+
+    Raises:
+        UserError: unknown names, sets that cannot be compared, a ground truth that names other
+            pictures, no training descriptors where they are needed, an approximate backend.
+
+    Source: DISC2021 by way of SSCD's evaluation, by inner product throughout.
+    """
+    require_settings(codecs, score_norms, training is not None, k=k, backend=backend)
+    named = {"the query set": queries, "the reference set": references}
+    if training is not None:
+        named["the training set"] = training
+    require_comparable(named)
+    require_known_ids(
+        ground_truth, [*queries.ids.tolist(), *unreadable], [*references.ids.tolist(), *unreadable]
+    )
+    norms = [None if spec is None else score_norm.parse_score_norm(spec) for spec in score_norms]
+    ranks = max((norm.last + 1 for norm in norms if norm is not None), default=0)
+    for norm in norms:
+        if norm is not None:
+            score_norm.require_ranks(norm, len(training))
+
+    rows = []
+    for codec in map(parse_codec, codecs):
+        encode = codec.fit(None if training is None else training.descriptors)
+        encoded = [encode(each.descriptors) for each in (queries, references)]
+        if ranks:
+            unrelated = encode(training.descriptors)
+            similarities, _ = search.knn(encoded[0], unrelated, ranks, backend)
+        for spec, norm in zip(score_norms, norms, strict=True):
+            pair = encoded
+            if norm is not None:
+                pair = score_norm.append_adjustment(*encoded, norm.adjustment(similarities))
+            predictions = _predictions(queries, references, *pair, k, global_candidates, backend)
+            figures = metrics.evaluate(
+                ground_truth.pairs,
+                predictions.query_ids,
+                predictions.reference_ids,
+                predictions.scores,
+            )
+            rows.append(DiscRow(codec.name, NO_SCORE_NORM if spec is None else spec, figures))
+    return rows, predictions
+
+
+def needs_training(codecs: Sequence[str], score_norms: Sequence[str | None]) -> bool:
+    """Returns whether any of the codecs or score normalisations is fitted on a training set."""
+    whitens = any(parse_codec(name).needs_training for name in codecs)
+    return whitens or any(spec is not None for spec in score_norms)
+
+
+def require_settings(
+    codecs: Sequence[str],
+    score_norms: Sequence[str | None],
+    has_training: bool,
+    *,
+    k: int,
+    backend: str,
+) -> None:
+    """Raises UserError for settings of `evaluate_disc` that cannot work, before any costly work."""
+    if not codecs or not score_norms:
+        raise UserError("name at least one codec and one score normalisation (None for none).")
+    for spec in score_norms:
+        if spec is not None:
+            score_norm.parse_score_norm(spec)
+    if k < 1:
+        raise UserError(f"k is {k}; every query needs at least 1 candidate.")
+    if backend not in search.EXACT_BACKENDS:
+        raise UserError(
+            f"figures come from an exact search, and {backend!r} is none; choose one of "
+            f"{', '.join(search.EXACT_BACKENDS)}."
+        )
+    needy = [name for name in codecs if needs_training([name], [])]
+    needy += [spec for spec in score_norms if spec is not None]
+    if needy and not has_training:
+        raise UserError(
+            f"{needy[0]!r} is fitted on a training set and there is none; give one, or choose the "
+            "codec Flat and the score normalisation None."
+        )
+
+
+def write_disc_results(
+    folder: str | os.PathLike, rows: Sequence[DiscRow], predictions: Predictions
+) -> None:
+    """Writes `disc_metrics.csv`, `metrics.json` and `predictions.csv`.
+
+    Args:
+        folder: where to; it is made if missing.
+        rows: the table. A figure that does not exist is an empty cell, and null in JSON.
+        predictions: what `evaluate_disc` returns: those of the last row.
+    """
+    folder = pathlib.Path(folder)
+    cells = [row.cells() for row in rows]
+    _write_csv(folder / "disc_metrics.csv", COLUMNS, (row.values() for row in cells))
+    write_json(folder / "metrics.json", cells)
+    columns = (predictions.query_ids, predictions.reference_ids, predictions.scores)
+    lines = zip(*(column.tolist() for column in columns), strict=True)
+    _write_csv(folder / "predictions.csv", (*HEADER, "score"), lines)
+
+
+def _predictions(
+    queries: Descriptors,
+    references: Descriptors,
+    query_rows: np.ndarray,
+    reference_rows: np.ndarray,
+    k: int,
+    global_candidates: bool,
+    backend: str,
+) -> Predictions:
+    if global_candidates:
+        n = k * len(queries)
+        scores, query, reference = search.best_pairs(query_rows, reference_rows, n, backend)
+    else:
+        k = min(k, len(references))
+        scores, reference = search.knn(query_rows, reference_rows, k, backend)
+        order = np.argsort(-scores.ravel(), kind="stable")
+        query = np.repeat(np.arange(len(queries)), k)[order]
+        scores, reference = scores.ravel()[order], reference.ravel()[order]
+    return Predictions(queries.ids[query], references.ids[reference], scores)
+
+
+def _write_csv(path: pathlib.Path, header, lines) -> None:
+    with write_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(lines)

@@ -1,0 +1,244 @@
+"""What the command line's `embed` and `evaluate disc` do, as functions of plain arguments."""
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from rdcd_jax.data.sources import ImageSet, find_images
+from rdcd_jax.evaluation import protocols
+from rdcd_jax.evaluation.codecs import parse_codecs
+from rdcd_jax.evaluation.descriptors import (
+    Descriptors,
+    read_descriptors,
+    require_comparable,
+    write_descriptors,
+)
+from rdcd_jax.evaluation.embed import Unreadable, embed_images
+from rdcd_jax.evaluation.ground_truth import (
+    find_disc_layout,
+    read_ground_truth,
+    require_known_ids,
+)
+from rdcd_jax.evaluation.score_norm import parse_score_norms
+from rdcd_jax.files import write_text
+
+DEFAULT_CODECS = "Flat"
+# Without a training set there is nothing to normalise by.
+DEFAULT_SCORE_NORMS = {True: "None;1.0[0,2]", False: "None"}
+
+# Called with what is being described ("queries", ...), pictures done and pictures in all.
+Progress = Callable[[str, int, int], None]
+
+
+class DescribingModel(Protocol):
+    """A model ready to describe pictures.
+
+    Attributes:
+        name: what its descriptors are called by.
+        image_size: S, the side of the square pictures it takes.
+    """
+
+    name: str
+    image_size: int
+
+    def describe(self, pictures: np.ndarray) -> np.ndarray:
+        """Maps uint8 RGB pictures [B, S, S, 3] to descriptors [B, D] float32."""
+        ...
+
+
+def embed_to_file(
+    model: DescribingModel,
+    images: str | os.PathLike | ImageSet,
+    out: str | os.PathLike,
+    *,
+    batch_size: int = 32,
+    on_progress: Progress | None = None,
+) -> tuple[Descriptors, list[Unreadable]]:
+    """Describes pictures and writes the descriptors.
+
+    Args:
+        model: the model.
+        images: a source of pictures, or pictures found already.
+        out: an `.npz` or `.h5` file. Where pictures are unreadable, `<out>.unreadable.txt` lists
+            them, one sentence a line.
+        batch_size: pictures at a time.
+        on_progress: told the source, pictures done and in all.
+
+    Returns:
+        The descriptors, and the pictures left out.
+
+    Raises:
+        UserError: no pictures, none readable, or `out` of another kind.
+    """
+    images = images if isinstance(images, ImageSet) else find_images(images)
+    told = None if on_progress is None else functools.partial(on_progress, images.source)
+    descriptors, unreadable = _embedded(model, images, batch_size, told)
+    write_descriptors(out, descriptors)
+    _list_unreadable(pathlib.Path(f"{out}.unreadable.txt"), unreadable)
+    return descriptors, unreadable
+
+
+def evaluate_disc_run(
+    model: DescribingModel,
+    data: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    training: str | os.PathLike | None = None,
+    codecs: str = DEFAULT_CODECS,
+    score_norm: str | None = None,
+    k: int = 10,
+    global_candidates: bool = False,
+    backend: str = "jax",
+    batch_size: int = 32,
+    on_progress: Progress | None = None,
+) -> tuple[list[protocols.DiscRow], protocols.Predictions, list[Unreadable]]:
+    """Describes a DISC-shaped folder's pictures and evaluates them.
+
+    Args:
+        model: the model.
+        data: the folder, see `find_disc_layout`.
+        out: folder for `disc_metrics.csv`, `metrics.json`, `predictions.csv` (of the last row),
+            `descriptors/*.npz`, and `unreadable.txt` where pictures were left out.
+        training: a source of training pictures in place of the folder's own.
+        codecs: codecs separated by `;`.
+        score_norm: normalisations separated by `;`; by default "None;1.0[0,2]", or "None" where
+            there is no training set. Training pictures are described only if something needs them.
+        k: candidates a query.
+        global_candidates: k * N best pairs of all instead of k of each query.
+        backend: an exact search backend.
+        batch_size: pictures at a time.
+        on_progress: told "queries", "references" or "training", pictures done and in all.
+
+    Returns:
+        The table, the predictions behind its last row, and the pictures left out (their pairs count
+        as missed).
+
+    Raises:
+        UserError: anything wrong with the folder, names or files; before any picture is described
+            where that can be known.
+    """
+    layout = find_disc_layout(data)
+    training = layout.training if training is None else training
+    codec_names, score_norms = _names(codecs, score_norm, training is not None)
+    protocols.require_settings(codec_names, score_norms, training is not None, k=k, backend=backend)
+    sources = {"queries": layout.queries, "references": layout.references}
+    if protocols.needs_training(codec_names, score_norms):
+        sources["training"] = training
+    images = {name: find_images(source) for name, source in sources.items()}
+    truth = read_ground_truth(layout.ground_truth)
+    require_known_ids(truth, images["queries"].ids, images["references"].ids)
+
+    out = pathlib.Path(out)
+    described: dict[str, Descriptors] = {}
+    unreadable: list[Unreadable] = []
+    for name, each in images.items():
+        told = None if on_progress is None else functools.partial(on_progress, name)
+        described[name], left_out = _embedded(model, each, batch_size, told)
+        # Kept, so that other codecs and normalisations need not describe everything again.
+        write_descriptors(out / "descriptors" / f"{name}.npz", described[name])
+        unreadable += left_out
+    _list_unreadable(out / "unreadable.txt", unreadable)
+    rows, predictions = protocols.evaluate_disc(
+        described["queries"],
+        described["references"],
+        described.get("training"),
+        truth,
+        codecs=codec_names,
+        score_norms=score_norms,
+        k=k,
+        global_candidates=global_candidates,
+        backend=backend,
+        unreadable=[each.id for each in unreadable],
+    )
+    protocols.write_disc_results(out, rows, predictions)
+    return rows, predictions, unreadable
+
+
+def evaluate_disc_files(
+    queries: str | os.PathLike,
+    references: str | os.PathLike,
+    ground_truth: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    training: str | os.PathLike | None = None,
+    codecs: str = DEFAULT_CODECS,
+    score_norm: str | None = None,
+    k: int = 10,
+    global_candidates: bool = False,
+    backend: str = "jax",
+) -> tuple[list[protocols.DiscRow], protocols.Predictions]:
+    """Evaluates descriptor files.
+
+    Args:
+        queries: an `.npz` or `.h5` file.
+        references: likewise; may be the same `.h5` file where it holds both.
+        ground_truth: a CSV file.
+        out: folder for `disc_metrics.csv`, `metrics.json` and `predictions.csv` (of the last row).
+        training: a descriptor file of unrelated pictures.
+        codecs: as in `evaluate_disc_run`.
+        score_norm: as in `evaluate_disc_run`.
+        k: as in `evaluate_disc_run`.
+        global_candidates: as in `evaluate_disc_run`.
+        backend: as in `evaluate_disc_run`.
+
+    Returns:
+        The table, and the predictions behind its last row.
+
+    Raises:
+        UserError: anything wrong with the files or names.
+    """
+    codec_names, score_norms = _names(codecs, score_norm, training is not None)
+    protocols.require_settings(codec_names, score_norms, training is not None, k=k, backend=backend)
+    truth = read_ground_truth(ground_truth)
+    parts = {"query": queries, "reference": references, "training": training}
+    # Read under the files' own names, so that an error says which two do not belong together.
+    read = {part: read_descriptors(path, part) for part, path in parts.items() if path is not None}
+    require_comparable({f"{part} file {parts[part]}": each for part, each in read.items()})
+    rows, predictions = protocols.evaluate_disc(
+        read["query"],
+        read["reference"],
+        read.get("training"),
+        truth,
+        codecs=codec_names,
+        score_norms=score_norms,
+        k=k,
+        global_candidates=global_candidates,
+        backend=backend,
+    )
+    protocols.write_disc_results(out, rows, predictions)
+    return rows, predictions
+
+
+def _names(
+    codecs: str, score_norm: str | None, has_training: bool
+) -> tuple[list[str], list[str | None]]:
+    norms = DEFAULT_SCORE_NORMS[has_training] if score_norm is None else score_norm
+    return [codec.name for codec in parse_codecs(codecs)], parse_score_norms(norms)
+
+
+def _embedded(
+    model: DescribingModel,
+    images: ImageSet,
+    batch_size: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> tuple[Descriptors, list[Unreadable]]:
+    return embed_images(
+        model.describe,
+        images,
+        image_size=model.image_size,
+        batch_size=batch_size,
+        model=model.name,
+        on_progress=on_progress,
+    )
+
+
+def _list_unreadable(path: pathlib.Path, unreadable: Sequence[Unreadable]) -> None:
+    """Writes one sentence a line, or removes the list of an earlier run."""
+    if unreadable:
+        write_text(path, "".join(f"{each.reason}\n" for each in unreadable))
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,118 @@
+"""Refuses a config that cannot train, before anything is compiled or written."""
+
+import os
+import re
+
+import ml_collections
+
+from rdcd_jax.data.sources import ImageSet, find_images
+from rdcd_jax.errors import UserError
+from rdcd_jax.evaluation.ground_truth import find_disc_layout
+
+# The names of DISC2021's queries.
+_DISC_QUERY = re.compile(r"Q\d{5}")
+
+_CHOICES = {
+    "student.dtype": ("float32", "bfloat16"),
+    "student.projector": ("learned", "whitened"),
+    "teacher.bn": ("running", "batch"),
+    "optimizer.name": ("sgd", "adamw", "lars"),
+}
+_POSITIVE = (
+    "batch_size",
+    "image_size",
+    "student.dim",
+    "schedule.epochs",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "evaluate.every",
+    "evaluate.image_size",
+    "objective.temperature",
+    "objective.kld_temperature",
+    "optimizer.learning_rate",
+)
+_NOT_NEGATIVE = (
+    "seed",
+    "data.workers",
+    "schedule.warmup_epochs",
+    "schedule.max_steps",
+    "objective.moco_lambda",
+    "objective.hn_lambda",
+    "objective.kld_lambda",
+    "objective.regress_lambda",
+    "optimizer.weight_decay",
+)
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Refuses impossible values.
+
+    Raises:
+        UserError: naming the field, its value and what it may be.
+    """
+    value = {}
+    for name in (*_CHOICES, *_POSITIVE, *_NOT_NEGATIVE, "queue.size", "bank.size", "data.train"):
+        try:
+            node = config
+            for part in name.split("."):
+                node = node[part]
+        except KeyError as error:
+            raise UserError(
+                f"The config has no field '{name}'; start from configs.common.base_config."
+            ) from error
+        value[name] = node
+    for name, choices in _CHOICES.items():
+        if value[name] not in choices:
+            raise UserError(f"config.{name} is {value[name]!r}; use one of {', '.join(choices)}.")
+    for name in _POSITIVE:
+        if not value[name] > 0:
+            raise UserError(f"config.{name} is {value[name]}; it must be above 0.")
+    for name in _NOT_NEGATIVE:
+        if not value[name] >= 0:
+            raise UserError(f"config.{name} is {value[name]}; it must not be negative.")
+    if not 0 <= config.objective.key_momentum <= 1:
+        raise UserError(
+            f"config.objective.key_momentum is {config.objective.key_momentum}; it lies between 0 and 1."
+        )
+    for name in ("queue", "bank"):
+        if config[name].size < config.batch_size:
+            raise UserError(
+                f"config.{name}.size is {config[name].size}, smaller than config.batch_size = {config.batch_size};"
+                f" a {name} holds at least one batch."
+            )
+    objective = config.objective
+    if not objective.moco_lambda + objective.kld_lambda + objective.regress_lambda > 0:
+        raise UserError("config.objective has no term: set moco_lambda, kld_lambda or regress_lambda above 0.")
+    if (objective.moco_lambda > 0) == (config.student.projector == "whitened"):
+        raise UserError(
+            f"config.student.projector is {config.student.projector!r} with objective.moco_lambda"
+            f" {objective.moco_lambda}: only moco_lambda trains the projector, so use 'learned' with it and 'whitened'"
+            " without it."
+        )
+    if not value["data.train"]:
+        raise UserError("config.data.train is empty; give a folder of pictures, as data=FOLDER.")
+
+
+def check_training_set(images: ImageSet, config: ml_collections.ConfigDict) -> None:
+    """Refuses to train on pictures that judge the result.
+
+    Raises:
+        UserError: naming one of them.
+    """
+    queries = [image_id for image_id in images.ids if _DISC_QUERY.fullmatch(image_id)]
+    if queries:
+        raise UserError(
+            f"{images.source} holds {queries[0]} and {len(queries) - 1} more of DISC's query names; training on"
+            " evaluation queries makes every figure worthless. Give the training folder."
+        )
+    if not config.evaluate.data:
+        return
+    layout = find_disc_layout(config.evaluate.data)
+    training = {os.path.realpath(path) for path in images.paths}
+    for folder in (layout.queries, layout.references):
+        for path in find_images(folder).paths:
+            if os.path.realpath(path) in training:
+                raise UserError(
+                    f"{path} of config.evaluate.data is also a training picture of {images.source}; train on others."
+                )

@@ -1,0 +1,360 @@
+"""A training run from its config to its export; read top to bottom."""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from rdcd_jax import models
+from rdcd_jax.data.pipeline import Batches, make_batches
+from rdcd_jax.data.sources import find_images
+from rdcd_jax.errors import UserError
+from rdcd_jax.evaluation.runs import evaluate_disc_run
+from rdcd_jax.progress import Reporter
+from rdcd_jax.train import record
+from rdcd_jax.train.check import check_config, check_training_set
+from rdcd_jax.train.checkpoints import Checkpoints
+from rdcd_jax.train.mesh import make_mesh, replicate, split_batch
+from rdcd_jax.train.optim import learning_rate_schedule, make_optimizer
+from rdcd_jax.train.projector import whitened_projector
+from rdcd_jax.train.rng import stream
+from rdcd_jax.train.state import TrainState, init_state, split
+from rdcd_jax.train.step import Objective, make_train_step
+from rdcd_jax.train.teacher import cached_features, live_teacher
+from rdcd_jax.weights.library import Model, evaluation_mode, export_model, load_model
+
+# Fields that say how a run is watched and stored, not what it computes: they may change when it is continued.
+FREE = (
+    "devices",
+    "data.workers",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "schedule.max_steps",
+    "evaluate.data",
+    "evaluate.every",
+    "evaluate.image_size",
+    "evaluate.codecs",
+)
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> TrainState:
+    """Trains a student, or continues the run that `workdir` holds.
+
+    Args:
+        config: see configs/common.py.
+        workdir: gets `run.json`, `metrics.jsonl`, `checkpoints/`, `export/`, and `evaluations/` where there is an
+            evaluation set.
+
+    Returns:
+        The state after the last step.
+
+    Raises:
+        UserError: for a config, pictures or a workdir that cannot work, before training; or when the loss is no longer
+            finite.
+    """
+    workdir = pathlib.Path(workdir)
+    check_config(config)
+    images = find_images(config.data.train)
+    check_training_set(images, config)
+    mesh = make_mesh(config.devices)
+    if config.batch_size % mesh.size:
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, not a multiple of the {mesh.size} devices."
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    record.begin(workdir, config.to_dict(), FREE)
+
+    objective = Objective(**config.objective)
+    wants_teacher = objective.kld_lambda > 0 or objective.regress_lambda > 0
+    describe_teacher, teacher, features = None, None, None
+    feature_dim = 512
+    if wants_teacher and config.teacher.features == "live":
+        describe_teacher, teacher, feature_dim = live_teacher(config.teacher)
+    elif wants_teacher:
+        images, features = cached_features(
+            config.teacher, images, config.evaluate.image_size, workdir
+        )
+        feature_dim = features.shape[1]
+
+    steps_per_epoch = len(images) // config.batch_size
+    if not steps_per_epoch:
+        raise UserError(
+            f"{images.source}: {len(images)} pictures do not fill one batch of {config.batch_size};"
+            " lower config.batch_size."
+        )
+    schedule = learning_rate_schedule(
+        config.optimizer.learning_rate * config.batch_size / 256,
+        steps_per_epoch,
+        config.schedule.epochs,
+        config.schedule.warmup_epochs,
+    )
+    total_steps = config.schedule.epochs * steps_per_epoch
+    if config.schedule.max_steps:
+        total_steps = min(total_steps, config.schedule.max_steps)
+    optimizer = make_optimizer(
+        config.optimizer.name,
+        schedule,
+        weight_decay=config.optimizer.weight_decay,
+        momentum=config.optimizer.momentum,
+    )
+
+    student = make_student(config, feature_dim)
+    graph = split(nnx.view(student, deterministic=not config.student.dropout, raise_if_not_found=False))[0]
+    state = init_state(
+        student,
+        optimizer,
+        queue_size=config.queue.size,
+        bank_size=config.bank.size,
+        dim=config.student.dim,
+        feature_dim=feature_dim,
+        rng=stream(config.seed, "memory"),
+    )
+    step_function = jax.jit(
+        make_train_step(graph, optimizer, objective, describe_teacher), donate_argnums=0
+    )
+    evaluator = Evaluator(config, student, workdir)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        state = replicate(state, mesh)
+        teacher = replicate(teacher, mesh)
+        checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
+        stack.callback(checkpoints.close)
+        if checkpoints.latest is not None:
+            state = checkpoints.restore(state)
+        step = int(state.step)
+        metrics = record.Metrics(workdir, step)
+        stack.callback(metrics.close)
+        batches = make_batches(
+            images,
+            policy=config.data.policy,
+            image_size=config.image_size,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=step,
+            views=2 if objective.moco_lambda > 0 else 1,
+            workers=config.data.workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        stack.enter_context(batches)
+        device_batches = prefetched(batches, features, mesh, workdir, images)
+        reporter = stack.enter_context(Reporter("Training", total_steps, step))
+        stop = stack.enter_context(stop_on_sigterm())
+        dropout = replicate(stream(config.seed, "dropout"), mesh)
+        log = StepLog(metrics, schedule, config.batch_size)
+
+        while step < total_steps and not stop:
+            state, scalars = step_function(state, teacher, next(device_batches), dropout)
+            step += 1
+            log.add(step, scalars)
+            last = step == total_steps
+            if step % config.log_every == 0 or last:
+                # Waits for the device; the only place that does.
+                row = log.flush(checkpoints.latest)
+                reporter.update(
+                    step, f"loss {row['loss']:.4g}, {row['images_per_second']:.1f} images/s"
+                )
+            if step % config.checkpoint_every == 0 or last:
+                log.flush(checkpoints.latest)
+                checkpoints.save(state)
+            if config.evaluate.data and (step % config.evaluate.every == 0 or last):
+                metrics.write([{"step": step, **evaluator.evaluate(state, step)}])
+                log.restart_clock()
+        if stop:
+            log.flush(checkpoints.latest)
+            checkpoints.save(state)
+        else:
+            evaluator.export(state, images)
+    return state
+
+
+def make_student(config: ml_collections.ConfigDict, feature_dim: int) -> nnx.Module:
+    """The student at the start of a run: `init_from`'s weights, or fresh ones.
+
+    A starting model of another descriptor size keeps its trunk and gets a fresh projector.
+    """
+    dtype = None if config.student.dtype == "float32" else jnp.dtype(config.student.dtype)
+    rngs = nnx.Rngs(params=stream(config.seed, "student"))
+    student = models.build(
+        config.student.network,
+        dim=config.student.dim,
+        feature_dim=feature_dim,
+        rngs=rngs,
+        dtype=dtype,
+    )
+    if not config.init_from:
+        return student
+    start = load_model(config.init_from)
+    if start.network != config.student.network:
+        raise UserError(
+            f"config.init_from = {config.init_from} is a {start.network}, but config.student.network is"
+            f" {config.student.network}; make them agree."
+        )
+    if start.module.projector is None or start.module.projector.in_features != feature_dim:
+        raise UserError(
+            f"config.init_from = {config.init_from} has not the feature of {feature_dim} numbers that this teacher"
+            " needs; start from another model."
+        )
+    nnx.update(student.backbone, nnx.state(start.module.backbone))
+    if start.module.projector.out_features == config.student.dim:
+        nnx.update(student.projector, nnx.state(start.module.projector))
+    return student
+
+
+def prefetched(batches: Batches, features: np.ndarray | None, mesh, workdir: pathlib.Path, images):
+    """Batches on their devices, one ahead of the step, with the teacher's cached features where there are any.
+
+    Lists the unreadable pictures that come by in `unreadable.txt`.
+    """
+    unreadable = set()
+
+    def put(batch):
+        for place in set(batch["unreadable"].tolist()) - unreadable - {-1}:
+            unreadable.add(place)
+            with (workdir / "unreadable.txt").open("a", encoding="utf-8") as file:
+                file.write(f"{images.paths[place]}\n")
+        arrays = {name: batch[name] for name in ("query", "key") if name in batch}
+        if features is not None:
+            arrays["teacher"] = features[batch["index"]]
+        return split_batch(arrays, mesh)
+
+    ahead = put(next(batches))
+    for batch in batches:
+        current, ahead = ahead, put(batch)
+        yield current
+
+
+class StepLog:
+    """Collects the metrics of steps on the device, and writes them when asked.
+
+    Args:
+        metrics: where to.
+        schedule: step -> learning rate.
+        batch_size: pictures in a step.
+    """
+
+    def __init__(self, metrics: record.Metrics, schedule, batch_size: int):
+        self._metrics, self._schedule, self._batch_size = metrics, schedule, batch_size
+        self._pending: list[tuple[int, dict]] = []
+        self._row: dict = {}
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leaves out of the next speed what took time since the last flush."""
+        self._since = time.monotonic()
+
+    def add(self, step: int, scalars: dict) -> None:
+        """Notes the metrics of the step that made the state `step`."""
+        self._pending.append((step, scalars))
+
+    def flush(self, last_checkpoint: int | None) -> dict:
+        """Writes one line for each step; gives the newest.
+
+        Raises:
+            UserError: naming the step and the term that is not finite.
+        """
+        if not self._pending:
+            return self._row
+        pending, self._pending = jax.device_get(self._pending), []
+        now = time.monotonic()
+        speed = len(pending) * self._batch_size / max(now - self._since, 1e-9)
+        self._since = now
+        rates = np.asarray(self._schedule(np.asarray([step - 1 for step, _ in pending])))
+        rows = []
+        for (step, scalars), rate in zip(pending, rates, strict=True):
+            values = {name: float(value) for name, value in scalars.items()}
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    self._metrics.write(rows)
+                    raise UserError(
+                        f"Step {step}: {name} is {value}. The last good checkpoint is of step {last_checkpoint};"
+                        " lower config.optimizer.learning_rate and start again in another --workdir."
+                    )
+            rows.append(
+                {
+                    "step": step,
+                    **values,
+                    "learning_rate": float(rate),
+                    "images_per_second": speed,
+                }
+            )
+        self._metrics.write(rows)
+        self._row = rows[-1]
+        return self._row
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Turns states into models: evaluates and exports them.
+
+    Attributes:
+        config: of the run.
+        student: gives the structure.
+        workdir: where results go.
+    """
+
+    config: ml_collections.ConfigDict
+    student: nnx.Module
+    workdir: pathlib.Path
+
+    def model(self, state: TrainState) -> Model:
+        """The student of a state, with weights of its own."""
+        module = nnx.clone(self.student)
+        # The host's copy: one process's whole weights, free of the mesh.
+        nnx.update(module, jax.device_get(state.params), jax.device_get(state.batch_stats))
+        return Model(
+            name=self.workdir.resolve().name,
+            network=self.config.student.network,
+            module=evaluation_mode(module),
+            image_size=self.config.evaluate.image_size,
+        )
+
+    def evaluate(self, state: TrainState, step: int) -> dict:
+        """Metrics of the student on the evaluation set, by name."""
+        settings = self.config.evaluate
+        rows, _, _ = evaluate_disc_run(
+            self.model(state),
+            settings.data,
+            self.workdir / "evaluations" / str(step),
+            codecs=settings.codecs,
+        )
+        return {
+            f"evaluate/{row.codec}/{row.score_norm}/{name}": value
+            for row in rows
+            for name, value in row.cells().items()
+            if name not in ("codec", "score_norm")
+        }
+
+    def export(self, state: TrainState, images) -> None:
+        """Writes `export/`."""
+        model = self.model(state)
+        if self.config.student.projector == "whitened":
+            whitened_projector(model, images)
+        about = {"trained": {"steps": int(state.step), "pictures": len(images)}}
+        export_model(self.workdir / "export", model, about=about)
+
+
+@contextlib.contextmanager
+def stop_on_sigterm():
+    """Gives a list that is empty until SIGTERM comes."""
+    received: list[int] = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    except ValueError:
+        # Not in the main thread: whoever started the thread handles signals.
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)

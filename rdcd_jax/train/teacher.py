@@ -1,0 +1,108 @@
+"""The teacher of a run: live in the step, or its descriptors of the training pictures, made once."""
+
+import pathlib
+from collections.abc import Callable
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from rdcd_jax.data.sources import ImageSet
+from rdcd_jax.errors import UserError
+from rdcd_jax.evaluation.descriptors import Descriptors, read_descriptors, write_descriptors
+from rdcd_jax.evaluation.embed import embed_images
+from rdcd_jax.models.layers import BatchNorm
+from rdcd_jax.progress import Reporter
+from rdcd_jax.train.state import Tree
+from rdcd_jax.weights.library import Model, load_model
+
+
+def live_teacher(
+    config: ml_collections.ConfigDict,
+) -> tuple[Callable[[Tree, jax.Array], jax.Array], Tree, int]:
+    """A teacher that describes each query view inside the step.
+
+    Args:
+        config: the `teacher` part of a run's config.
+
+    Returns:
+        A function of (arrays, normalised images [B, H, W, 3]) to features [B, F]; the arrays; F.
+
+    Raises:
+        UserError: for `bn = batch` with a teacher whose batch norm was folded away.
+    """
+    model = load_model(config.model)
+    if config.bn == "batch" and is_folded(model.module):
+        raise UserError(
+            f"config.teacher.bn is 'batch', but the batch norm of {config.model} was folded into its convolutions and"
+            " has no statistics of its own; use 'running', or the teacher's unfolded weights (sscd-torchvision:PATH)."
+        )
+    module = nnx.view(
+        model.module, only=BatchNorm, use_running_average=config.bn == "running"
+    )
+    graph, arrays = nnx.split(module)
+
+    def describe(arrays: Tree, images: jax.Array) -> jax.Array:
+        return nnx.merge(graph, arrays)(images)[0]
+
+    return describe, nnx.as_pure(arrays), _feature_dim(model)
+
+
+def is_folded(module: nnx.Module) -> bool:
+    """Whether every BatchNorm of a module only adds: mean 0 and scale 1 are what folding leaves."""
+    norms = [node for _, node in nnx.iter_modules(module) if isinstance(node, BatchNorm)]
+    return bool(norms) and all(
+        bool((norm.mean[...] == 0).all()) and bool((norm.scale[...] == 1).all()) for norm in norms
+    )
+
+
+def cached_features(
+    config: ml_collections.ConfigDict, images: ImageSet, image_size: int, workdir: pathlib.Path
+) -> tuple[ImageSet, np.ndarray]:
+    """The teacher's descriptor of every training picture, unedited.
+
+    Args:
+        config: the `teacher` part of a run's config; `features` is `cached` or a descriptor file.
+        images: the training pictures.
+        image_size: side of the square pictures that the teacher is given.
+        workdir: keeps the descriptors as `teacher_features.npz` for the next start.
+
+    Returns:
+        The pictures that have a descriptor (those that cannot be read have none), and [N, F] float32 in their order.
+
+    Raises:
+        UserError: if a descriptor file lacks most of the pictures.
+    """
+    path = workdir / "teacher_features.npz"
+    if config.features != "cached":
+        path = pathlib.Path(config.features)
+    elif not path.exists():
+        model = load_model(config.model)
+        with Reporter("Teacher's descriptors", len(images)) as reporter:
+            found, _ = embed_images(
+                model.describe,
+                images,
+                image_size=image_size,
+                model=model.name,
+                on_progress=lambda done, total: reporter.update(done),
+            )
+        write_descriptors(path, found)
+    found = read_descriptors(path)
+    place = {image_id: i for i, image_id in enumerate(found.ids.tolist())}
+    known = [i for i, image_id in enumerate(images.ids) if image_id in place]
+    if 2 * len(known) < len(images):
+        raise UserError(
+            f"{path} has descriptors of only {len(known)} of the {len(images)} training pictures; make it from"
+            f" {images.source} with `rdcd-jax embed`."
+        )
+    kept = ImageSet(
+        images.source, tuple(images.ids[i] for i in known), tuple(images.paths[i] for i in known)
+    )
+    return kept, found.descriptors[[place[image_id] for image_id in kept.ids]]
+
+
+def _feature_dim(model: Model) -> int:
+    return jax.eval_shape(
+        model.module, jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    )[0].shape[-1]

@@ -1,0 +1,154 @@
+"""Between flat dicts of torch-named, torch-shaped arrays and the networks here.
+
+The flat dict is the common currency: readers make it, the cache keeps it, networks are filled from it and give it
+back. Every source name is used once and every leaf of the network filled once, or all differences are told together.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from flax import nnx
+
+from rdcd_jax.errors import UserError
+from rdcd_jax.weights.tables import LAYERS
+
+LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+TOP_LEVEL = ("backbone.", "projector.", "embeddings.")
+TOLD = 20
+
+
+def torch_names(
+    tensors: Mapping[str, np.ndarray], layers: Mapping[str, str] | None = None
+) -> dict[str, np.ndarray]:
+    """Brings names to the common form.
+
+    Wrappers' prefixes (`module.`, `model.`) go, `backbone.` is put where a bare trunk lacks it, torch's
+    `num_batches_tracked` counters are dropped.
+
+    Args:
+        tensors: a flat state dict.
+        layers: foreign layer names to torchvision's, applied last; names it lacks stay as they are.
+
+    Returns:
+        The same arrays under their new names.
+
+    Raises:
+        UserError: if two names become one.
+    """
+    names = {key: key for key in tensors if not key.endswith("num_batches_tracked")}
+    while names and (prefix := _shared_prefix(names.values())):
+        names = {key: name.removeprefix(prefix) for key, name in names.items()}
+    if not any(name.startswith(TOP_LEVEL) for name in names.values()):
+        names = {key: f"backbone.{name}" for key, name in names.items()}
+    result: dict[str, np.ndarray] = {}
+    for key, name in names.items():
+        layer, _, leaf = name.rpartition(".")
+        name = f"{layers[layer]}.{leaf}" if layers and layer in layers else name
+        if name in result:
+            raise UserError(f"The weights name '{name}' twice (once as '{key}'); keep one of them.")
+        result[name] = tensors[key]
+    return result
+
+
+def to_state(module: nnx.Module, tensors: Mapping[str, np.ndarray], name: str) -> nnx.State:
+    """The parameters and batch statistics of `module`, taken from `tensors`; the module is left as it is.
+
+    Args:
+        module: a network of `models.build(name, ...)`; it may be abstract (`nnx.eval_shape`).
+        tensors: a flat state dict with torchvision's names and layouts, prefixes as `torch_names` allows.
+        name: the network's name in the registry.
+
+    Returns:
+        A state of `nnx.Param` and `nnx.BatchStat`, in the module's types.
+
+    Raises:
+        UserError: telling every missing, unexpected and misshapen array.
+    """
+    tensors = torch_names(tensors)
+    state = _state(module)
+    leaves = {_torch_name(path, name): leaf for path, leaf in nnx.to_flat_state(state)}
+    missing = [key for key in leaves if key not in tensors]
+    unexpected = [key for key in tensors if key not in leaves]
+    misshapen = [
+        f"{key} {_size(tensors[key].shape)} for {_size(_torch_shape(leaf.shape))}"
+        for key, leaf in leaves.items()
+        if key in tensors and tensors[key].shape != _torch_shape(leaf.shape)
+    ]
+    groups = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    if any(groups.values()):
+        told = "; ".join(f"{len(v)} {k}: {_listed(v)}" for k, v in groups.items() if v)
+        raise UserError(f"These are not the weights of this {name}: {told}.")
+    filled = [
+        (path, leaf.replace(_from_torch(tensors[_torch_name(path, name)], leaf)))
+        for path, leaf in nnx.to_flat_state(state)
+    ]
+    return nnx.from_flat_state(filled)
+
+
+def load_into(module: nnx.Module, tensors: Mapping[str, np.ndarray], name: str) -> None:
+    """Fills `module` from `tensors`; arguments and errors as in `to_state`."""
+    nnx.update(module, to_state(module, tensors, name))
+
+
+def to_torch(module: nnx.Module, name: str) -> dict[str, np.ndarray]:
+    """The inverse of `load_into`.
+
+    Args:
+        module: a network of `models.build(name, ...)`.
+        name: the network's name in the registry.
+
+    Returns:
+        Contiguous arrays under torchvision's names (`backbone.…`, `projector.…`), in torch's layout and the module's
+        types, without `num_batches_tracked`.
+    """
+    arrays = {}
+    for path, leaf in nnx.to_flat_state(_state(module)):
+        array = np.asarray(leaf[...])
+        arrays[_torch_name(path, name)] = np.ascontiguousarray(
+            array.transpose(_TO_TORCH.get(array.ndim, range(array.ndim)))
+        )
+    return arrays
+
+
+# By rank: convolutions are [H, W, in, out] here and [out, in, H, W] in torch, linear layers [in, out] and [out, in].
+_TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
+_FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0)}
+
+
+def _state(module: nnx.Module) -> nnx.State:
+    return nnx.state(module, (nnx.Param, nnx.BatchStat))
+
+
+def _torch_name(path: tuple, name: str) -> str:
+    layer = ".".join(map(str, path[:-1]))
+    return f"{_layers(name)[layer]}.{LEAVES.get(path[-1], path[-1])}"
+
+
+@functools.cache
+def _layers(name: str) -> dict[str, str]:
+    return LAYERS[name]()
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(shape[i] for i in _TO_TORCH.get(len(shape), range(len(shape))))
+
+
+def _from_torch(array: np.ndarray, leaf: nnx.Variable) -> jax.Array:
+    array = array.transpose(_FROM_TORCH.get(array.ndim, range(array.ndim)))
+    return jax.numpy.asarray(np.ascontiguousarray(array), dtype=leaf.dtype)
+
+
+def _shared_prefix(names) -> str | None:
+    prefixes = ("module.", "model.")
+    return next((p for p in prefixes if all(name.startswith(p) for name in names)), None)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _listed(items: list[str]) -> str:
+    rest = f" and {len(items) - TOLD} more" if len(items) > TOLD else ""
+    return ", ".join(items[:TOLD]) + rest

@@ -1,0 +1,187 @@
+"""Models by name: shipped students, exported runs, imported foreign files; and writing an export."""
+
+import dataclasses
+import functools
+import importlib.resources
+import json
+import pathlib
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from rdcd_jax.errors import UserError
+from rdcd_jax.files import write_aside, write_json
+from rdcd_jax.models import build
+from rdcd_jax.models.descriptor import DescriptorNet, normalize_images
+from rdcd_jax.models.registry import network
+from rdcd_jax.weights import convert, store
+
+SHIPPED = importlib.resources.files("rdcd_jax") / "students"
+WEIGHTS, CARD = "weights.safetensors", "model.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network with weights, ready to describe pictures.
+
+    Attributes:
+        name: what its descriptors are called by.
+        network: its name in the registry.
+        module: in evaluation mode.
+        image_size: S, the side of the square pictures that it is best given.
+    """
+
+    name: str
+    network: str
+    module: DescriptorNet
+    image_size: int
+
+    @functools.cached_property
+    def _described(self):
+        graph, state = nnx.split(self.module)
+        state = nnx.as_pure(state)
+        run = jax.jit(lambda state, x: nnx.merge(graph, state)(normalize_images(x))[1])
+        return functools.partial(run, state)
+
+    def describe(self, pictures: np.ndarray) -> np.ndarray:
+        """Maps pictures [B, S, S, 3] uint8 to descriptors [B, D] float32 of unit length."""
+        return np.asarray(self._described(pictures))
+
+
+def evaluation_mode(module: DescriptorNet) -> DescriptorNet:
+    """The module over the same arrays, with running statistics and without dropout."""
+    return nnx.view(module, use_running_average=True, deterministic=True, raise_if_not_found=False)
+
+
+def load_model(spec: str) -> Model:
+    """Loads a model.
+
+    Args:
+        spec: a shipped student's name, an export folder, or `KIND:PATH` for a foreign file (`sscd-onnx:PATH`,
+            `sscd-torchvision:PATH`, `sscd-classy:PATH`; `sscd-onnx` alone takes the installed package's file, `sscd` whichever SSCD is at hand).
+
+    Raises:
+        UserError: for anything that is none of these, or is damaged.
+    """
+    kind, colon, path = spec.partition(":")
+    if spec == "sscd":
+        return _any_sscd()
+    if kind in store.KINDS:
+        return _load_foreign(kind, path if colon else None)
+    shipped = SHIPPED / spec
+    if "/" not in spec and (shipped / CARD).is_file():
+        return _load_export(pathlib.Path(str(shipped)), name=spec)
+    folder = pathlib.Path(spec)
+    if (folder / CARD).is_file():
+        return _load_export(folder)
+    if folder.is_dir():
+        raise UserError(f"{spec} has no {CARD}; give the export folder of a run (WORKDIR/export).")
+    raise UserError(
+        f"There is no model '{spec}'; give a shipped student ({', '.join(shipped_names())}), an export folder, or a"
+        f" foreign file as KIND:PATH with KIND one of {', '.join(store.KINDS)}."
+    )
+
+
+def shipped_names() -> list[str]:
+    """Names of the students inside the package."""
+    if not SHIPPED.is_dir():
+        return []
+    return sorted(folder.name for folder in SHIPPED.iterdir() if (folder / CARD).is_file())
+
+
+def export_model(
+    folder: pathlib.Path, model: Model, *, half: bool = False, about: dict | None = None
+) -> None:
+    """Writes a model: `weights.safetensors`, named and laid out as torch's state dict, and `model.json`.
+
+    Args:
+        folder: made where missing; an export that is there is replaced.
+        model: what to write.
+        half: stores float16.
+        about: what else `model.json` should say, for example how it was trained.
+    """
+    tensors = convert.to_torch(model.module, model.network)
+    dtype = np.float16 if half else np.float32
+    tensors = {name: np.ascontiguousarray(value, dtype) for name, value in tensors.items()}
+    projector = model.module.projector
+    card = {
+        "name": model.name,
+        "network": model.network,
+        "dim": None if projector is None else projector.out_features,
+        "feature_dim": network(model.network).feature_dim
+        if projector is None
+        else projector.in_features,
+        "image_size": model.image_size,
+        **(about or {}),
+    }
+    with write_aside(folder / WEIGHTS) as aside:
+        safetensors.numpy.save_file(tensors, aside)
+    write_json(folder / CARD, card)
+
+
+def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file; a damaged one is refused by name."""
+    try:
+        return safetensors.numpy.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}).") from error
+
+
+def _load_export(folder: pathlib.Path, name: str | None = None) -> Model:
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        sizes = {"dim": card["dim"], "feature_dim": card["feature_dim"]}
+        network_name, image_size = card["network"], int(card["image_size"])
+        name = name or card["name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / CARD} is damaged ({error!r}); export the model again.") from error
+    return _filled(
+        name, network_name, read_safetensors(folder / WEIGHTS), image_size, source=folder / WEIGHTS, **sizes
+    )
+
+
+def _load_foreign(kind: str, path: str | None) -> Model:
+    if path is None and kind == "sscd-onnx":
+        path = store.find_sscd_onnx()
+    if path is None:
+        raise UserError(f"'{kind}' needs a file, as {kind}:PATH. {store.TEACHER_HELP}")
+    return _imported(store.import_weights(kind, path))
+
+
+def _any_sscd() -> Model:
+    """The teacher that is at hand: what was imported from Meta's files, else the installed package's."""
+    for kind in ("sscd-torchvision", "sscd-classy", "sscd-onnx"):
+        for found in store.list_weights():
+            if found.kind == kind:
+                return _imported(found.path)
+    if store.find_sscd_onnx() is None:
+        raise UserError(f"There is no SSCD teacher on this machine. {store.TEACHER_HELP}")
+    return _load_foreign("sscd-onnx", None)
+
+
+def _imported(path: pathlib.Path) -> Model:
+    tensors, metadata = store.read_imported(path)
+    name = metadata["network"]
+    return _filled(metadata["kind"], name, tensors, 288, source=path, dim=None)
+
+
+def _filled(
+    name: str,
+    network_name: str,
+    tensors: dict[str, np.ndarray],
+    image_size: int,
+    *,
+    source: object,
+    dim: int | None,
+    feature_dim: int = 512,
+) -> Model:
+    module = build(network_name, dim=dim, feature_dim=feature_dim, rngs=nnx.Rngs(0))
+    tensors = {key: value.astype(np.float32) for key, value in tensors.items()}
+    try:
+        convert.load_into(module, tensors, network_name)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    return Model(name, network_name, evaluation_mode(module), image_size)

@@ -1,0 +1,208 @@
+"""torch checkpoints without torch: a pickle interpreter that knows tensors, containers and nothing else.
+
+A pickle is a program, and running an untrusted one runs whatever it names. So `pickle` is not used here: the
+few opcodes a state dict needs are interpreted over inert Python values, and any global besides the tensors' own is
+refused by name. Files are mapped, not read whole, and no tensor may claim more numbers than the file holds.
+"""
+
+import dataclasses
+import pickletools
+
+from rdcd_jax.errors import UserError
+
+STORAGES = {
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+    "HalfStorage": "<f2",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "|i1",
+    "ByteStorage": "|u1",
+    "BoolStorage": "|b1",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """A named run of numbers in the file.
+
+    Args:
+        key: its name in the file.
+        dtype: a numpy type string, or `bfloat16`.
+        numel: how many numbers the pickle says it has.
+    """
+
+    key: str
+    dtype: str
+    numel: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorView:
+    """A tensor: a strided view into a storage; nothing is checked yet."""
+
+    storage: Storage
+    offset: int
+    shape: tuple
+    strides: tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class _Global:
+    """A name that a pickle mentions; calling it is up to `_call`."""
+
+    name: str
+
+
+_LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_NUMBERS_AND_TEXT = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set, "EMPTY_TUPLE": tuple}
+
+
+def read_pickle(stream, name: str) -> object:
+    """Interprets one pickle from where `stream` stands, up to and with its STOP.
+
+    Args:
+        stream: a binary stream whose `read(n)` never allocates more than it has (bytes or a memory map).
+        name: the file, for messages.
+
+    Returns:
+        Dicts, lists, tuples, sets, text, numbers and `TensorView`s.
+
+    Raises:
+        UserError: for a global other than a tensor's or a container's, naming it; for an opcode that no state dict
+            needs; for a broken or truncated pickle.
+    """
+    try:
+        return _interpret(stream, name)
+    except UserError:
+        raise
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{name}: not a complete torch checkpoint ({type(error).__name__} in its pickle); "
+            "fetch or save the file again."
+        ) from error
+
+
+def _interpret(stream, name: str) -> object:
+    stack: list = []
+    marks: list[int] = []
+    memo: dict[int, object] = {}
+
+    def above_mark() -> list:
+        at = marks.pop()
+        items = stack[at:]
+        del stack[at:]
+        return items
+
+    for opcode, argument, _ in pickletools.genops(stream):
+        op = opcode.name
+        if op in ("PROTO", "FRAME"):
+            pass
+        elif op == "STOP":
+            return stack.pop()
+        elif op == "MARK":
+            marks.append(len(stack))
+        elif op in _LITERALS:
+            stack.append(_LITERALS[op])
+        elif op in _NUMBERS_AND_TEXT:
+            stack.append(argument)
+        elif op in _EMPTY:
+            stack.append(_EMPTY[op]())
+        elif op in _TUPLES:
+            count = _TUPLES[op]
+            stack[-count:] = [tuple(stack[-count:])]
+        elif op == "TUPLE":
+            stack.append(tuple(above_mark()))
+        elif op in ("APPEND", "APPENDS"):
+            items = [stack.pop()] if op == "APPEND" else above_mark()
+            _as(list, stack[-1]).extend(items)
+        elif op == "ADDITEMS":
+            items = above_mark()
+            _as(set, stack[-1]).update(map(_plain, items))
+        elif op in ("SETITEM", "SETITEMS"):
+            items = [stack.pop(-2), stack.pop()] if op == "SETITEM" else above_mark()
+            keys = map(_plain, items[::2])
+            _as(dict, stack[-1]).update(zip(keys, items[1::2], strict=True))
+        elif op in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif op == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif op in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif op == "GLOBAL":
+            stack.append(_admitted(argument.replace(" ", "."), name))
+        elif op == "STACK_GLOBAL":
+            attribute, module = stack.pop(), stack.pop()
+            stack.append(_admitted(f"{module}.{attribute}", name))
+        elif op == "REDUCE":
+            arguments, function = stack.pop(), stack.pop()
+            stack.append(_call(_as(_Global, function).name, _as(tuple, arguments)))
+        elif op == "BINPERSID":
+            stack.append(_storage(_as(tuple, stack.pop())))
+        elif op == "BUILD":
+            # An OrderedDict's attributes (torch's `_metadata`): versions of layers, no weights.
+            stack.pop()
+            _as(dict, stack[-1])
+        else:
+            raise UserError(
+                f"{name}: refused, since its pickle uses {op}, which no state dict needs; "
+                "save it again with torch.save(model.state_dict(), FILE)."
+            )
+    raise ValueError("no STOP")
+
+
+def _as(kind, value):
+    """`value`, which must be a `kind` (a type or a tuple of types)."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{type(value).__name__} where {kind} was due")
+    return value
+
+
+def _plain(key):
+    """`key`, which must be text or a number: hashing nested tuples can take for ever, or the stack."""
+    return key if key is None else _as((str, bytes, int, float), key)
+
+
+def _admitted(full_name: str, name: str) -> _Global:
+    module, _, attribute = full_name.rpartition(".")
+    if full_name in _CALLS or (module == "torch" and attribute in STORAGES):
+        return _Global(full_name)
+    raise UserError(
+        f"{name}: refused, since its pickle asks for '{full_name}', which is neither a tensor nor a container; "
+        "save it again with torch.save(model.state_dict(), FILE)."
+    )
+
+
+def _call(full_name: str, arguments: tuple) -> object:
+    return _CALLS[full_name](*arguments)
+
+
+def _storage(identity: tuple) -> Storage:
+    tag, kind, key, _, numel, *view = identity
+    if tag != "storage" or (view and view[0] is not None):
+        raise ValueError("unknown kind of storage")
+    dtype = STORAGES[_as(_Global, kind).name.removeprefix("torch.")]
+    return Storage(_as(str, key), dtype, _as(int, numel))
+
+
+def _tensor(storage, offset, shape, strides, *_) -> TensorView:
+    return TensorView(
+        _as(Storage, storage), _as(int, offset), _as(tuple, shape), _as(tuple, strides)
+    )
+
+
+_CALLS = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": lambda data, *_: _as(TensorView, data),
+    "torch.Size": lambda sizes=(): _as(tuple, sizes),
+    "collections.OrderedDict": lambda: {},
+}

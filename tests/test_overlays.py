@@ -1,0 +1,68 @@
+import importlib.util
+import pickle
+import sys
+
+import numpy as np
+import pytest
+
+from rdcd_jax.data import overlays
+from rdcd_jax.data.policies import make_view
+from rdcd_jax.errors import UserError
+
+needs_augly = pytest.mark.skipif(
+    importlib.util.find_spec("augly") is None, reason="augly is not installed"
+)
+
+
+@pytest.fixture
+def without_augly(monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "augly" else find_spec(name)
+    )
+    overlays.assets_folder.cache_clear()
+    yield
+    overlays.assets_folder.cache_clear()
+
+
+def test_without_augly_overlays_are_refused_with_the_way_out(without_augly):
+    with pytest.raises(UserError, match=r"pip install --no-deps augly.*ADVANCED_NO_OVERLAY"):
+        make_view("ADVANCED", 32)
+    for policy in ("ADVANCED_NO_OVERLAY", "STRONG_BLUR", "SIMCLR"):
+        make_view(policy, 32)
+
+
+@needs_augly
+def test_emoji_are_many_different_and_mostly_transparent_somewhere():
+    files = overlays.emoji_files()
+    assert len(files) > 500 and list(files) == sorted(files)
+    emoji = [overlays.read_emoji(path) for path in files[::60]]
+    assert {picture.mode for picture in emoji} == {"RGBA"}
+    alpha = np.array([np.asarray(picture)[..., 3].mean() for picture in emoji])
+    assert ((alpha > 40) & (alpha < 255)).mean() > 0.8
+
+
+@needs_augly
+def test_fonts_write_the_characters_they_list():
+    files = overlays.font_files()
+    assert len(files) > 100 and list(files) == sorted(files)
+    for path in files[::40]:
+        codes = overlays.characters(path)
+        assert len(codes) > 10
+        font = overlays.read_font(path, 20)
+        assert font.getbbox("".join(map(chr, codes[:20])))[2] > 0
+
+
+@needs_augly
+def test_augly_itself_is_never_imported():
+    overlays.emoji_files(), overlays.font_files()
+    assert "augly" not in sys.modules
+
+
+def test_a_list_of_characters_cannot_run_code(tmp_path):
+    path = tmp_path / "font.ttf"
+    path.with_suffix(".pkl").write_bytes(pickle.dumps([65, print]))
+    with pytest.raises(pickle.UnpicklingError, match="print"):
+        overlays.characters(path)
+    path.with_suffix(".pkl").write_bytes(pickle.dumps([65, 66]))
+    assert overlays.characters(path) == [65, 66]

@@ -1,0 +1,219 @@
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rdcd_jax.data import pipeline
+from rdcd_jax.data.pipeline import make_batches
+from rdcd_jax.data.policies import Step
+from rdcd_jax.data.sources import ImageSet, find_images
+from rdcd_jax.errors import UserError
+
+COUNT, SIZE = 11, 16
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Eleven small pictures, told apart by their colours."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(COUNT):
+        noise = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((40, 30)).save(folder / f"{i:02}.png")
+    return find_images(folder)
+
+
+def take(count, images, **options):
+    defaults = {"policy": "SIMCLR", "image_size": SIZE, "batch_size": 4, "seed": 7}
+    with make_batches(images, **{**defaults, **options}) as batches:
+        return list(itertools.islice(batches, count))
+
+
+def assert_same(got, want):
+    assert len(got) == len(want)
+    for a, b in zip(got, want, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def ten(images):
+    return take(10, images)
+
+
+def test_shapes_dtypes_and_places(ten):
+    for batch in ten:
+        assert sorted(batch) == ["index", "key", "query", "unreadable"]
+        for name in ("query", "key"):
+            assert batch[name].shape == (4, SIZE, SIZE, 3) and batch[name].dtype == np.uint8
+        for name in ("index", "unreadable"):
+            assert batch[name].shape == (4,) and batch[name].dtype == np.int64
+        assert (batch["unreadable"] == -1).all()
+
+
+def test_index_names_the_picture_that_is_shown(images):
+    whole = (Step("resized_crop", 1, {"scale": (1, 1), "ratio": (4 / 3, 4 / 3)}),)
+    for batch in take(4, images, policy=whole, views=1):
+        assert "key" not in batch
+        for query, place in zip(batch["query"], batch["index"], strict=True):
+            with Image.open(images.paths[place]) as picture:
+                want = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+            np.testing.assert_array_equal(query, np.asarray(want))
+
+
+def test_an_epoch_is_a_whole_number_of_batches_without_repetition(images):
+    steps = COUNT // 4
+    batches = take(30 * steps, images, views=1)
+    epochs = [
+        np.concatenate([batch["index"] for batch in batches[start : start + steps]])
+        for start in range(0, len(batches), steps)
+    ]
+    for epoch in epochs:
+        assert len(epoch) == 8 == len(set(epoch))
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+    # What an epoch leaves out changes, so that no picture is never seen.
+    assert set(np.concatenate(epochs)) == set(range(COUNT))
+
+
+def test_the_seed_decides(images, ten):
+    assert_same(take(3, images), ten[:3])
+    other = take(3, images, seed=8)
+    assert any((a["index"] != b["index"]).any() for a, b in zip(other, ten, strict=False))
+    assert (other[0]["query"] != ten[0]["query"]).any()
+
+
+@pytest.mark.parametrize("start", [1, 2, 5])
+def test_a_run_continues_where_it_stopped(images, ten, start):
+    assert_same(take(10 - start, images, start_step=start), ten[start:])
+
+
+def test_workers_change_nothing(images, ten):
+    assert_same(take(10, images, workers=1), ten)
+    assert_same(take(7, images, workers=2, start_step=3, prefetch=1), ten[3:])
+
+
+def test_two_hosts_read_together_what_one_would(images, ten):
+    hosts = [take(10, images, process_index=host, process_count=2) for host in (0, 1)]
+    for host, batches in enumerate(hosts):
+        assert_same(batches, [{k: v[host::2] for k, v in batch.items()} for batch in ten])
+
+
+def test_views_and_repeated_pictures_are_drawn_anew(images):
+    batches = take(24, images)
+    queries = np.concatenate([batch["query"] for batch in batches])
+    keys = np.concatenate([batch["key"] for batch in batches])
+    views = np.concatenate([queries, keys]).reshape(2 * len(queries), -1)
+    assert len(np.unique(views, axis=0)) == len(views)
+
+
+def test_an_unreadable_picture_is_replaced_by_the_next_and_reported(images, tmp_path):
+    broken = {3: b"", 4: b"no picture", 10: pathlib.Path(images.paths[10]).read_bytes()[:200]}
+    paths = list(images.paths)
+    for place, content in broken.items():
+        paths[place] = str(tmp_path / f"{place}.png")
+        pathlib.Path(paths[place]).write_bytes(content)
+    spoilt = ImageSet("spoilt", images.ids, tuple(paths))
+    batches = take(COUNT, spoilt, batch_size=COUNT)
+    assert len(batches) == COUNT
+    for batch in batches:
+        stood_in = {
+            u: i for u, i in zip(batch["unreadable"], batch["index"], strict=True) if u >= 0
+        }
+        assert stood_in == {3: 5, 4: 5, 10: 0}
+        assert sorted(batch["index"]) == sorted([0, 0, 1, 2, 5, 5, 5, 6, 7, 8, 9])
+
+
+def test_only_unreadable_pictures_is_an_error_with_or_without_workers(tmp_path):
+    paths = tuple(str(tmp_path / f"gone {i}.png") for i in range(5))
+    gone = ImageSet("my pictures", tuple("abcde"), paths)
+    for workers in (0, 1):
+        with pytest.raises(UserError, match=r"my pictures: 5 images in a row.*gone \d.png"):
+            take(1, gone, workers=workers)
+
+
+def test_as_few_as_one_picture_will_do(images):
+    one = ImageSet("one", images.ids[:1], images.paths[:1])
+    batches = take(3, one, batch_size=1)
+    assert [batch["index"].tolist() for batch in batches] == [[0]] * 3
+    assert (batches[0]["query"] != batches[1]["query"]).any()
+
+
+def test_a_worker_that_dies_is_told(images):
+    with make_batches(
+        images, policy="SIMCLR", image_size=SIZE, batch_size=4, seed=0, workers=1, prefetch=1
+    ) as batches:
+        next(batches)
+        for child in multiprocessing.active_children():
+            if child.name.startswith("grain-"):
+                os.kill(child.pid, signal.SIGKILL)
+                child.join()
+        with pytest.raises(UserError, match=r"data worker process died.*exit code -9"):
+            for _ in range(5):
+                next(batches)
+
+
+def test_workers_leave_with_a_parent_that_is_killed(images, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import json, multiprocessing, os, signal, sys
+from rdcd_jax.data.pipeline import make_batches
+from rdcd_jax.data.sources import find_images
+
+if __name__ == "__main__":
+    images = find_images(sys.argv[1])
+    batches = make_batches(
+        images, policy="SIMCLR", image_size=16, batch_size=4, seed=0, workers=1
+    )
+    next(batches)
+    print(json.dumps([c.pid for c in multiprocessing.active_children()]), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    )
+    root = str(pathlib.Path(pipeline.__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root}
+    with subprocess.Popen(
+        [sys.executable, str(script), images.source],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    ) as run:
+        pids = json.loads(run.stdout.readline())
+        try:
+            # The workers share this pipe: it closes when the last of them is gone.
+            assert run.communicate(timeout=30)[0] == b""
+            assert run.returncode == -signal.SIGKILL and pids
+        except subprocess.TimeoutExpired:
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            raise
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"batch_size": 12}, "11 images do not fill a batch of 12"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 5, "process_count": 2}, "batch_size=5 must be a positive multiple of .* 2"),
+        ({"process_index": 2, "process_count": 2}, "process_index=2"),
+        ({"views": 3}, "views=3"),
+        ({"seed": -1}, "seed=-1"),
+        ({"start_step": -1}, "start_step=-1"),
+        ({"policy": "SIMCLRR"}, "SIMCLRR"),
+        ({"image_size": 0}, "image_size=0"),
+        ({"workers": -1}, "workers=-1"),
+        ({"prefetch": 0}, "prefetch=0"),
+    ],
+)
+def test_mistakes_are_refused_by_name(images, options, says):
+    with pytest.raises(UserError, match=says):
+        take(1, images, **options)

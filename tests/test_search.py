@@ -1,0 +1,109 @@
+import sys
+
+import numpy as np
+import pytest
+
+from rdcd_jax.errors import UserError
+from rdcd_jax.evaluation import search
+
+BACKENDS = sorted(search.BACKENDS)
+
+
+def expected_neighbours(queries, database, k):
+    scores = (queries.astype(np.float64) @ database.astype(np.float64).T).astype(np.float32)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), order
+
+
+def made(name):
+    rng = np.random.default_rng(0)
+    if name == "random":
+        return rng.normal(size=(60, 33)), rng.normal(size=(1500, 33))
+    if name == "heavy ties":
+        return rng.integers(-1, 2, size=(60, 4)), rng.integers(-1, 2, size=(1500, 4))
+    if name == "exact duplicates":
+        return rng.normal(size=(60, 33)), np.tile(rng.normal(size=(30, 33)), (50, 1))
+    if name == "one row":
+        return rng.normal(size=(3, 2)), rng.normal(size=(1, 2))
+    assert name == "signed zeros"
+    return np.array([[0.0], [-0.0], [1.0]]), np.array([[1.0], [-1.0], [0.0], [-0.0], [2.0]])
+
+
+@pytest.mark.parametrize("backend", search.EXACT_BACKENDS)
+@pytest.mark.parametrize(
+    "name", ["random", "heavy ties", "exact duplicates", "one row", "signed zeros"]
+)
+def test_exact_backends_agree_in_every_place(backend, name):
+    queries, database = (x.astype(np.float32) for x in made(name))
+    k = min(10, len(database))
+    scores, indices = search.knn(queries, database, k, backend)
+    expected_scores, expected_indices = expected_neighbours(queries, database, k)
+    np.testing.assert_array_equal(indices, expected_indices)
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-6)
+    assert scores.dtype == np.float32
+    assert scores.shape == indices.shape == (len(queries), k)
+
+
+def test_jax_blocks_make_no_difference(monkeypatch):
+    queries, database = (x.astype(np.float32) for x in made("heavy ties"))
+    monkeypatch.setattr(search, "_DATABASE_BLOCK", 64)
+    monkeypatch.setattr(search, "_QUERY_BLOCK", 25)
+    _, indices = search.knn(queries, database, 70, "jax")
+    np.testing.assert_array_equal(indices, expected_neighbours(queries, database, 70)[1])
+
+
+@pytest.mark.parametrize("backend", ["jax_approx", "scann_ah"])
+@pytest.mark.parametrize("n_rows", [5, 16, 2000])
+def test_approximate_backends_find_most(backend, n_rows):
+    rng = np.random.default_rng(0)
+    queries, database = (rng.normal(size=(n, 32)).astype(np.float32) for n in (50, n_rows))
+    scores, indices = search.knn(queries, database, 5, backend)
+    expected = expected_neighbours(queries, database, 5)[1]
+    assert search.recall_against_exact(indices, expected) > 0.9
+    assert (np.diff(scores, axis=1) <= 0).all()
+    assert all(len(set(row)) == 5 for row in indices.tolist())
+
+
+@pytest.mark.parametrize("name", ["random", "heavy ties"])
+@pytest.mark.parametrize("n", [1, 25, 5000, 10**6])
+def test_best_pairs_are_those_of_the_whole_table(name, n):
+    queries, database = (x[:200].astype(np.float32) for x in made(name))
+    # One query holds most of the best pairs.
+    queries[7] *= 50
+    scores, query, row = search.best_pairs(queries, database, n, "numpy")
+    table = (queries.astype(np.float64) @ database.astype(np.float64).T).astype(np.float32)
+    order = np.argsort(-table.ravel(), kind="stable")[:n]
+    np.testing.assert_array_equal(query * len(database) + row, order)
+    np.testing.assert_allclose(scores, table.ravel()[order], rtol=1e-6)
+
+
+def test_recall_against_exact():
+    assert (
+        search.recall_against_exact(np.array([[1, 2], [3, 4]]), np.array([[2, 5], [4, 3]])) == 0.75
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bad_input_is_refused(backend):
+    x = np.eye(3, dtype=np.float32)
+    with pytest.raises(UserError, match="k = 4 neighbours in a database of 3"):
+        search.knn(x, x, 4, backend)
+    with pytest.raises(UserError, match="k = 0"):
+        search.knn(x, x, 0, backend)
+    with pytest.raises(UserError, match="3-d and the database is 2-d"):
+        search.knn(x, x[:, :2], 1, backend)
+    with pytest.raises(UserError, match=r"1 of the 3 queries hold NaN or infinity.*row 2"):
+        search.knn(np.array([[1.0], [2.0], [np.inf]]), x[:, :1], 1, backend)
+    with pytest.raises(UserError, match="database descriptors hold NaN or infinity"):
+        search.knn(x[:, :2], np.array([[np.inf, -np.inf]]), 1, backend)
+    with pytest.raises(UserError, match="database descriptors must be"):
+        search.knn(x, x[:0], 1, backend)
+
+
+def test_unknown_and_missing_backends_are_refused(monkeypatch):
+    x = np.eye(3, dtype=np.float32)
+    with pytest.raises(UserError, match="unknown search backend 'faiss'"):
+        search.knn(x, x, 1, "faiss")
+    monkeypatch.setitem(sys.modules, "scann.scann_ops.py", None)
+    with pytest.raises(UserError, match="need the scann package"):
+        search.knn(x, x, 1, "scann")
