@@ -60,7 +60,7 @@ def base_config(data: str = "") -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict()
     # A folder of pictures or a text file of paths.
     config.data.train = data
-    # SIMCLR, STRONG_BLUR, ADVANCED or ADVANCED_NO_OVERLAY.
+    # SIMCLR, STRONG_BLUR, ADVANCED, ADVANCED_NO_OVERLAY or MILD.
     config.data.policy = "ADVANCED"
     # Processes that decode and augment; 0 does it in a thread of the main process.
     config.data.workers = 0
@@ -72,8 +72,11 @@ def base_config(data: str = "") -> ml_collections.ConfigDict:
     config.student.dtype = "float32"
     # Dropout and stochastic depth in training, as published.
     config.student.dropout = True
-    # learned, or whitened: fitted at the end to the student's own features, for runs without moco_lambda.
+    # learned, or whitened: fitted at the end to the student's own features, for runs without a term on the descriptor.
     config.student.projector = "learned"
+    # Unedited training pictures to measure BatchNorm's statistics on at the end, at the evaluation size; 0 keeps the
+    # training views' own.
+    config.student.calibrate = 0
 
     config.teacher = ml_collections.ConfigDict()
     # A model: sscd-onnx, sscd-torchvision:PATH, an export folder; sscd takes whichever is at hand.
@@ -94,6 +97,9 @@ def base_config(data: str = "") -> ml_collections.ConfigDict:
     config.objective.kld_lambda = 1.0
     config.objective.kld_temperature = 0.04
     config.objective.bank_includes_batch = False
+    config.objective.sscd_lambda = 0.0
+    config.objective.entropy_lambda = 30.0
+    config.objective.sscd_temperature = 0.05
     config.objective.regress_lambda = 0.0
     config.objective.key_momentum = 0.99
 
@@ -119,6 +125,8 @@ def base_config(data: str = "") -> ml_collections.ConfigDict:
     config.evaluate = ml_collections.ConfigDict()
     # A DISC-shaped folder to evaluate on; empty for none.
     config.evaluate.data = ""
+    # Pictures to fit whitening and score normalisation to; empty takes the folder's own training pictures.
+    config.evaluate.training = ""
     # In steps; also at the end of the run.
     config.evaluate.every = 5000
     config.evaluate.image_size = 288

@@ -1,4 +1,5 @@
 import csv
+import functools
 import pathlib
 
 import jax
@@ -27,11 +28,19 @@ def random_tensors(name, seed=0):
 
 @pytest.fixture(scope="module")
 def student():
-    return build("efficientnet_b0", dim=64, rngs=nnx.Rngs(0))
+    module = abstract("efficientnet_b0")
+    convert.load_into(module, random_tensors("efficientnet_b0", 2), "efficientnet_b0")
+    return module
+
+
+@functools.cache
+def _abstract(name):
+    return nnx.eval_shape(lambda: build(name, dim=NETWORKS[name], rngs=nnx.Rngs(0)))
 
 
 def abstract(name):
-    return nnx.eval_shape(lambda: build(name, dim=NETWORKS[name], rngs=nnx.Rngs(0)))
+    """A network without numbers: drawing fresh ones would take most of the test's time."""
+    return nnx.clone(_abstract(name))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -136,7 +145,9 @@ def test_all_mismatches_are_told_together():
 
 
 def test_another_network_is_refused(student):
-    with pytest.raises(UserError, match=r"not the weights of this efficientnet_b0: .* and \d+ more"):
+    with pytest.raises(
+        UserError, match=r"not the weights of this efficientnet_b0: .* and \d+ more"
+    ):
         convert.load_into(student, random_tensors("resnet50"), "efficientnet_b0")
 
 

@@ -67,9 +67,7 @@ def test_ground_truth_names_every_query_once_and_known_references(sources):
 
 def test_distractors_and_training_pictures_are_in_no_other_set(sources):
     truth = {row["query_id"]: row["reference_id"] for row in _table("ground_truth.csv")}
-    paths = [
-        (row["package"], row["path"]) for name, row in sources.items() if not truth.get(name)
-    ]
+    paths = [(row["package"], row["path"]) for name, row in sources.items() if not truth.get(name)]
     assert len(set(paths)) == len(paths)
 
 

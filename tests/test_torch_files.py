@@ -120,7 +120,8 @@ def test_hostile_globals_are_named_and_not_run(tmp_path, monkeypatch, case, prot
 
 
 @pytest.mark.parametrize(
-    "name", ["torch.load", "torch._utils._rebuild_wrapper_subclass", "torch.storage._load_from_bytes"]
+    "name",
+    ["torch.load", "torch._utils._rebuild_wrapper_subclass", "torch.storage._load_from_bytes"],
 )
 def test_other_globals_of_torch_are_refused(tmp_path, name):
     module, _, attribute = name.rpartition(".")
@@ -216,7 +217,10 @@ def test_size_lies_of_the_zip(tmp_path):
     path = zipped(tmp_path / "a.pt", tensor_pickle((6,), (1,)), **STORED)
     honest = path.read_bytes()
     directory = honest.rindex(b"PK\x01\x02")
-    for size in (12, 2**31):  # compressed and real size of the last member, less and more than there is
+    for size in (
+        12,
+        2**31,
+    ):  # compressed and real size of the last member, less and more than there is
         lie = bytearray(honest)
         struct.pack_into("<II", lie, directory + 20, size, size)
         path.write_bytes(lie)

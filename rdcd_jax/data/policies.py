@@ -72,12 +72,35 @@ ADVANCED: Policy = (
 )
 # For where no fonts and emoji are at hand; not a published policy.
 ADVANCED_NO_OVERLAY: Policy = tuple(step for step in ADVANCED if step not in _OVERLAYS)
+# ADVANCED for views of 64 to 128 pixels and short runs: blur in proportion to the view, milder crops and colours; not a
+# published policy.
+MILD: Policy = (
+    Step("hflip", 0.5),
+    Step("rotate_by_one_of", 0.05, {"degrees": (90, 180, 270)}),
+    *_OVERLAYS,
+    Step("rotate", 0.05, {"degrees": (0, 359)}),
+    Step("resized_crop", 1, {"scale": (0.3, 1), "ratio": (3 / 4, 4 / 3)}),
+    Step(
+        "jitter",
+        0.8,
+        {
+            "brightness": (0.5, 1.5),
+            "contrast": (0.5, 1.5),
+            "saturation": (0.5, 1.5),
+            "hue": (-0.1, 0.1),
+        },
+    ),
+    _GREY,
+    Step("blur", 0.3, {"radius": (0.3, 1.5)}),
+    Step("jpeg", 0.2, {"quality": (5, 80)}),
+)
 
 POLICIES: Mapping[str, Policy] = {
     "SIMCLR": SIMCLR,
     "STRONG_BLUR": STRONG_BLUR,
     "ADVANCED": ADVANCED,
     "ADVANCED_NO_OVERLAY": ADVANCED_NO_OVERLAY,
+    "MILD": MILD,
 }
 
 

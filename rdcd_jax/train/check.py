@@ -30,6 +30,7 @@ _POSITIVE = (
     "evaluate.image_size",
     "objective.temperature",
     "objective.kld_temperature",
+    "objective.sscd_temperature",
     "optimizer.learning_rate",
 )
 _NOT_NEGATIVE = (
@@ -40,7 +41,10 @@ _NOT_NEGATIVE = (
     "objective.moco_lambda",
     "objective.hn_lambda",
     "objective.kld_lambda",
+    "objective.sscd_lambda",
+    "objective.entropy_lambda",
     "objective.regress_lambda",
+    "student.calibrate",
     "optimizer.weight_decay",
 )
 
@@ -82,13 +86,16 @@ def check_config(config: ml_collections.ConfigDict) -> None:
                 f" a {name} holds at least one batch."
             )
     objective = config.objective
-    if not objective.moco_lambda + objective.kld_lambda + objective.regress_lambda > 0:
-        raise UserError("config.objective has no term: set moco_lambda, kld_lambda or regress_lambda above 0.")
-    if (objective.moco_lambda > 0) == (config.student.projector == "whitened"):
+    on_descriptor = objective.moco_lambda + objective.sscd_lambda > 0
+    if not on_descriptor and not objective.kld_lambda + objective.regress_lambda > 0:
+        raise UserError(
+            "config.objective has no term: set moco_lambda, sscd_lambda, kld_lambda or regress_lambda above 0."
+        )
+    if on_descriptor == (config.student.projector == "whitened"):
         raise UserError(
             f"config.student.projector is {config.student.projector!r} with objective.moco_lambda"
-            f" {objective.moco_lambda}: only moco_lambda trains the projector, so use 'learned' with it and 'whitened'"
-            " without it."
+            f" {objective.moco_lambda} and sscd_lambda {objective.sscd_lambda}: only these two train the projector, so"
+            " use 'learned' with one of them, and 'whitened' without."
         )
     if not value["data.train"]:
         raise UserError("config.data.train is empty; give a folder of pictures, as data=FOLDER.")

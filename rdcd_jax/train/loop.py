@@ -24,7 +24,7 @@ from rdcd_jax.train.check import check_config, check_training_set
 from rdcd_jax.train.checkpoints import Checkpoints
 from rdcd_jax.train.mesh import make_mesh, replicate, split_batch
 from rdcd_jax.train.optim import learning_rate_schedule, make_optimizer
-from rdcd_jax.train.projector import whitened_projector
+from rdcd_jax.train.finish import calibrate_batch_norm, whitened_projector
 from rdcd_jax.train.rng import stream
 from rdcd_jax.train.state import TrainState, init_state, split
 from rdcd_jax.train.step import Objective, make_train_step
@@ -40,6 +40,7 @@ FREE = (
     "keep_checkpoints",
     "schedule.max_steps",
     "evaluate.data",
+    "evaluate.training",
     "evaluate.every",
     "evaluate.image_size",
     "evaluate.codecs",
@@ -141,7 +142,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
             batch_size=config.batch_size,
             seed=config.seed,
             start_step=step,
-            views=2 if objective.moco_lambda > 0 else 1,
+            views=2 if objective.moco_lambda > 0 or objective.sscd_lambda > 0 else 1,
             workers=config.data.workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -326,6 +327,7 @@ class Evaluator:
             self.model(state),
             settings.data,
             self.workdir / "evaluations" / str(step),
+            training=settings.training or None,
             codecs=settings.codecs,
         )
         return {
@@ -338,6 +340,8 @@ class Evaluator:
     def export(self, state: TrainState, images) -> None:
         """Writes `export/`."""
         model = self.model(state)
+        if self.config.student.calibrate:
+            calibrate_batch_norm(model, images, self.config.student.calibrate)
         if self.config.student.projector == "whitened":
             whitened_projector(model, images)
         about = {"trained": {"steps": int(state.step), "pictures": len(images)}}

@@ -23,9 +23,11 @@ class Objective:
     """The weights and temperatures of the total loss, and the key encoder's momentum.
 
     total = moco_lambda * (InfoNCE + hn_lambda * hard negative) + kld_lambda * relational KL
-            + regress_lambda * regression of the teacher's feature
+            + sscd_lambda * (SSCD's InfoNCE + entropy_lambda * entropy term) + regress_lambda * regression
 
-    A term of weight 0 is left out of the computation; without `moco_lambda` there is no key encoder at work.
+    RDCD has the first two; the others are SSCD's own objective and a regression of the teacher's feature, for warm starts
+    and baselines. A term of weight 0 is left out of the computation; without `moco_lambda` there is no key encoder at
+    work, and with `sscd_lambda` the student itself describes both views.
 
     Attributes:
         moco_lambda: weight of the two terms on the compact descriptor.
@@ -34,7 +36,10 @@ class Objective:
         kld_lambda: weight of the relational KL on the wide feature.
         kld_temperature: of its softmaxes.
         bank_includes_batch: puts the batch's own teacher features in front of the bank.
-        regress_lambda: weight of 1 - <feature, teacher's feature>, a warm start rather than the paper's method.
+        sscd_lambda: weight of the two terms on the descriptors of both views within the batch.
+        entropy_lambda: weight of the entropy term within them (30 in SSCD).
+        sscd_temperature: of SSCD's InfoNCE.
+        regress_lambda: weight of 1 - <feature, teacher's feature>.
         key_momentum: m of the key encoder's moving average.
     """
 
@@ -44,6 +49,9 @@ class Objective:
     kld_lambda: float = 1.0
     kld_temperature: float = 0.04
     bank_includes_batch: bool = False
+    sscd_lambda: float = 0.0
+    entropy_lambda: float = 30.0
+    sscd_temperature: float = 0.05
     regress_lambda: float = 0.0
     key_momentum: float = 0.99
 
@@ -78,7 +86,7 @@ def make_train_step(
 
     Returns:
         A function of the state, the teacher's arrays, a batch and the run's dropout key that gives the next state and
-        scalar metrics. The batch holds `query` and (with `moco_lambda`) `key` views, uint8 [B, H, W, 3], and
+        scalar metrics. The batch holds `query` and (with `moco_lambda` or `sscd_lambda`) `key` views, uint8 [B, H, W, 3], and
         optionally `teacher` [B, F]. B is the global batch: under a jit over a mesh BatchNorm is synchronised.
 
     Source: RDCD, section 3 and its training code for the order of things: the key encoder moves first, the losses see
@@ -87,12 +95,23 @@ def make_train_step(
     contrast = objective.moco_lambda > 0
     relate = objective.kld_lambda > 0
     regress = objective.regress_lambda > 0
+    repeat = objective.sscd_lambda > 0
 
     def loss(params, state, images, key_descriptor, teacher_feature, rng):
         feature, descriptor, batch_stats = forward(
             student, params, state.batch_stats, images, rng
         )
         total, metrics = jnp.zeros((), feature.dtype), {}
+        if repeat:
+            pictures = jnp.tile(jnp.arange(len(images) // 2), 2)
+            info_nce = losses.sscd_info_nce(
+                descriptor, pictures, temperature=objective.sscd_temperature
+            )
+            entropy = objective.entropy_lambda * losses.differential_entropy(descriptor, pictures)
+            total += objective.sscd_lambda * (info_nce + entropy)
+            metrics |= {"sscd_info_nce": info_nce, "entropy": entropy}
+            # From here on the query views alone.
+            feature, descriptor = (jnp.split(x, 2)[0] for x in (feature, descriptor))
         if contrast:
             info_nce = losses.info_nce_queue(
                 descriptor, key_descriptor, state.queue, temperature=objective.temperature
@@ -114,7 +133,7 @@ def make_train_step(
             distance = 1 - jnp.mean(jnp.sum(feature * teacher_feature, axis=-1))
             total += objective.regress_lambda * distance
             metrics["regression"] = objective.regress_lambda * distance
-        return total, (metrics, descriptor, batch_stats)
+        return total, (metrics, batch_stats)
 
     def step(
         state: TrainState, teacher: Tree, batch: Batch, rng: jax.Array
@@ -140,8 +159,11 @@ def make_train_step(
                 batch["teacher"] if "teacher" in batch else describe_teacher(teacher, images)
             )
 
+        if repeat:
+            images = jnp.concatenate([images, normalize_images(batch["key"])])
+
         # 3. Losses against queue and bank as the last step left them, and the update.
-        (total, (metrics, _, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(
+        (total, (metrics, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(
             state.params, state, images, key_descriptor, teacher_feature, query_rng
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)

@@ -1,7 +1,8 @@
 """Between flat dicts of torch-named, torch-shaped arrays and the networks here.
 
-The flat dict is the common currency: readers make it, the cache keeps it, networks are filled from it and give it
-back. Every source name is used once and every leaf of the network filled once, or all differences are told together.
+The flat dict is the common currency: readers make it, the cache keeps it, networks are filled from
+it and give it back. Every source name is used once and every leaf of the network filled once, or
+all differences are told together.
 """
 
 import functools
@@ -24,8 +25,8 @@ def torch_names(
 ) -> dict[str, np.ndarray]:
     """Brings names to the common form.
 
-    Wrappers' prefixes (`module.`, `model.`) go, `backbone.` is put where a bare trunk lacks it, torch's
-    `num_batches_tracked` counters are dropped.
+    Wrappers' prefixes (`module.`, `model.`) go, `backbone.` is put where a bare trunk lacks it,
+    torch's `num_batches_tracked` counters are dropped.
 
     Args:
         tensors: a flat state dict.
@@ -53,11 +54,12 @@ def torch_names(
 
 
 def to_state(module: nnx.Module, tensors: Mapping[str, np.ndarray], name: str) -> nnx.State:
-    """The parameters and batch statistics of `module`, taken from `tensors`; the module is left as it is.
+    """The state of `module` with the numbers of `tensors`; the module is left as it is.
 
     Args:
         module: a network of `models.build(name, ...)`; it may be abstract (`nnx.eval_shape`).
-        tensors: a flat state dict with torchvision's names and layouts, prefixes as `torch_names` allows.
+        tensors: a flat state dict with torchvision's names and layouts, prefixes as `torch_names`
+            allows.
         name: the network's name in the registry.
 
     Returns:
@@ -100,19 +102,20 @@ def to_torch(module: nnx.Module, name: str) -> dict[str, np.ndarray]:
         name: the network's name in the registry.
 
     Returns:
-        Contiguous arrays under torchvision's names (`backbone.…`, `projector.…`), in torch's layout and the module's
-        types, without `num_batches_tracked`.
+        Contiguous arrays under torchvision's names (`backbone.…`, `projector.…`), in torch's
+        layout and the module's types, without `num_batches_tracked`.
     """
     arrays = {}
     for path, leaf in nnx.to_flat_state(_state(module)):
-        array = np.asarray(leaf[...])
+        array = np.asarray(leaf.get_value())
         arrays[_torch_name(path, name)] = np.ascontiguousarray(
             array.transpose(_TO_TORCH.get(array.ndim, range(array.ndim)))
         )
     return arrays
 
 
-# By rank: convolutions are [H, W, in, out] here and [out, in, H, W] in torch, linear layers [in, out] and [out, in].
+# By rank: convolutions are [H, W, in, out] here and [out, in, H, W] in torch, linear layers [in,
+# out] and [out, in].
 _TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
 _FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0)}
 
@@ -137,7 +140,7 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _from_torch(array: np.ndarray, leaf: nnx.Variable) -> jax.Array:
     array = array.transpose(_FROM_TORCH.get(array.ndim, range(array.ndim)))
-    return jax.numpy.asarray(np.ascontiguousarray(array), dtype=leaf.dtype)
+    return jax.numpy.asarray(np.ascontiguousarray(array, leaf.dtype))
 
 
 def _shared_prefix(names) -> str | None:

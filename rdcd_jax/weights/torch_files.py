@@ -22,7 +22,8 @@ WRAPPERS = (
 )
 DIMENSIONS = 8
 MOST_EMPTY = 2**31
-# Tied weights let a file name some numbers twice; far more than the file holds is an attack on memory.
+# Tied weights let a file name some numbers twice; far more than the file holds is an attack on
+# memory.
 CLAIM = 4
 DAMAGE = (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError, struct.error)
 
@@ -31,15 +32,17 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads the state dict of a torch checkpoint.
 
     Args:
-        path: a file of `torch.save`, in the zip format or the one before torch 1.6; the state dict may lie under the
-            usual wrappers (`state_dict`, `model`, `classy_state_dict.base_model.model.trunk` and the like).
+        path: a file of `torch.save`, in the zip format or the one before torch 1.6; the state dict
+            may lie under the usual wrappers (`state_dict`, `model`,
+            `classy_state_dict.base_model.model.trunk` and the like).
 
     Returns:
-        The file's names and arrays, in the file's types; bfloat16 comes as float32. Entries that are not tensors are
-        left out. Arrays that share memory in the file share it here.
+        The file's names and arrays, in the file's types; bfloat16 comes as float32. Entries that
+        are not tensors are left out. Arrays that share memory in the file share it here.
 
     Raises:
-        UserError: for anything but tensors and their containers, and for damaged or dishonest files.
+        UserError: for anything but tensors and their containers, and for damaged or dishonest
+            files.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -90,7 +93,8 @@ def _read_zip(
         # torch never compresses; a compressed member could unpack to any size.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
             raise UserError(
-                f"{path}: '{info.filename}' is packed as torch never packs it; fetch the file again."
+                f"{path}: '{info.filename}' is packed as torch never packs it; "
+                "fetch the file again."
             )
         try:
             return archive.read(info)
@@ -107,7 +111,8 @@ def _read_zip(
 
 
 def _read_legacy(mapped: mmap.mmap, path: pathlib.Path) -> tuple[object, Callable]:
-    # The first byte of a pickle of protocol 2 or later; without it genops would try to read any text as opcodes.
+    # The first byte of a pickle of protocol 2 or later; without it genops would try to read any
+    # text as opcodes.
     if mapped[:1] != b"\x80" or read_pickle(mapped, str(path)) != LEGACY_MAGIC:
         raise UserError(f"{path}: not a torch checkpoint; give a file that torch.save wrote.")
     _version, system, content, keys = (read_pickle(mapped, str(path)) for _ in range(4))
@@ -125,7 +130,8 @@ def _read_legacy(mapped: mmap.mmap, path: pathlib.Path) -> tuple[object, Callabl
         end = at + 8 + count * _itemsize(sizes[key])
         if count != sizes[key].numel or count < 0 or end > len(rest):
             raise UserError(
-                f"{path}: storage '{key}' has another length than it declares; fetch the file again."
+                f"{path}: storage '{key}' has another length than it declares; "
+                "fetch the file again."
             )
         found[key] = rest[at + 8 : end]
         at = end
@@ -230,8 +236,8 @@ class _Arrays:
             data = self.read(storage)
             if len(data) != storage.numel * _itemsize(storage):
                 raise UserError(
-                    f"{self.path}: tensor '{name}' declares {storage.numel} numbers, but the file holds "
-                    f"{len(data)} bytes for them; fetch it again."
+                    f"{self.path}: tensor '{name}' declares {storage.numel} numbers, but the "
+                    f"file holds {len(data)} bytes for them; fetch it again."
                 )
             self.storages[storage.key] = storage, _decode(data, storage.dtype)
         return self.storages[storage.key]
@@ -241,4 +247,3 @@ def _decode(data: bytes, dtype: str) -> np.ndarray:
     if dtype == "bfloat16":
         return (_decode(data, "<u2").astype(np.uint32) << 16).view(np.float32)
     return np.frombuffer(data, dtype) if len(data) else np.zeros(0, dtype)
-

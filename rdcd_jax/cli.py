@@ -1,0 +1,289 @@
+"""`rdcd-jax VERB`: parses, calls one library function, prints."""
+
+import argparse
+import pathlib
+import sys
+
+from rdcd_jax import __version__
+from rdcd_jax.errors import UserError
+
+DESCRIPTION = "Image copy detection with compact descriptors: RDCD and SSCD in pure JAX."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a verb; the console script.
+
+    Args:
+        argv: the arguments; the process's own for None.
+
+    Returns:
+        0 for success, 1 for a failure told in one sentence on stderr; a usage error exits with 2.
+    """
+    parser = make_parser()
+    options, rest = parser.parse_known_args(argv)
+    if rest and options.verb != "train":
+        parser.error(f"unknown argument {rest[0]}; see `rdcd-jax {options.verb} --help`")
+    try:
+        options.run(options, rest)
+    except (UserError, OSError) as error:
+        if options.debug:
+            raise
+        print(f"rdcd-jax: {_sentence(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("rdcd-jax: interrupted.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line's parser, with a function `run(options, rest)` for each verb."""
+    parser = argparse.ArgumentParser(prog="rdcd-jax", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"rdcd-jax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_demo(verbs)
+    _add_train(verbs)
+    _add_embed(verbs)
+    _add_evaluate(verbs)
+    _add_weights(verbs)
+    return parser
+
+
+def _verb(verbs, name: str, run, about: str, example: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(
+        name,
+        help=about,
+        description=about,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_demo(verbs) -> None:
+    parser = _verb(
+        verbs,
+        "demo",
+        _demo,
+        "Distil a student from the teacher on the bundled pictures, and find edited copies with it.",
+        "rdcd-jax demo --out=demo-out",
+    )
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("demo-out"))
+
+
+def _demo(options, rest) -> None:
+    from rdcd_jax.demo import run_demo
+
+    run_demo(options.out)
+
+
+def _add_train(verbs) -> None:
+    parser = _verb(
+        verbs,
+        "train",
+        _train,
+        "Train a student, or continue the run that the workdir holds.",
+        "rdcd-jax train --config=configs/rdcd.py:dim=128,data=FOLDER --workdir=runs/first --config.batch_size=64",
+    )
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run")
+    parser.add_argument("--init-from", metavar="MODEL", help="model to start the student from")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:ARG]",
+        help="config file and its argument; --config.a.b=VALUE changes one field",
+    )
+
+
+def _train(options, rest) -> None:
+    from rdcd_jax.train.config import load_config
+    from rdcd_jax.train.loop import train_and_evaluate
+
+    config = load_config(options.config, rest)
+    if options.init_from is not None:
+        config.init_from = options.init_from
+    train_and_evaluate(config, options.workdir)
+    print(f"The run is in {options.workdir}, its student in {options.workdir / 'export'}.")
+
+
+def _add_embed(verbs) -> None:
+    parser = _verb(
+        verbs,
+        "embed",
+        _embed,
+        "Describe pictures and write their descriptors.",
+        "rdcd-jax embed --model=runs/first/export --images=FOLDER --out=descriptors.npz",
+    )
+    parser.add_argument(
+        "--model", required=True, help="a shipped student, an export folder, or KIND:PATH"
+    )
+    parser.add_argument("--images", required=True, help="a folder, or a text file of paths")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="an .npz or .h5 file")
+    parser.add_argument(
+        "--ids", choices=("name", "path"), default="name", help="what a picture is called by"
+    )
+    _add_embedding_options(parser)
+
+
+def _add_embedding_options(parser) -> None:
+    parser.add_argument(
+        "--image-size", type=int, metavar="S", help="side in pixels; the model's own by default"
+    )
+    parser.add_argument("--batch-size", type=int, default=32, metavar="B")
+
+
+def _embed(options, rest) -> None:
+    from rdcd_jax.data.sources import find_images
+    from rdcd_jax.evaluation.runs import embed_to_file
+    from rdcd_jax.weights.library import load_model
+
+    images = find_images(options.images, ids=options.ids)
+    model = load_model(options.model).at_size(options.image_size)
+    found, unreadable = embed_to_file(
+        model, images, options.out, batch_size=options.batch_size, on_progress=_reported()
+    )
+    _tell_unreadable(len(unreadable), f"{options.out}.unreadable.txt")
+    print(f"{len(found.ids)} descriptors of {found.descriptors.shape[1]} numbers in {options.out}.")
+
+
+def _add_evaluate(verbs) -> None:
+    parser = _verb(
+        verbs,
+        "evaluate",
+        _evaluate,
+        "Evaluate a model, or descriptor files, by the protocol of DISC2021.",
+        "rdcd-jax evaluate disc --model=runs/first/export --data=DISC --out=results --codecs='Flat;PCAW64,L2norm,Flat'",
+    )
+    parser.add_argument("protocol", choices=("disc",))
+    parser.add_argument("--model", help="a shipped student, an export folder, or KIND:PATH")
+    parser.add_argument("--data", help="a folder with queries, references, training and ground truth")
+    parser.add_argument("--queries", help="a descriptor file, instead of --model and --data")
+    parser.add_argument("--references", help="a descriptor file")
+    parser.add_argument("--ground-truth", metavar="CSV", help="goes with --queries")
+    parser.add_argument("--training", help="training pictures, or a descriptor file with --queries")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder for the results")
+    parser.add_argument("--codecs", default="Flat", help="separated by ';'")
+    parser.add_argument("--score-norm", help="such as '1.0[0,2]', or None; separated by ';'")
+    parser.add_argument("--k", type=int, default=10, help="candidates a query")
+    parser.add_argument(
+        "--global-candidates", action="store_true", help="the k * queries best pairs of all"
+    )
+    parser.add_argument(
+        "--backend", default="jax", help="exact search by jax, scann or numpy (the same answers)"
+    )
+    _add_embedding_options(parser)
+
+
+def _evaluate(options, rest) -> None:
+    from rdcd_jax.evaluation import runs
+
+    shared = {
+        "training": options.training,
+        "codecs": options.codecs,
+        "score_norm": options.score_norm,
+        "k": options.k,
+        "global_candidates": options.global_candidates,
+        "backend": options.backend,
+    }
+    given = [name for name in ("model", "data", "queries", "references", "ground_truth") if getattr(options, name)]
+    if given == ["model", "data"]:
+        from rdcd_jax.weights.library import load_model
+
+        model = load_model(options.model).at_size(options.image_size)
+        rows, _, unreadable = runs.evaluate_disc_run(
+            model,
+            options.data,
+            options.out,
+            batch_size=options.batch_size,
+            on_progress=_reported(),
+            **shared,
+        )
+        _tell_unreadable(len(unreadable), options.out / "unreadable.txt")
+    elif given == ["queries", "references", "ground_truth"]:
+        rows, _ = runs.evaluate_disc_files(
+            options.queries, options.references, options.ground_truth, options.out, **shared
+        )
+    else:
+        raise UserError(
+            "evaluate takes either --model and --data, or --queries, --references and --ground-truth."
+        )
+    print_rows(rows)
+
+
+def print_rows(rows) -> None:
+    """Prints a DISC table, figures in percent."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("codec", "score norm", "µAP", "accuracy@1", "recall@P90")
+    for row in rows:
+        codec, norm, *values = row.cells().values()
+        table.add_row(codec, norm, *("-" if v is None else f"{100 * v:.1f}" for v in values))
+    Console(width=100 if not sys.stdout.isatty() else None).print(table)
+
+
+def _add_weights(verbs) -> None:
+    parser = _verb(
+        verbs,
+        "weights",
+        _weights,
+        "Import foreign weights into the user's cache, or list what is there.",
+        "rdcd-jax weights import sscd-torchvision sscd_disc_mixup.torchvision.pt",
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|import")
+    actions.add_parser("list", help="what the cache and the package hold")
+    importer = actions.add_parser("import", help="read a foreign checkpoint into the cache")
+    importer.add_argument("kind", help="sscd-onnx, sscd-torchvision or sscd-classy")
+    importer.add_argument(
+        "path", nargs="?", help="the file; sscd-onnx finds the installed package's without"
+    )
+
+
+def _weights(options, rest) -> None:
+    from rdcd_jax.weights import library, store
+
+    if options.action == "import":
+        path = options.path
+        if path is None and options.kind == "sscd-onnx":
+            path = store.find_sscd_onnx()
+        if path is None:
+            raise UserError(f"weights import {options.kind} needs a file. {store.TEACHER_HELP}")
+        kept = store.import_weights(options.kind, path)
+        print(f"Kept as {kept}.\nLicence: {store.KINDS[options.kind].licence}.")
+        return
+    for name in library.shipped_names():
+        print(f"{name}  (shipped)")
+    for found in store.list_weights():
+        print(f"{found.kind or 'damaged'}  {found.path}  from {found.source}; {found.licence}")
+    if not library.shipped_names() and not store.list_weights():
+        print(f"Nothing is imported yet. {store.TEACHER_HELP}")
+
+
+def _reported():
+    """A progress callback of one bar after another."""
+    from rdcd_jax.progress import Reporter
+
+    reporters: dict[str, Reporter] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in reporters:
+            reporters[what] = Reporter(what, total).__enter__()
+        reporters[what].update(done)
+        if done >= total:
+            reporters[what].__exit__()
+
+    return report
+
+
+def _tell_unreadable(count: int, where: object) -> None:
+    if count:
+        print(f"{count} pictures could not be read and were left out; {where} lists them.", file=sys.stderr)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}."
+    return str(error)

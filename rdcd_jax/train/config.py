@@ -1,0 +1,53 @@
+"""Loads a config file with its argument and overrides, the way ml_collections' flags do."""
+
+import contextlib
+import pathlib
+import sys
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from rdcd_jax.errors import UserError
+
+
+def load_config(config: str, overrides: list[str]) -> ml_collections.ConfigDict:
+    """Loads a config.
+
+    Args:
+        config: `FILE[:ARG]`; ARG goes to the file's `get_config`.
+        overrides: `--config.a.b=VALUE`, each of a field that exists, in its type.
+
+    Returns:
+        The resolved config.
+
+    Raises:
+        UserError: a missing or broken file, an unknown field, a value of another type, anything not an override.
+    """
+    for word in overrides:
+        if not word.startswith("--config."):
+            raise UserError(f"Unknown argument {word}; a config's field is set by --config.NAME=VALUE.")
+    path = pathlib.Path(config.partition(":")[0])
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such config file; the project's are in configs/.")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    with _importable(path.resolve().parent.parent):
+        try:
+            values(["rdcd-jax", f"--config={config}", *overrides])
+            return values.config
+        except (flags.Error, ValueError, AttributeError, KeyError, TypeError) as error:
+            lines = str(error).strip().splitlines()
+            # An error inside the config file comes with its traceback, whose last line says what is wrong.
+            told = lines[-1].partition(": ")[2] if "Traceback" in str(error) else " ".join(lines)
+            raise UserError(f"{config}: {told}.") from error
+
+
+@contextlib.contextmanager
+def _importable(folder: pathlib.Path):
+    """Lets configs import each other as `configs.NAME`."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))

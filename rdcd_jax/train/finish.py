@@ -1,0 +1,94 @@
+"""What follows training: statistics and a projector fitted to unedited pictures, without gradients."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rdcd_jax.data.decode import decode_rgb, resize_square
+from rdcd_jax.data.sources import ImageSet
+from rdcd_jax.errors import UnreadableImageError, UserError
+from rdcd_jax.evaluation.embed import embed_images
+from rdcd_jax.evaluation.whiten import PCAWhitening
+from rdcd_jax.models.descriptor import normalize_images
+from rdcd_jax.models.layers import BatchNorm
+from rdcd_jax.weights.library import Model
+
+BATCH = 64
+# More pictures change the whitening little.
+MOST_PICTURES = 20_000
+
+
+def calibrate_batch_norm(model: Model, images: ImageSet, count: int) -> None:
+    """Replaces BatchNorm's running statistics by those of unedited pictures at the model's size, in place.
+
+    Training views are crops, blurred and coloured, of another size: the statistics of what the model is to describe are
+    others. Each layer gets the average of its batches' means and variances.
+
+    Args:
+        model: the network.
+        images: training pictures.
+        count: how many of them to use, evenly spread; whole batches of 64 (of all, if there are fewer) are used.
+
+    Raises:
+        UserError: too few pictures can be read for one batch.
+    """
+    places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+    size = min(BATCH, len(places))
+    module = nnx.view(model.module, only=BatchNorm, use_running_average=False)
+    for _, node in nnx.iter_modules(module):
+        if isinstance(node, BatchNorm):
+            node.momentum = 0.0  # The statistics after a batch are then that batch's alone.
+    graph, arrays = nnx.split(module)
+
+    @jax.jit
+    def measured(arrays, pictures):
+        network = nnx.merge(graph, arrays)
+        network(normalize_images(pictures))
+        return nnx.as_pure(nnx.state(network, nnx.BatchStat))
+
+    arrays, batch, found = nnx.as_pure(arrays), [], []
+    for place in places:
+        with contextlib.suppress(UnreadableImageError):
+            image = decode_rgb(images.paths[place], min_side_hint=model.image_size)
+            batch.append(np.asarray(resize_square(image, model.image_size)))
+        if len(batch) == size:
+            found.append(measured(arrays, np.stack(batch)))
+            batch = []
+    if not found:
+        raise UserError(f"{images.source}: too few readable pictures to calibrate BatchNorm on.")
+    average = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
+    nnx.update(model.module, average)
+
+
+def whitened_projector(model: Model, images: ImageSet) -> None:
+    """Replaces a student's projector by the whitening of its features, in place.
+
+    The descriptor is then what the codec `PCAW<dim>,L2norm,Flat` makes of the features, without a codec. It is the
+    sensible projector of a student whose training had no term on the descriptor.
+
+    Args:
+        model: the student.
+        images: training pictures; the first 20,000 are described.
+    """
+    graph, arrays = nnx.split(model.module.backbone)
+    arrays = nnx.as_pure(arrays)
+
+    @jax.jit
+    def features(arrays, pictures):
+        return nnx.merge(graph, arrays)(normalize_images(pictures))
+
+    some = ImageSet(images.source, images.ids[:MOST_PICTURES], images.paths[:MOST_PICTURES])
+    found, _ = embed_images(
+        lambda pictures: np.asarray(features(arrays, pictures)), some, image_size=model.image_size
+    )
+    projector = model.module.projector
+    whitening = PCAWhitening.fit(found.descriptors, projector.out_features)
+    # Whitening's scale follows the number of pictures it was fitted to; the descriptor's length is 1 in the end, so any
+    # scale serves, and this one keeps the numbers near 1.
+    scale = np.sqrt(len(found.descriptors))
+    kernel, bias = whitening.components.T, -whitening.components @ whitening.mean
+    projector.kernel[...] = jnp.asarray(kernel * scale, jnp.float32)
+    projector.bias[...] = jnp.asarray(bias * scale, jnp.float32)
