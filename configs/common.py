@@ -41,7 +41,9 @@ def parse_arg(arg: str | None, **defaults: str | int | float | bool) -> ml_colle
             else:
                 values[name] = kind(text)
         except (KeyError, ValueError):
-            raise ValueError(f"the config argument {name}='{text}' is not a {kind.__name__}") from None
+            raise ValueError(
+                f"the config argument {name}='{text}' is not a {kind.__name__}"
+            ) from None
     return ml_collections.ConfigDict(values)
 
 

@@ -159,7 +159,9 @@ def _add_evaluate(verbs) -> None:
     )
     parser.add_argument("protocol", choices=("disc",))
     parser.add_argument("--model", help="a shipped student, an export folder, or KIND:PATH")
-    parser.add_argument("--data", help="a folder with queries, references, training and ground truth")
+    parser.add_argument(
+        "--data", help="a folder with queries, references, training and ground truth"
+    )
     parser.add_argument("--queries", help="a descriptor file, instead of --model and --data")
     parser.add_argument("--references", help="a descriptor file")
     parser.add_argument("--ground-truth", metavar="CSV", help="goes with --queries")
@@ -188,7 +190,11 @@ def _evaluate(options, rest) -> None:
         "global_candidates": options.global_candidates,
         "backend": options.backend,
     }
-    given = [name for name in ("model", "data", "queries", "references", "ground_truth") if getattr(options, name)]
+    given = [
+        name
+        for name in ("model", "data", "queries", "references", "ground_truth")
+        if getattr(options, name)
+    ]
     if given == ["model", "data"]:
         from rdcd_jax.weights.library import load_model
 
@@ -280,7 +286,10 @@ def _reported():
 
 def _tell_unreadable(count: int, where: object) -> None:
     if count:
-        print(f"{count} pictures could not be read and were left out; {where} lists them.", file=sys.stderr)
+        print(
+            f"{count} pictures could not be read and were left out; {where} lists them.",
+            file=sys.stderr,
+        )
 
 
 def _sentence(error: Exception) -> str:

@@ -85,7 +85,7 @@ def test_relational_kl(vectors, precision, case):
         # A sum of differences of log-probabilities around 10: float32 cannot hold more than 1e-7 of it.
         atol = 1e-7 if name == "f32" else 1e-12
         np.testing.assert_allclose(value, data["f64_loss"][step], rtol=rtol, atol=atol)
-        by_raw = jax.grad(lambda s: loss(l2_normalize(s)))(raw)  # noqa: B023
+        by_raw = jax.grad(lambda s: loss(l2_normalize(s)))(raw)
         assert_gradient(by_raw, data[f"{name}_dstudent_raw"][step], gtol)
         bank, position = enqueue(bank, teacher, position)
         assert int(position) == int(data[f"{name}_index_after"][step])
@@ -118,7 +118,9 @@ def test_sscd(vectors, precision, case):
     if case == 2:
         # Views 0 and 1 are one point up to the last bit, which alone decides which of them is "nearest" to a third:
         # only what the two receive together is determined.
-        by_unit, expected_unit = (np.vstack([np.asarray(g[:2]).sum(0), g[2:]]) for g in (by_unit, expected_unit))
+        by_unit, expected_unit = (
+            np.vstack([np.asarray(g[:2]).sum(0), g[2:]]) for g in (by_unit, expected_unit)
+        )
         by_raw, expected_raw = by_raw[2:], expected_raw[2:]
     assert_gradient(by_unit, expected_unit, gtol)
     assert_gradient(by_raw, expected_raw, gtol)

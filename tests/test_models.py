@@ -82,7 +82,11 @@ def test_evaluation_outputs(vectors, reference_network, size):
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_training_mode(vectors, name):
     """Gradients and running statistics of one step in float64, with dropout off."""
-    data = {k.removeprefix(f"{name}/train_"): v for k, v in vectors("k_models").items() if k.startswith(f"{name}/train_")}
+    data = {
+        k.removeprefix(f"{name}/train_"): v
+        for k, v in vectors("k_models").items()
+        if k.startswith(f"{name}/train_")
+    }
     with jax.enable_x64(True):
         module = reference_module(name, jnp.float64)
         module = nnx.view(module, deterministic=True, raise_if_not_found=False)
@@ -116,10 +120,14 @@ def test_training_mode(vectors, name):
         np.testing.assert_allclose(ours, dot, rtol=0, atol=10 * atol, err_msg=key)
     for key, expected in zip(data["buffer_names"].tolist(), data["buffer_sums"], strict=True):
         if not key.endswith("num_batches_tracked"):
-            np.testing.assert_allclose(tensors[key].sum(), expected, rtol=1e-9, atol=1e-9, err_msg=key)
+            np.testing.assert_allclose(
+                tensors[key].sum(), expected, rtol=1e-9, atol=1e-9, err_msg=key
+            )
     for key, expected in data.items():
         if key.startswith("buffer_after/") and not key.endswith("num_batches_tracked"):
-            np.testing.assert_allclose(tensors[key.removeprefix("buffer_after/")], expected, rtol=1e-9)
+            np.testing.assert_allclose(
+                tensors[key.removeprefix("buffer_after/")], expected, rtol=1e-9
+            )
 
 
 def test_parameter_counts():
@@ -135,7 +143,9 @@ def test_parameter_counts():
     ]
 
 
-@pytest.mark.parametrize(("dim", "message"), [(0, "dim is 0"), (513, "between 1 and feature_dim = 512")])
+@pytest.mark.parametrize(
+    ("dim", "message"), [(0, "dim is 0"), (513, "between 1 and feature_dim = 512")]
+)
 def test_impossible_sizes_are_refused(dim, message):
     with pytest.raises(UserError, match=message):
         models.build("efficientnet_b0", dim=dim, rngs=nnx.Rngs(0))
@@ -156,7 +166,12 @@ def test_depthwise_forms_agree(kernel, stride, size):
 
     def grouped(x, w):
         return jax.lax.conv_general_dilated(
-            x, w, strides, padding, feature_group_count=6, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x,
+            w,
+            strides,
+            padding,
+            feature_group_count=6,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
     ours, pull = jax.vjp(lambda x, w: depthwise(x, w, strides, padding), x, w)

@@ -68,16 +68,12 @@ def fill(tree, values):
 
 def toy_run(data, dtype, **changes):
     hp = dict(zip(data["hp_names"].tolist(), data["hp_values"].tolist(), strict=True))
-    module = DescriptorNet(
-        ToyBackbone(nnx.Rngs(0)), nnx.Linear(7, 5, rngs=nnx.Rngs(1))
-    )
+    module = DescriptorNet(ToyBackbone(nnx.Rngs(0)), nnx.Linear(7, 5, rngs=nnx.Rngs(1)))
     graph, params, batch_stats = split(module)
     cast = lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree)  # noqa: E731
     start = from_torch({k[5:]: v for k, v in data.items() if k.startswith("init/")})
     params, batch_stats = fill(cast(params), start), fill(cast(batch_stats), start)
-    schedule = learning_rate_schedule(
-        hp["lr"], 1, int(hp["max_steps"]), int(hp["warmup_steps"])
-    )
+    schedule = learning_rate_schedule(hp["lr"], 1, int(hp["max_steps"]), int(hp["warmup_steps"]))
     optimizer = make_optimizer(
         "sgd", schedule, weight_decay=hp["weight_decay"], momentum=hp["momentum"]
     )
@@ -186,7 +182,9 @@ def test_terms_without_weight_are_left_out(vectors):
     data = vectors("e_trajectory")
     batch = toy_batch(data, 0, jnp.float32)
     state, step, _ = toy_run(data, jnp.float32, moco_lambda=0.0)
-    after, metrics = step(state, None, {k: batch[k] for k in ("query", "teacher")}, jax.random.key(0))
+    after, metrics = step(
+        state, None, {k: batch[k] for k in ("query", "teacher")}, jax.random.key(0)
+    )
     assert "info_nce" not in metrics
     np.testing.assert_allclose(metrics["loss"], metrics["relational_kl"], rtol=1e-6)
     np.testing.assert_array_equal(after.queue, state.queue)

@@ -125,9 +125,7 @@ def _shifts(padded, kernel_shape, strides, out_size):
 
 def _shifted_sum(inputs, kernel, *, strides, padding):
     padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
-    size = [
-        (padded.shape[1 + axis] - kernel.shape[axis]) // strides[axis] + 1 for axis in range(2)
-    ]
+    size = [(padded.shape[1 + axis] - kernel.shape[axis]) // strides[axis] + 1 for axis in range(2)]
     taps = kernel.reshape(-1, kernel.shape[-1])
     shifts = _shifts(padded, kernel.shape, strides, size)
     return functools.reduce(

@@ -6,7 +6,6 @@ from flax import nnx
 
 from rdcd_jax.models.layers import at_least_float32, l2_normalize
 
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

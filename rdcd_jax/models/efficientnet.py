@@ -25,9 +25,7 @@ class ConvNorm(nnx.Module):
     """Convolution without bias, batch norm, and SiLU unless told otherwise."""
 
     def __init__(self, cin, cout, kernel, *, stride=1, groups=1, activate=True, dtype, rngs):
-        self.conv = conv(
-            cin, cout, kernel, stride=stride, groups=groups, dtype=dtype, rngs=rngs
-        )
+        self.conv = conv(cin, cout, kernel, stride=stride, groups=groups, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(cout, dtype=dtype, rngs=rngs)
         self.activate = activate
 
@@ -42,9 +40,7 @@ class InvertedResidual(nnx.Module):
 
     def __init__(self, cin, cout, kernel, *, stride, expansion, drop_rate, dtype, rngs):
         wide = cin * expansion
-        self.expand = (
-            ConvNorm(cin, wide, 1, dtype=dtype, rngs=rngs) if expansion != 1 else None
-        )
+        self.expand = ConvNorm(cin, wide, 1, dtype=dtype, rngs=rngs) if expansion != 1 else None
         self.depthwise = ConvNorm(
             wide, wide, kernel, stride=stride, groups=wide, dtype=dtype, rngs=rngs
         )

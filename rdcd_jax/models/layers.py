@@ -28,7 +28,9 @@ def gem_pool(x: jax.Array, p: float = 3.0, floor: float = 1e-6) -> jax.Array:
     Source: SSCD's GlobalGeMPool2d (Radenovic et al., "Fine-tuning CNN image retrieval with no human annotation").
     """
     x = at_least_float32(x)
-    x = jnp.where(x < floor, floor, x)  # Unlike maximum, passes the whole gradient where x is the floor.
+    x = jnp.where(
+        x < floor, floor, x
+    )  # Unlike maximum, passes the whole gradient where x is the floor.
     return jnp.mean(x**p, axis=(1, 2)) ** (1.0 / p)
 
 

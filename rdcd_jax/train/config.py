@@ -11,6 +11,15 @@ from ml_collections import config_flags
 from rdcd_jax.errors import UserError
 
 
+def find_config(name: str) -> pathlib.Path:
+    """The project's own config file of that name, in the checkout or inside the installed package."""
+    package = pathlib.Path(__file__).parents[1]
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / f"{name}.py").is_file():
+            return folder / f"{name}.py"
+    raise UserError(f"{package}: the config {name}.py is missing; install rdcd_jax again.")
+
+
 def load_config(config: str, overrides: list[str]) -> ml_collections.ConfigDict:
     """Loads a config.
 
@@ -26,7 +35,9 @@ def load_config(config: str, overrides: list[str]) -> ml_collections.ConfigDict:
     """
     for word in overrides:
         if not word.startswith("--config."):
-            raise UserError(f"Unknown argument {word}; a config's field is set by --config.NAME=VALUE.")
+            raise UserError(
+                f"Unknown argument {word}; a config's field is set by --config.NAME=VALUE."
+            )
     path = pathlib.Path(config.partition(":")[0])
     if not path.is_file():
         raise UserError(f"{path}: there is no such config file; the project's are in configs/.")

@@ -22,9 +22,9 @@ from rdcd_jax.progress import Reporter
 from rdcd_jax.train import record
 from rdcd_jax.train.check import check_config, check_training_set
 from rdcd_jax.train.checkpoints import Checkpoints
+from rdcd_jax.train.finish import calibrate_batch_norm, whitened_projector
 from rdcd_jax.train.mesh import make_mesh, replicate, split_batch
 from rdcd_jax.train.optim import learning_rate_schedule, make_optimizer
-from rdcd_jax.train.finish import calibrate_batch_norm, whitened_projector
 from rdcd_jax.train.rng import stream
 from rdcd_jax.train.state import TrainState, init_state, split
 from rdcd_jax.train.step import Objective, make_train_step
@@ -47,7 +47,9 @@ FREE = (
 )
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> TrainState:
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path
+) -> TrainState:
     """Trains a student, or continues the run that `workdir` holds.
 
     Args:
@@ -109,7 +111,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
     )
 
     student = make_student(config, feature_dim)
-    graph = split(nnx.view(student, deterministic=not config.student.dropout, raise_if_not_found=False))[0]
+    graph = split(
+        nnx.view(student, deterministic=not config.student.dropout, raise_if_not_found=False)
+    )[0]
     state = init_state(
         student,
         optimizer,

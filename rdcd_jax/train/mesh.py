@@ -14,9 +14,7 @@ def make_mesh(devices: int = 0) -> Mesh:
         raise UserError(f"devices is {devices}, but this machine has {len(found)}; 0 means all.")
     count = devices or len(found)
     # Explicit axes, jax's default, refuse to write data-sharded keys into the replicated queue.
-    return jax.make_mesh(
-        (count,), ("data",), axis_types=(AxisType.Auto,), devices=found[:count]
-    )
+    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=found[:count])
 
 
 def replicate(tree, mesh: Mesh):
@@ -28,6 +26,5 @@ def split_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
     """Makes global arrays, split by their first axis, of what this process read of a batch."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     return {
-        name: jax.make_array_from_process_local_data(sharding, rows)
-        for name, rows in batch.items()
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }

@@ -32,7 +32,8 @@ def learning_rate_schedule(
     warmup, total = warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
     if not 0 <= warmup < total:
         raise UserError(
-            f"schedule.warmup_epochs is {warmup_epochs}, but it must be at least 0 and below schedule.epochs = {epochs}."
+            f"schedule.warmup_epochs is {warmup_epochs}, but it must be at least 0 and below"
+            f" schedule.epochs = {epochs}."
         )
 
     def rate(step: jax.Array | int) -> jax.Array:

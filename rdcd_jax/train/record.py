@@ -13,7 +13,18 @@ import jax
 from rdcd_jax.errors import UserError
 from rdcd_jax.files import write_json, write_text
 
-PACKAGES = ("rdcd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "scann")
+PACKAGES = (
+    "rdcd-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "pillow",
+    "scann",
+)
 
 
 def environment() -> dict:
@@ -39,7 +50,11 @@ def _git_revision() -> str | None:
 
     def git(*words: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         ).stdout.strip()
 
     try:
@@ -111,7 +126,9 @@ class Metrics:
         except ImportError:
             self._events = None
         else:
-            self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+            self._events = tensorboardX.SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=step + 1
+            )
 
     def write(self, rows: list[dict]) -> None:
         """Appends rows, each with `step` and JSON numbers."""

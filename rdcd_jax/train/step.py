@@ -25,9 +25,9 @@ class Objective:
     total = moco_lambda * (InfoNCE + hn_lambda * hard negative) + kld_lambda * relational KL
             + sscd_lambda * (SSCD's InfoNCE + entropy_lambda * entropy term) + regress_lambda * regression
 
-    RDCD has the first two; the others are SSCD's own objective and a regression of the teacher's feature, for warm starts
-    and baselines. A term of weight 0 is left out of the computation; without `moco_lambda` there is no key encoder at
-    work, and with `sscd_lambda` the student itself describes both views.
+    RDCD has the first two; the others are SSCD's own objective and a regression of the teacher's feature, for warm
+    starts and baselines. A term of weight 0 is left out of the computation; without `moco_lambda` there is no key
+    encoder at work, and with `sscd_lambda` the student itself describes both views.
 
     Attributes:
         moco_lambda: weight of the two terms on the compact descriptor.
@@ -86,8 +86,8 @@ def make_train_step(
 
     Returns:
         A function of the state, the teacher's arrays, a batch and the run's dropout key that gives the next state and
-        scalar metrics. The batch holds `query` and (with `moco_lambda` or `sscd_lambda`) `key` views, uint8 [B, H, W, 3], and
-        optionally `teacher` [B, F]. B is the global batch: under a jit over a mesh BatchNorm is synchronised.
+        scalar metrics. The batch holds `query` and (with `moco_lambda` or `sscd_lambda`) `key` views, uint8
+        [B, H, W, 3], and optionally `teacher` [B, F]. B is the global batch: under a jit over a mesh BatchNorm is synchronised.
 
     Source: RDCD, section 3 and its training code for the order of things: the key encoder moves first, the losses see
     queue and bank as they were before this batch, and the batch is enqueued last.
@@ -98,9 +98,7 @@ def make_train_step(
     repeat = objective.sscd_lambda > 0
 
     def loss(params, state, images, key_descriptor, teacher_feature, rng):
-        feature, descriptor, batch_stats = forward(
-            student, params, state.batch_stats, images, rng
-        )
+        feature, descriptor, batch_stats = forward(student, params, state.batch_stats, images, rng)
         total, metrics = jnp.zeros((), feature.dtype), {}
         if repeat:
             pictures = jnp.tile(jnp.arange(len(images) // 2), 2)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from rdcd_jax.data.sources import ImageSet
 from rdcd_jax.errors import UserError
-from rdcd_jax.evaluation.descriptors import Descriptors, read_descriptors, write_descriptors
+from rdcd_jax.evaluation.descriptors import read_descriptors, write_descriptors
 from rdcd_jax.evaluation.embed import embed_images
 from rdcd_jax.models.layers import BatchNorm
 from rdcd_jax.progress import Reporter
@@ -38,9 +38,7 @@ def live_teacher(
             f"config.teacher.bn is 'batch', but the batch norm of {config.model} was folded into its convolutions and"
             " has no statistics of its own; use 'running', or the teacher's unfolded weights (sscd-torchvision:PATH)."
         )
-    module = nnx.view(
-        model.module, only=BatchNorm, use_running_average=config.bn == "running"
-    )
+    module = nnx.view(model.module, only=BatchNorm, use_running_average=config.bn == "running")
     graph, arrays = nnx.split(module)
 
     def describe(arrays: Tree, images: jax.Array) -> jax.Array:
@@ -103,6 +101,6 @@ def cached_features(
 
 
 def _feature_dim(model: Model) -> int:
-    return jax.eval_shape(
-        model.module, jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-    )[0].shape[-1]
+    return jax.eval_shape(model.module, jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32))[0].shape[
+        -1
+    ]

@@ -68,8 +68,9 @@ def load_model(spec: str) -> Model:
     """Loads a model.
 
     Args:
-        spec: a shipped student's name, an export folder, or `KIND:PATH` for a foreign file (`sscd-onnx:PATH`,
-            `sscd-torchvision:PATH`, `sscd-classy:PATH`; `sscd-onnx` alone takes the installed package's file, `sscd` whichever SSCD is at hand).
+        spec: a shipped student's name, an export folder, or `KIND:PATH` for a foreign file
+            (`sscd-onnx:PATH`, `sscd-torchvision:PATH`, `sscd-classy:PATH`). `sscd-onnx` alone takes
+            the installed package's file, `sscd` whichever SSCD is at hand.
 
     Raises:
         UserError: for anything that is none of these, or is damaged.
@@ -145,9 +146,16 @@ def _load_export(folder: pathlib.Path, name: str | None = None) -> Model:
         network_name, image_size = card["network"], int(card["image_size"])
         name = name or card["name"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / CARD} is damaged ({error!r}); export the model again.") from error
+        raise UserError(
+            f"{folder / CARD} is damaged ({error!r}); export the model again."
+        ) from error
     return _filled(
-        name, network_name, read_safetensors(folder / WEIGHTS), image_size, source=folder / WEIGHTS, **sizes
+        name,
+        network_name,
+        read_safetensors(folder / WEIGHTS),
+        image_size,
+        source=folder / WEIGHTS,
+        **sizes,
     )
 
 

@@ -1,0 +1,116 @@
+"""The main job on the bundled pictures: a compact student distilled from the real teacher, evaluated beside it."""
+
+import contextlib
+import importlib.resources
+import importlib.util
+import pathlib
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from rdcd_jax.data.sources import find_images
+from rdcd_jax.evaluation.ground_truth import find_disc_layout, read_ground_truth
+from rdcd_jax.evaluation.pictures import draw_matches, match_rows
+from rdcd_jax.evaluation.protocols import DiscRow, Predictions
+from rdcd_jax.evaluation.runs import evaluate_disc_run
+from rdcd_jax.files import write_json
+from rdcd_jax.train.config import find_config, load_config
+from rdcd_jax.train.loop import make_student, train_and_evaluate
+from rdcd_jax.weights import store
+from rdcd_jax.weights.library import Model, evaluation_mode, load_model
+
+SAMPLE = importlib.resources.files("rdcd_jax") / "sample"
+TEACHER_FEATURE = 512
+
+
+def run_demo(out: pathlib.Path) -> None:
+    """Runs the demo; a run cut short is continued.
+
+    Args:
+        out: folder for the run, the evaluations, `matches.png` and `demo.json`.
+
+    Raises:
+        UserError: where there is no teacher, telling how to get one.
+    """
+    teacher = load_model("sscd")
+    for licence in store.teacher_licences():
+        print(f"Teacher: {licence}")
+    with importlib.resources.as_file(SAMPLE) as sample:
+        config = load_config(f"{find_config('demo')}:data={sample / 'train'}", [])
+        student = make_student(config, TEACHER_FEATURE)
+        size = config.evaluate.image_size
+        before = Model("before", config.student.network, evaluation_mode(student), size)
+        codec = f"PCAW{config.student.dim},L2norm,Flat"
+
+        lines = []
+        with _timed("Evaluating the student before its training"):
+            rows, _ = _evaluated(before, sample, out / "before")
+            lines.append(("student before training", config.student.dim, rows))
+        with _timed("Evaluating the teacher"):
+            rows, _ = _evaluated(teacher, sample, out / "teacher", codecs=f"Flat;{codec}")
+            flat = [row for row in rows if row.codec == "Flat"]
+            lines.append(("teacher", TEACHER_FEATURE, flat))
+            lines.append(
+                ("teacher, whitened", config.student.dim, [r for r in rows if r.codec == codec])
+            )
+        with _timed("Training the student"):
+            train_and_evaluate(config, out / "run")
+        with _timed("Evaluating the student after its training"):
+            after = load_model(str(out / "run" / "export"))
+            rows, predictions = _evaluated(after, sample, out / "after")
+            lines.insert(1, ("student after training", config.student.dim, rows))
+
+        _draw(out / "matches.png", sample, predictions)
+    _print_table(lines)
+    write_json(
+        out / "demo.json",
+        [{"model": name, "dim": dim, **row.cells()} for name, dim, rows in lines for row in rows],
+    )
+    print(f"Queries with the references found for them: {out / 'matches.png'}")
+    print(f"The student: --model={out / 'run' / 'export'}")
+
+
+def _evaluated(
+    model: Model, sample: pathlib.Path, out: pathlib.Path, codecs: str = "Flat"
+) -> tuple[list[DiscRow], Predictions]:
+    """Rows without and with score normalisation, searched by ScaNN where there is one."""
+    # ScaNN has wheels for Linux only; exact search in JAX gives the same answers.
+    backend = "scann" if importlib.util.find_spec("scann") else "jax"
+    rows, predictions, _ = evaluate_disc_run(model, sample, out, codecs=codecs, backend=backend)
+    return rows, predictions
+
+
+def _draw(path: pathlib.Path, sample: pathlib.Path, predictions: Predictions) -> None:
+    layout = find_disc_layout(sample)
+    truth = read_ground_truth(layout.ground_truth)
+    queries, references = find_images(layout.queries), find_images(layout.references)
+    draw_matches(path, match_rows(predictions, truth, queries, references))
+
+
+def _print_table(lines: list[tuple[str, int, list[DiscRow]]]) -> None:
+    table = Table(
+        "model",
+        "numbers",
+        "µAP",
+        "µAP with SN",
+        "accuracy@1",
+        title="Percent, on the bundled sample",
+    )
+    for name, dim, (plain, normalised) in lines:
+        figures = (
+            plain.metrics.average_precision,
+            normalised.metrics.average_precision,
+            normalised.metrics.recall_at_1,
+        )
+        table.add_row(name, str(dim), *(f"{100 * value:.1f}" for value in figures))
+    Console().print(table)
+
+
+@contextlib.contextmanager
+def _timed(what: str) -> Iterator[None]:
+    print(f"{what} ...", flush=True)
+    start = time.monotonic()
+    yield
+    print(f"{what}: {time.monotonic() - start:.0f} s", flush=True)
