@@ -1,5 +1,6 @@
 """Networks against the reference's own outputs, and against live torchvision where torch is installed."""
 
+import pathlib
 import zlib
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from torch_support import import_torchvision
 
 from rdcd_jax import models
 from rdcd_jax.errors import UserError
@@ -14,9 +16,8 @@ from rdcd_jax.models.convolution import convolution, depthwise
 from rdcd_jax.train.state import split
 from rdcd_jax.weights import convert
 from rdcd_jax.weights.library import evaluation_mode
-from tests.conftest import DATA
-from tests.torch_support import import_torchvision
 
+DATA = pathlib.Path(__file__).parent / "data"
 NETWORKS = {"efficientnet_b0": 64, "resnet50": None}
 
 

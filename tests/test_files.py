@@ -1,0 +1,57 @@
+import json
+import os
+import stat
+
+import pytest
+
+from rdcd_jax.files import write_aside, write_json, write_text
+
+
+def test_the_old_file_stays_whole_when_the_block_raises(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), write_aside(path) as aside:
+        aside.write_text("half of the n")
+        assert path.read_text() == "old"
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_nothing_appears_when_the_first_write_fails(tmp_path):
+    with pytest.raises(ValueError, match="no"), write_aside(tmp_path / "new" / "a.txt"):
+        raise ValueError("no")
+    assert os.listdir(tmp_path / "new") == []
+
+
+def test_parents_are_made_and_the_suffix_kept(tmp_path):
+    path = tmp_path / "x" / "ü y" / "a.b.npz"
+    with write_aside(path) as aside:
+        assert aside.parent == path.parent
+        assert aside.suffix == ".npz"
+        aside.write_bytes(b"1")
+    assert path.read_bytes() == b"1"
+    assert os.listdir(path.parent) == ["a.b.npz"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+@pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_permissions_follow_the_umask(tmp_path, mask, expected):
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "a", "x")
+        assert os.umask(mask) == mask, "the umask was changed"
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == expected
+
+
+def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"é": [1, None, 0.5]})
+    assert "é" in path.read_text(encoding="utf-8")
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write_json(path, {"x": value})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"é": [1, None, 0.5]}
+    assert os.listdir(tmp_path) == ["a.json"]

@@ -1,0 +1,92 @@
+"""A network that compiles in a second, pictures and a config: for tests of what surrounds a step."""
+
+import pathlib
+
+import jax
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from rdcd_jax import models
+from rdcd_jax.evaluation.descriptors import Descriptors, write_descriptors
+from rdcd_jax.models import registry
+from rdcd_jax.models.layers import BatchNorm, conv, gem_pool
+from rdcd_jax.train.config import load_config
+from rdcd_jax.weights import tables
+from rdcd_jax.weights.library import Model, evaluation_mode, export_model
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+FEATURE = 16
+
+
+class ToyBackbone(nnx.Module):
+    """One convolution with its batch norm, GeM, and the wide head."""
+
+    def __init__(self, *, feature_dim, rngs, dtype=None):
+        self.conv = conv(3, 8, 3, stride=2, dtype=dtype, rngs=rngs)
+        self.bn = BatchNorm(8, dtype=dtype, rngs=rngs)
+        self.fc = nnx.Linear(8, feature_dim, rngs=rngs)
+
+    def __call__(self, images, rngs=None):
+        return self.fc(gem_pool(jax.nn.silu(self.bn(self.conv(images)))))
+
+
+def add_toys(monkeypatch):
+    """Registers the networks `toy` and `other_toy` for the length of a test."""
+    layers = ["backbone.conv", "backbone.bn", "backbone.fc", "projector"]
+    for name in ("toy", "other_toy"):
+        row = registry.Network(ToyBackbone, FEATURE)
+        monkeypatch.setitem(registry.NETWORKS, name, row)
+        monkeypatch.setitem(tables.LAYERS, name, lambda: {layer: layer for layer in layers})
+
+
+def make_pictures(folder, count, *, prefix="T", size=48, seed=0):
+    """Writes `count` JPEGs of coloured noise on a gradient, each unlike the others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    slope = np.linspace(0, 1, size)[:, None, None]
+    for i in range(count):
+        colours = random.random((2, 1, 3))
+        coarse = random.random((6, 6, 3)).repeat(size // 6, 0).repeat(size // 6, 1)
+        picture = 0.5 * (colours[0] * slope + colours[1] * (1 - slope)) + 0.5 * coarse
+        Image.fromarray((255 * picture).astype(np.uint8)).save(folder / f"{prefix}{i:05d}.jpg")
+    return folder
+
+
+def make_features(path, pictures, dim=FEATURE):
+    """Writes made-up unit descriptors of every picture of a folder."""
+    ids = np.asarray(sorted(picture.stem for picture in pictures.glob("*.jpg")))
+    rows = np.random.default_rng(1).standard_normal((len(ids), dim)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    write_descriptors(path, Descriptors(ids, rows, "made up"))
+    return path
+
+
+def make_export(folder, *, network="toy", dim=4, feature_dim=FEATURE, seed=0, folded=False):
+    """Exports a toy with random weights and statistics; a folded one has mean 0 and scale 1."""
+    rngs = nnx.Rngs(seed)
+    module = models.build(network, dim=dim, feature_dim=feature_dim, rngs=rngs)
+    if not folded:
+        norm = module.backbone.bn
+        norm.mean[...] = 0.1 + 0.2 * rngs.params.normal(norm.mean.shape)
+        norm.scale[...] = 1 + 0.2 * rngs.params.normal(norm.scale.shape)
+    export_model(folder, Model(folder.name, network, evaluation_mode(module), 32))
+    return folder
+
+
+def toy_config(pictures, features=None, **changes):
+    """The smoke config of RDCD for the toy student; `changes` by dotted names."""
+    config = load_config(f"{CONFIGS / 'rdcd.py'}:smoke,dim=4,data={pictures}", [])
+    config.student.network = "toy"
+    config.evaluate.image_size = 32
+    config.queue.size = config.bank.size = 24
+    if features is not None:
+        config.teacher.features = str(features)
+    for name, value in changes.items():
+        *parts, leaf = name.split(".")
+        node = config
+        for part in parts:
+            node = node[part]
+        assert leaf in node, name
+        node[leaf] = value
+    return config
