@@ -105,8 +105,14 @@ def _train(options, rest) -> None:
     config = load_config(options.config, rest)
     if options.init_from is not None:
         config.init_from = options.init_from
-    train_and_evaluate(config, options.workdir)
-    print(f"The run is in {options.workdir}, its student in {options.workdir / 'export'}.")
+    state = train_and_evaluate(config, options.workdir)
+    export = options.workdir / "export"
+    if export.is_dir():
+        print(f"The run is in {options.workdir}, its student in {export}.")
+    else:
+        print(
+            f"Stopped and saved after step {int(state.step)}; the same command continues the run."
+        )
 
 
 def _add_embed(verbs) -> None:

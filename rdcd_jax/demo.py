@@ -56,6 +56,8 @@ def run_demo(out: pathlib.Path) -> None:
                 ("teacher, whitened", config.student.dim, [r for r in rows if r.codec == codec])
             )
         with _timed("Training the student"):
+            # The teacher has just described the training pictures, for the score normalisation.
+            config.teacher.features = str(out / "teacher" / "descriptors" / "training.npz")
             train_and_evaluate(config, out / "run")
         with _timed("Evaluating the student after its training"):
             after = load_model(str(out / "run" / "export"))

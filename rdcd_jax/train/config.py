@@ -41,13 +41,16 @@ def load_config(config: str, overrides: list[str]) -> ml_collections.ConfigDict:
     path = pathlib.Path(config.partition(":")[0])
     if not path.is_file():
         raise UserError(f"{path}: there is no such config file; the project's are in configs/.")
+    words = ["rdcd-jax", f"--config={config}", *overrides]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    # Without `sys_argv` it would look for the overrides in the process's own arguments.
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
     with _importable(path.resolve().parent.parent):
         try:
-            values(["rdcd-jax", f"--config={config}", *overrides])
+            values(words)
             return values.config
-        except (flags.Error, ValueError, AttributeError, KeyError, TypeError) as error:
+        except Exception as error:
+            # A config file is a program of the user's, and may raise anything.
             lines = str(error).strip().splitlines()
             # An error inside the config file comes with its traceback, whose last line says what is wrong.
             told = lines[-1].partition(": ")[2] if "Traceback" in str(error) else " ".join(lines)

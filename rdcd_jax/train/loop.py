@@ -83,9 +83,7 @@ def train_and_evaluate(
     if wants_teacher and config.teacher.features == "live":
         describe_teacher, teacher, feature_dim = live_teacher(config.teacher)
     elif wants_teacher:
-        images, features = cached_features(
-            config.teacher, images, config.evaluate.image_size, workdir
-        )
+        images, features = cached_features(config.teacher, images, workdir)
         feature_dim = features.shape[1]
 
     steps_per_epoch = len(images) // config.batch_size

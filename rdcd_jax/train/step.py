@@ -85,9 +85,10 @@ def make_train_step(
             where the batch brings `teacher` features, nor where no term needs them.
 
     Returns:
-        A function of the state, the teacher's arrays, a batch and the run's dropout key that gives the next state and
-        scalar metrics. The batch holds `query` and (with `moco_lambda` or `sscd_lambda`) `key` views, uint8
-        [B, H, W, 3], and optionally `teacher` [B, F]. B is the global batch: under a jit over a mesh BatchNorm is synchronised.
+        A function of the state, the teacher's arrays, a batch and the run's dropout key that gives the
+        next state and scalar metrics. The batch holds `query` views and (with `moco_lambda` or
+        `sscd_lambda`) `key` views, uint8 [B, H, W, 3], and optionally `teacher` [B, F]. B is the global
+        batch: under a jit over a mesh BatchNorm is synchronised.
 
     Source: RDCD, section 3 and its training code for the order of things: the key encoder moves first, the losses see
     queue and bank as they were before this batch, and the batch is enqueued last.

@@ -56,14 +56,13 @@ def is_folded(module: nnx.Module) -> bool:
 
 
 def cached_features(
-    config: ml_collections.ConfigDict, images: ImageSet, image_size: int, workdir: pathlib.Path
+    config: ml_collections.ConfigDict, images: ImageSet, workdir: pathlib.Path
 ) -> tuple[ImageSet, np.ndarray]:
-    """The teacher's descriptor of every training picture, unedited.
+    """The teacher's descriptor of every training picture, unedited, at the size that suits the teacher.
 
     Args:
         config: the `teacher` part of a run's config; `features` is `cached` or a descriptor file.
         images: the training pictures.
-        image_size: side of the square pictures that the teacher is given.
         workdir: keeps the descriptors as `teacher_features.npz` for the next start.
 
     Returns:
@@ -81,7 +80,7 @@ def cached_features(
             found, _ = embed_images(
                 model.describe,
                 images,
-                image_size=image_size,
+                image_size=model.image_size,
                 model=model.name,
                 on_progress=lambda done, total: reporter.update(done),
             )
