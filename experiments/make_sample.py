@@ -26,16 +26,20 @@ from sample_edits import edited
 from sample_sources import Candidate, candidates, free_licence, open_picture
 
 REFERENCES, COPIES, DISTRACTORS, TRAINING = 360, 120, 40, 500
+# Came later, so that whitening a descriptor of 512 numbers has more pictures than numbers. They are
+# chosen last and named last, and no query uses them: so nothing that was there before changes.
+MORE_TRAINING = 300
 FOLDERS = {"R": "references", "Q": "queries", "T": "train"}
 SHORT_SIDE = {"R": 176, "Q": 176, "T": 160}
 QUALITY = {"R": 80, "Q": 80, "T": 75}
 COLUMNS = ("name", "kind", "package", "version", "path", "author", "licence")
 # Above this cosine two pictures are taken for copies of each other, and one of them is left out.
 SAME_PICTURE = 0.44
-# Every photograph is looked at, and this many of each other kind from a package.
-LOOKED_AT = 170
-MOST_OF_A_PACKAGE = {"R": 42, "T": 48}
-MOST_PHOTOGRAPHS_OF_A_PACKAGE = {"R": 130, "T": 140}
+# Every photograph is looked at, and this many of each other kind from a package. Rounds of choice:
+# references and distractors, training pictures, more training pictures.
+LOOKED_AT = {"R": 170, "T": 170, "more T": 270}
+MOST_OF_A_PACKAGE = {"R": 42, "T": 48, "more T": 44}
+MOST_PHOTOGRAPHS_OF_A_PACKAGE = {"R": 130, "T": 140, "more T": 140}
 # File names seen on the contact sheet and refused: maps of a surface and small models on plain
 # grey, then pictures nearly empty, of nearly naked figures, of a firm's mark, or of a series that
 # the benchmark has too.
@@ -44,6 +48,14 @@ REFUSED = re.compile(
     r"|easter_ears\.png|gnome-compressed\.png|grain\.png|jupiter\.png|nvl\.png|skybox5\.jpg"
     r"|quassel-client-7.*|slot_idle_background\.png|pepper_diff\.png|champion_maiden_archer.*"
     r"|gnome-mime-application-pdf.*|dino-start-conversation.*|stormydays_rt.*|smiley007.*"
+)
+# The same on the contact sheet of the later training pictures, refused in that round only.
+REFUSED_LATER = re.compile(
+    r".*_z\.jpg|.*_(colormask|NRM|alpha)\..*|mask-b\.png|imagedissolve.*|tileset_.*|light1\..*"
+    r"|Snow(mobile2|Part)_dif\.png|zoom\.png|bg pong field\.png|gfx_lightningGlow.*|rings01\.png"
+    r"|(wheel|motor|engine)\.png|whalehouse_destroyed\.png|default_legs\.png|ceil1_outer\.png"
+    r"|blue_flag\.png|ios-launchimage\.png|(unicef|nato)\.png|logo_slim\.png|norm\.png|clothes\.png"
+    r"|SnowWheel_dif\.png|emule_wheels\.jpg|large_plate_bw\.png|.*tile\d+_g\.png|texture_hanged\.png"
 )
 
 
@@ -89,29 +101,35 @@ def choose(
 
     found = sorted(candidates(packages), key=lambda c: (c.kind != "photo", c.package, c.path))
     found = [found[i] for i in np.random.default_rng(0).permutation(len(found))]
-    found, pictures = _suitable(packages, sorted(found, key=lambda c: c.kind != "photo"))
+    found, pictures, ranks = _suitable(packages, sorted(found, key=lambda c: c.kind != "photo"))
     described = describe(pictures)
     judged = np.maximum(*(_nearest(described, apart[part]) for part in ("references", "queries")))
     trained = _nearest(described, apart["train"])
 
-    chosen: dict[str, list[int]] = {"R": [], "T": []}
-    for name, wanted in (("R", REFERENCES + DISTRACTORS), ("T", TRAINING)):
+    chosen: dict[str, list[int]] = {}
+    wanted = {"R": REFERENCES + DISTRACTORS, "T": TRAINING, "more T": MORE_TRAINING}
+    for group in wanted:
+        chosen[group] = []
         taken: Counter = Counter()
         for i, candidate in enumerate(found):
             before = known.get((candidate.package, candidate.path))
-            likeness = max(judged[i], trained[i]) if name == "R" else judged[i]
-            fresh = before is None or (name == "T" and before == "T")
-            fresh = fresh and not REFUSED.fullmatch(candidate.path.rsplit("/", 1)[-1])
+            likeness = max(judged[i], trained[i]) if group == "R" else judged[i]
+            fresh = before is None or (group != "R" and before == "T")
+            file = candidate.path.rsplit("/", 1)[-1]
+            fresh = fresh and not REFUSED.fullmatch(file)
+            fresh = fresh and not (group == "more T" and REFUSED_LATER.fullmatch(file))
             photo = candidate.kind == "photo"
-            most = (MOST_PHOTOGRAPHS_OF_A_PACKAGE if photo else MOST_OF_A_PACKAGE)[name]
-            group = (candidate.package, photo)
-            near = _nearest(described[i : i + 1], described[chosen["R"] + chosen["T"]])[0]
-            if fresh and max(likeness, near) < SAME_PICTURE and taken[group] < most:
-                chosen[name].append(i)
-                taken[group] += 1
-            if len(chosen[name]) == wanted:
+            most = (MOST_PHOTOGRAPHS_OF_A_PACKAGE if photo else MOST_OF_A_PACKAGE)[group]
+            fresh = fresh and (photo or ranks[i] < LOOKED_AT[group])
+            source = (candidate.package, photo)
+            others = described[sorted(set().union(*chosen.values()))]
+            near = _nearest(described[i : i + 1], others)[0]
+            if fresh and max(likeness, near) < SAME_PICTURE and taken[source] < most:
+                chosen[group].append(i)
+                taken[source] += 1
+            if len(chosen[group]) == wanted[group]:
                 break
-    return _rows([found[i] for i in chosen["R"]], [found[i] for i in chosen["T"]])
+    return _rows(*([found[i] for i in chosen[group]] for group in wanted))
 
 
 def render(packages: pathlib.Path, sample: pathlib.Path) -> None:
@@ -124,7 +142,7 @@ def render(packages: pathlib.Path, sample: pathlib.Path) -> None:
     with open(sample / "sources.tsv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     reference_of = {_source(row): row["name"] for row in rows if row["name"][0] == "R"}
-    training = [row for row in rows if row["name"][0] == "T"]
+    training = [row for row in rows if row["name"][0] == "T"][:TRAINING]
     truth, edits = ["query_id,reference_id"], ["query_id,edits,second_picture"]
     for row in rows:
         name, letter = row["name"], row["name"][0]
@@ -175,12 +193,15 @@ def _described_folder(describe, folder: pathlib.Path) -> np.ndarray:
 
 
 def _suitable(packages, found):
-    """Leaves out what is small, very long, nearly empty or unreadable; decodes the rest."""
-    kept, pictures = [], []
+    """Leaves out what is small, very long, nearly empty or unreadable; decodes the rest.
+
+    Returns the candidates kept, their pictures, and each one's rank in its package and kind.
+    """
+    kept, pictures, ranks = [], [], []
     seen: Counter = Counter()
     for candidate in found:
         group = (candidate.package, candidate.kind)
-        if seen[group] >= LOOKED_AT and candidate.kind != "photo":
+        if seen[group] >= max(LOOKED_AT.values()) and candidate.kind != "photo":
             continue
         try:
             image = open_picture(packages / candidate.package, candidate.path)
@@ -191,13 +212,16 @@ def _suitable(packages, found):
         values = np.asarray(image.convert("L").resize((64, 64)), float)
         if values.std() < 22 or max((values > 250).mean(), (values < 6).mean()) > 0.45:
             continue
-        seen[group] += 1
         kept.append(candidate)
         pictures.append(_reduced(image))
-    return kept, pictures
+        ranks.append(seen[group])
+        seen[group] += 1
+    return kept, pictures, ranks
 
 
-def _rows(references: list[Candidate], training: list[Candidate]) -> list[dict[str, str]]:
+def _rows(
+    references: list[Candidate], training: list[Candidate], more: list[Candidate]
+) -> list[dict[str, str]]:
     """Gives names in random order, so that a name tells nothing of a picture."""
     rng = np.random.default_rng(1)
     shuffled = [references[i] for i in rng.permutation(len(references))]
@@ -205,6 +229,7 @@ def _rows(references: list[Candidate], training: list[Candidate]) -> list[dict[s
     queries = [references[i] for i in rng.permutation(REFERENCES)[:COPIES]] + distractors
     queries = [queries[i] for i in rng.permutation(len(queries))]
     training = [training[i] for i in rng.permutation(len(training))]
+    training += [more[i] for i in rng.permutation(len(more))]
     return [
         {"name": f"{letter}{i:0{digits}d}", **candidate._asdict()}
         for letter, digits, group in (("R", 6, references), ("Q", 5, queries), ("T", 6, training))

@@ -38,11 +38,12 @@ def test_counts_and_names_are_those_of_a_small_disc():
         digits = 5 if letter == "Q" else 6
         assert names == [f"{letter}{i:0{digits}d}.jpg" for i in range(len(names))]
         counts[letter] = len(names)
-    assert counts["R"] >= 300 and counts["Q"] >= 100 and counts["T"] >= 400
+    # Whitening a descriptor of 512 numbers needs more training pictures than that.
+    assert counts == {"R": 360, "Q": 160, "T": 800}
 
 
-def test_the_whole_stays_under_twelve_megabytes():
-    assert sum(file.stat().st_size for file in SAMPLE.rglob("*") if file.is_file()) < 12_000_000
+def test_the_whole_stays_under_eleven_and_a_half_megabytes():
+    assert sum(file.stat().st_size for file in SAMPLE.rglob("*") if file.is_file()) < 11_500_000
 
 
 def test_every_picture_decodes_at_a_useful_size():
