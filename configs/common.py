@@ -42,7 +42,7 @@ def parse_arg(arg: str | None, **defaults: str | int | float | bool) -> ml_colle
                 values[name] = kind(text)
         except (KeyError, ValueError):
             raise ValueError(
-                f"the config argument {name}='{text}' is not a {kind.__name__}"
+                f"the config argument {name}='{text}' is not of type {kind.__name__}"
             ) from None
     return ml_collections.ConfigDict(values)
 
@@ -60,7 +60,7 @@ def base_config(data: str = "") -> ml_collections.ConfigDict:
     config.init_from = ""
 
     config.data = ml_collections.ConfigDict()
-    # A folder of pictures or a text file of paths.
+    # A folder of pictures, a text file of paths, or sample:train, the bundled ones.
     config.data.train = data
     # SIMCLR, STRONG_BLUR, ADVANCED, ADVANCED_NO_OVERLAY or MILD.
     config.data.policy = "ADVANCED"
@@ -116,7 +116,7 @@ def base_config(data: str = "") -> ml_collections.ConfigDict:
     config.schedule = ml_collections.ConfigDict()
     config.schedule.epochs = 100
     config.schedule.warmup_epochs = 5
-    # Ends the run (and its cosine) after that many steps instead; 0 for none.
+    # Ends the run after that many steps, on the same cosine; 0 for none.
     config.schedule.max_steps = 0
 
     # In steps.
@@ -138,7 +138,7 @@ def base_config(data: str = "") -> ml_collections.ConfigDict:
 
 def make_smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Shrinks a config to some steps that take seconds anywhere, on the bundled sample where `data` is not given."""
-    config.data.train = config.data.train or "sample"
+    config.data.train = config.data.train or "sample:train"
     config.data.policy = "STRONG_BLUR"
     config.image_size = 32
     config.batch_size = 8

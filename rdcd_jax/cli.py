@@ -21,8 +21,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = make_parser()
     options, rest = parser.parse_known_args(argv)
-    if rest and options.verb != "train":
-        parser.error(f"unknown argument {rest[0]}; see `rdcd-jax {options.verb} --help`")
+    # A config's fields are known only when it is loaded.
+    unknown = [word for word in rest if options.verb != "train" or not word.startswith("--config.")]
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]}; see `rdcd-jax {options.verb} --help`")
     try:
         options.run(options, rest)
     except (UserError, OSError) as error:
@@ -59,7 +61,7 @@ def _verb(verbs, name: str, run, about: str, example: str) -> argparse.ArgumentP
         allow_abbrev=False,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, usage_error=parser.error)
     return parser
 
 
@@ -138,7 +140,14 @@ def _add_embedding_options(parser) -> None:
     parser.add_argument(
         "--image-size", type=int, metavar="S", help="side in pixels; the model's own by default"
     )
-    parser.add_argument("--batch-size", type=int, default=32, metavar="B")
+    parser.add_argument("--batch-size", type=_positive, default=32, metavar="B")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
 
 
 def _embed(options, rest) -> None:
@@ -219,8 +228,8 @@ def _evaluate(options, rest) -> None:
             options.queries, options.references, options.ground_truth, options.out, **shared
         )
     else:
-        raise UserError(
-            "evaluate takes either --model and --data, or --queries, --references and --ground-truth."
+        options.usage_error(
+            "evaluate takes either --model and --data, or --queries, --references and --ground-truth"
         )
     print_rows(rows)
 

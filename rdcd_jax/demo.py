@@ -34,6 +34,8 @@ def run_demo(out: pathlib.Path) -> None:
     Raises:
         UserError: where there is no teacher, telling how to get one.
     """
+    # A continued run must find its own pictures and features under the same names.
+    out = out.resolve()
     teacher = load_model("sscd")
     for licence in store.teacher_licences():
         print(f"Teacher: {licence}")

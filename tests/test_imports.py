@@ -39,7 +39,9 @@ def imported(path, *, everywhere):
             assert node.level == 0, f"{path}: relative import"
             # `from package import name` imports the module package.name where there is one.
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        elif everywhere or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        elif everywhere or not isinstance(
+            node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+        ):
             waiting += ast.iter_child_nodes(node)
     return found
 

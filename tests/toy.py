@@ -20,15 +20,17 @@ FEATURE = 16
 
 
 class ToyBackbone(nnx.Module):
-    """One convolution with its batch norm, GeM, and the wide head."""
+    """One convolution with its batch norm, GeM, dropout, and the wide head."""
 
     def __init__(self, *, feature_dim, rngs, dtype=None):
         self.conv = conv(3, 8, 3, stride=2, dtype=dtype, rngs=rngs)
         self.bn = BatchNorm(8, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(0.2)
         self.fc = nnx.Linear(8, feature_dim, rngs=rngs)
 
     def __call__(self, images, rngs=None):
-        return self.fc(gem_pool(jax.nn.silu(self.bn(self.conv(images)))))
+        pooled = gem_pool(jax.nn.silu(self.bn(self.conv(images))))
+        return self.fc(self.dropout(pooled, rngs=rngs))
 
 
 def add_toys(monkeypatch):

@@ -9,10 +9,6 @@ from PIL import ExifTags, Image
 
 from rdcd_jax.errors import UnreadableImageError
 
-# Normalisation of RGB values in [0, 1]; it is done on the device, batches are shipped as uint8.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 # Pillow refuses to open what is larger than this, from the header and before it decodes anything.
 MAX_MEGAPIXELS = 2 * Image.MAX_IMAGE_PIXELS / 1e6
 

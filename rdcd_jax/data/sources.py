@@ -1,6 +1,7 @@
 """Where pictures come from: a folder or a text file of paths, as a fixed list of ids and paths."""
 
 import dataclasses
+import importlib.resources
 import os
 import pathlib
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from rdcd_jax.errors import UserError
 
 _PHOTOGRAPHS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".jp2")
 EXTENSIONS = {*_PHOTOGRAPHS, ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
+
+# Pictures inside the package, by these names instead of a folder's.
+BUNDLED = ("sample:train", "sample:references", "sample:queries")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +39,7 @@ def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
     Args:
         source: a folder, searched recursively for the usual image extensions (hidden files and
             folders are left out, links are followed), or a text file (UTF-8) with one path a line,
-            absolute or relative to the text file's folder.
+            absolute or relative to the text file's folder; or one of `BUNDLED`.
         ids: "name" makes the file name without its extension the id; "path" the path below the
             folder (or as the text file writes it), extension included.
 
@@ -48,6 +52,8 @@ def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
     if ids not in ("name", "path"):
         raise UserError(f"ids={ids!r} is not known: use 'name' or 'path'.")
     text = os.fspath(source)
+    if text in BUNDLED:
+        text = str(importlib.resources.files("rdcd_jax") / "sample" / text.partition(":")[2])
     if text.startswith("tfds:") or ".array_record" in pathlib.PurePath(text).name:
         raise UserError(
             f"{text}: this kind of source cannot be read; give a folder of images or a text file "

@@ -51,7 +51,7 @@ def read_descriptors(path: str | os.PathLike, part: str | None = None) -> Descri
         UserError: a missing or damaged file, another layout, NaN, wrong shapes, duplicate ids.
     """
     path = pathlib.Path(path)
-    suffix = _known_suffix(path)
+    suffix = descriptor_suffix(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such descriptor file.")
     try:
@@ -78,7 +78,7 @@ def write_descriptors(path: str | os.PathLike, descriptors: Descriptors) -> None
         UserError: another suffix, NaN, wrong shapes, duplicate ids.
     """
     path = pathlib.Path(path)
-    suffix = _known_suffix(path)
+    suffix = descriptor_suffix(path)
     _require_sound(descriptors, path)
     ids = np.asarray(descriptors.ids, np.str_)
     rows = np.asarray(descriptors.descriptors, np.float32)
@@ -91,6 +91,18 @@ def write_descriptors(path: str | os.PathLike, descriptors: Descriptors) -> None
             names = ids.astype(object)
             file.create_dataset("image_names", data=names, dtype=h5py.string_dtype("utf-8"))
             file.attrs["model"] = descriptors.model
+
+
+def descriptor_suffix(path: str | os.PathLike) -> str:
+    """The suffix of a descriptor file's name, in small letters.
+
+    Raises:
+        UserError: it is neither `.npz` nor one of HDF5's.
+    """
+    suffix = pathlib.Path(path).suffix.lower()
+    if suffix != ".npz" and suffix not in _H5_SUFFIXES:
+        raise UserError(f"{path}: descriptors are kept in .npz or .h5 files; name one of those.")
+    return suffix
 
 
 def require_comparable(named: Mapping[str, Descriptors]) -> None:
@@ -118,15 +130,9 @@ def require_comparable(named: Mapping[str, Descriptors]) -> None:
             )
 
 
-def _known_suffix(path: pathlib.Path) -> str:
-    suffix = path.suffix.lower()
-    if suffix != ".npz" and suffix not in _H5_SUFFIXES:
-        raise UserError(f"{path}: descriptors are kept in .npz or .h5 files; name one of those.")
-    return suffix
-
-
 def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, str]:
-    with np.load(path, allow_pickle=False) as arrays:
+    # Opened here, since numpy leaves a file open that turns out not to be an archive.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         missing = [name for name in ("ids", "descriptors") if name not in arrays]
         if missing:
             raise UserError(

@@ -76,8 +76,9 @@ def embed_images(
             batch[filled] = picture
             ids.append(image_id)
             filled += 1
-        if filled == batch_size or (filled and done == len(images)):
-            flush()
+        if filled == batch_size or done == len(images):
+            if filled:
+                flush()
             filled = 0
             if on_progress is not None:
                 on_progress(done, len(images))

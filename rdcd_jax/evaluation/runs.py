@@ -13,6 +13,7 @@ from rdcd_jax.evaluation import protocols
 from rdcd_jax.evaluation.codecs import parse_codecs
 from rdcd_jax.evaluation.descriptors import (
     Descriptors,
+    descriptor_suffix,
     read_descriptors,
     require_comparable,
     write_descriptors,
@@ -74,6 +75,7 @@ def embed_to_file(
     Raises:
         UserError: no pictures, none readable, or `out` of another kind.
     """
+    descriptor_suffix(out)  # Told before the pictures are described.
     images = images if isinstance(images, ImageSet) else find_images(images)
     told = None if on_progress is None else functools.partial(on_progress, images.source)
     descriptors, unreadable = _embedded(model, images, batch_size, told)

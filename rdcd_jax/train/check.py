@@ -5,8 +5,10 @@ import re
 
 import ml_collections
 
+from rdcd_jax.data.policies import make_view
 from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import UserError
+from rdcd_jax.evaluation.codecs import parse_codecs
 from rdcd_jax.evaluation.ground_truth import find_disc_layout
 
 # The names of DISC2021's queries.
@@ -75,12 +77,15 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for name in _NOT_NEGATIVE:
         if not value[name] >= 0:
             raise UserError(f"config.{name} is {value[name]}; it must not be negative.")
+    make_view(config.data.policy, config.image_size)
+    parse_codecs(config.evaluate.codecs)
     if not 0 <= config.objective.key_momentum <= 1:
         raise UserError(
             f"config.objective.key_momentum is {config.objective.key_momentum}; it lies between 0 and 1."
         )
-    for name in ("queue", "bank"):
-        if config[name].size < config.batch_size:
+    used = {"queue": config.objective.moco_lambda, "bank": config.objective.kld_lambda}
+    for name, weight in used.items():
+        if weight and config[name].size < config.batch_size:
             raise UserError(
                 f"config.{name}.size is {config[name].size}, smaller than config.batch_size = {config.batch_size};"
                 f" a {name} holds at least one batch."

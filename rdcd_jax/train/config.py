@@ -1,6 +1,7 @@
 """Loads a config file with its argument and overrides, the way ml_collections' flags do."""
 
 import contextlib
+import difflib
 import pathlib
 import sys
 
@@ -9,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from rdcd_jax.errors import UserError
+from rdcd_jax.train.record import flat
 
 
 def find_config(name: str) -> pathlib.Path:
@@ -41,20 +43,33 @@ def load_config(config: str, overrides: list[str]) -> ml_collections.ConfigDict:
     path = pathlib.Path(config.partition(":")[0])
     if not path.is_file():
         raise UserError(f"{path}: there is no such config file; the project's are in configs/.")
+    with _importable(path.resolve().parent.parent):
+        fields = flat(_parsed(config, []).to_dict())
+        for word in overrides:
+            name = word.removeprefix("--config.").partition("=")[0]
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+                hint = f"; did you mean {near[0]}?" if near else "."
+                raise UserError(f"{config}: the config has no field '{name}'{hint}")
+        return _parsed(config, overrides)
+
+
+def _parsed(config: str, overrides: list[str]) -> ml_collections.ConfigDict:
     words = ["rdcd-jax", f"--config={config}", *overrides]
     values = flags.FlagValues()
     # Without `sys_argv` it would look for the overrides in the process's own arguments.
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
-    with _importable(path.resolve().parent.parent):
-        try:
-            values(words)
-            return values.config
-        except Exception as error:
-            # A config file is a program of the user's, and may raise anything.
-            lines = str(error).strip().splitlines()
-            # An error inside the config file comes with its traceback, whose last line says what is wrong.
-            told = lines[-1].partition(": ")[2] if "Traceback" in str(error) else " ".join(lines)
-            raise UserError(f"{config}: {told}.") from error
+    try:
+        values(words)
+        if not isinstance(values.config, ml_collections.ConfigDict):
+            raise TypeError(f"get_config gives a {type(values.config).__name__}, not a ConfigDict")
+        return values.config
+    except Exception as error:
+        # A config file is a program of the user's, and may raise anything.
+        lines = str(error).strip().splitlines()
+        # An error inside the config file comes with its traceback, whose last line says what is wrong.
+        told = lines[-1].partition(": ")[2] if "Traceback" in str(error) else " ".join(lines)
+        raise UserError(f"{config}: {told.rstrip('.')}.") from error
 
 
 @contextlib.contextmanager

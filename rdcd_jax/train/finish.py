@@ -30,7 +30,7 @@ def calibrate_batch_norm(model: Model, images: ImageSet, count: int) -> None:
     Args:
         model: the network.
         images: training pictures.
-        count: how many of them to use, evenly spread; whole batches of 64 (of all, if there are fewer) are used.
+        count: how many of them to use, evenly spread; whole batches of 64 are used (one of all, if there are fewer).
 
     Raises:
         UserError: too few pictures can be read for one batch.
@@ -57,6 +57,8 @@ def calibrate_batch_norm(model: Model, images: ImageSet, count: int) -> None:
         if len(batch) == size:
             found.append(measured(arrays, np.stack(batch)))
             batch = []
+    if batch and not found:
+        found.append(measured(arrays, np.stack(batch)))
     if not found:
         raise UserError(f"{images.source}: too few readable pictures to calibrate BatchNorm on.")
     average = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
@@ -90,5 +92,5 @@ def whitened_projector(model: Model, images: ImageSet) -> None:
     # scale serves, and this one keeps the numbers near 1.
     scale = np.sqrt(len(found.descriptors))
     kernel, bias = whitening.components.T, -whitening.components @ whitening.mean
-    projector.kernel[...] = jnp.asarray(kernel * scale, jnp.float32)
-    projector.bias[...] = jnp.asarray(bias * scale, jnp.float32)
+    projector.kernel.set_value(jnp.asarray(kernel * scale, jnp.float32))
+    projector.bias.set_value(jnp.asarray(bias * scale, jnp.float32))

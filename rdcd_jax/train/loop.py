@@ -92,6 +92,11 @@ def train_and_evaluate(
             f"{images.source}: {len(images)} pictures do not fill one batch of {config.batch_size};"
             " lower config.batch_size."
         )
+    if config.student.projector == "whitened" and len(images) < feature_dim:
+        raise UserError(
+            f"{images.source}: {len(images)} pictures are too few to whiten {feature_dim} numbers; use more, or"
+            " set config.student.projector to 'learned'."
+        )
     schedule = learning_rate_schedule(
         config.optimizer.learning_rate * config.batch_size / 256,
         steps_per_epoch,
@@ -219,13 +224,15 @@ def prefetched(batches: Batches, features: np.ndarray | None, mesh, workdir: pat
 
     Lists the unreadable pictures that come by in `unreadable.txt`.
     """
-    unreadable = set()
+    listing = workdir / "unreadable.txt"
+    listed = set(listing.read_text(encoding="utf-8").splitlines()) if listing.exists() else set()
 
     def put(batch):
-        for place in set(batch["unreadable"].tolist()) - unreadable - {-1}:
-            unreadable.add(place)
-            with (workdir / "unreadable.txt").open("a", encoding="utf-8") as file:
-                file.write(f"{images.paths[place]}\n")
+        unreadable = {images.paths[place] for place in batch["unreadable"] if place >= 0}
+        if unreadable - listed:
+            with listing.open("a", encoding="utf-8") as file:
+                file.writelines(f"{path}\n" for path in sorted(unreadable - listed))
+            listed.update(unreadable)
         arrays = {name: batch[name] for name in ("query", "key") if name in batch}
         if features is not None:
             arrays["teacher"] = features[batch["index"]]
@@ -264,7 +271,7 @@ class StepLog:
         """Writes one line for each step; gives the newest.
 
         Raises:
-            UserError: naming the step and the term that is not finite.
+            UserError: naming the step and the terms that are not finite.
         """
         if not self._pending:
             return self._row
@@ -276,13 +283,14 @@ class StepLog:
         rows = []
         for (step, scalars), rate in zip(pending, rates, strict=True):
             values = {name: float(value) for name, value in scalars.items()}
-            for name, value in values.items():
-                if not math.isfinite(value):
-                    self._metrics.write(rows)
-                    raise UserError(
-                        f"Step {step}: {name} is {value}. The last good checkpoint is of step {last_checkpoint};"
-                        " lower config.optimizer.learning_rate and start again in another --workdir."
-                    )
+            bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+            if bad:
+                self._metrics.write(rows)
+                told = ", ".join(f"{name} is {value}" for name, value in bad.items())
+                raise UserError(
+                    f"Step {step}: {told}. The last good checkpoint is of step {last_checkpoint};"
+                    " lower config.optimizer.learning_rate and start again in another --workdir."
+                )
             rows.append(
                 {
                     "step": step,

@@ -13,6 +13,8 @@ import jax
 from rdcd_jax.errors import UserError
 from rdcd_jax.files import write_json, write_text
 
+# The teacher's descriptors of the training pictures, in the workdir of a run that keeps them.
+TEACHER_FEATURES = "teacher_features.npz"
 PACKAGES = (
     "rdcd-jax",
     "jax",
@@ -77,7 +79,8 @@ def begin(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
     """
     path = workdir / "run.json"
     starts = []
-    if path.exists():
+    # A start that failed before it made anything binds nobody to its config.
+    if path.exists() and _has_results(workdir):
         try:
             before = json.loads(path.read_text())
             theirs, starts = flat(before["config"]), before["starts"]
@@ -95,6 +98,12 @@ def begin(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     start = {"time": now, "command": sys.argv, **environment()}
     write_json(path, {"config": config, "starts": [*starts, start]})
+
+
+def _has_results(workdir: pathlib.Path) -> bool:
+    checkpoints = workdir / "checkpoints"
+    cached = workdir / TEACHER_FEATURES
+    return cached.exists() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
 def flat(tree: dict, prefix: str = "") -> dict:

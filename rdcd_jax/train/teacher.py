@@ -14,6 +14,7 @@ from rdcd_jax.evaluation.descriptors import read_descriptors, write_descriptors
 from rdcd_jax.evaluation.embed import embed_images
 from rdcd_jax.models.layers import BatchNorm
 from rdcd_jax.progress import Reporter
+from rdcd_jax.train.record import TEACHER_FEATURES
 from rdcd_jax.train.state import Tree
 from rdcd_jax.weights.library import Model, load_model
 
@@ -42,7 +43,7 @@ def live_teacher(
     graph, arrays = nnx.split(module)
 
     def describe(arrays: Tree, images: jax.Array) -> jax.Array:
-        return nnx.merge(graph, arrays)(images)[0]
+        return nnx.merge(graph, arrays)(images)[1]
 
     return describe, nnx.as_pure(arrays), _feature_dim(model)
 
@@ -71,7 +72,7 @@ def cached_features(
     Raises:
         UserError: if a descriptor file lacks most of the pictures.
     """
-    path = workdir / "teacher_features.npz"
+    path = workdir / TEACHER_FEATURES
     if config.features != "cached":
         path = pathlib.Path(config.features)
     elif not path.exists():

@@ -142,8 +142,9 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _load_export(folder: pathlib.Path, name: str | None = None) -> Model:
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        sizes = {"dim": card["dim"], "feature_dim": card["feature_dim"]}
-        network_name, image_size = card["network"], int(card["image_size"])
+        dim, feature_dim = card["dim"], int(card["feature_dim"])
+        dim = None if dim is None else int(dim)
+        network_name, image_size = str(card["network"]), int(card["image_size"])
         name = name or card["name"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -155,7 +156,8 @@ def _load_export(folder: pathlib.Path, name: str | None = None) -> Model:
         read_safetensors(folder / WEIGHTS),
         image_size,
         source=folder / WEIGHTS,
-        **sizes,
+        dim=dim,
+        feature_dim=feature_dim,
     )
 
 
