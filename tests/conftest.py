@@ -11,6 +11,7 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import numpy as np
 import pytest
+from toy import add_toys, make_features, make_pictures
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -27,3 +28,18 @@ def vectors():
             return dict(file)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp("data") / "train", 40)
+
+
+@pytest.fixture(scope="session")
+def features(pictures):
+    return make_features(pictures.parent / "features.npz", pictures)
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    add_toys(monkeypatch)

@@ -4,23 +4,25 @@ import json
 import signal
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
-from toy import CONFIGS, add_toys, make_export, make_features, make_pictures, toy_config
+from toy import (
+    CONFIGS,
+    describe,
+    make_export,
+    make_features,
+    make_pictures,
+    metrics_of,
+    relational_kl_of,
+    toy_config,
+)
 
-from rdcd_jax.data.decode import decode_rgb, resize_square
-from rdcd_jax.data.pipeline import make_batches
-from rdcd_jax.data.sources import find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.descriptors import read_descriptors
-from rdcd_jax.evaluation.embed import embed_images
-from rdcd_jax.models.descriptor import normalize_images
 from rdcd_jax.train import record
 from rdcd_jax.train.config import load_config
 from rdcd_jax.train.loop import make_student, train_and_evaluate
 from rdcd_jax.train.state import split
-from rdcd_jax.train.teacher import cached_features
 from rdcd_jax.weights.library import load_model
 
 LOSSES = {"loss", "info_nce", "hard_negative", "relational_kl"}
@@ -33,26 +35,6 @@ STATISTICS = {
 }
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return make_pictures(tmp_path_factory.mktemp("data") / "train", 40)
-
-
-@pytest.fixture(scope="module")
-def features(pictures):
-    return make_features(pictures.parent / "features.npz", pictures)
-
-
-@pytest.fixture
-def toys(monkeypatch):
-    add_toys(monkeypatch)
-
-
-def metrics_of(workdir):
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
 def assert_equal_states(actual, expected):
     for name in expected.__dataclass_fields__:
         jax.tree.map(
@@ -60,14 +42,6 @@ def assert_equal_states(actual, expected):
             getattr(actual, name),
             getattr(expected, name),
         )
-
-
-def describe(model, pictures):
-    found, unreadable = embed_images(
-        model.describe, find_images(pictures), image_size=model.image_size, batch_size=8
-    )
-    assert not unreadable
-    return found.descriptors
 
 
 # A whole run of the real student.
@@ -410,11 +384,6 @@ def test_other_objectives_train(toys, pictures, features, tmp_path, changes, nam
     )
 
 
-def relational_kl_of(config, workdir):
-    train_and_evaluate(config, workdir)
-    return [row["relational_kl"] for row in metrics_of(workdir)]
-
-
 def test_dropout_may_be_left_out(toys, pictures, features, tmp_path):
     found = []
     for dropout in (True, False):
@@ -422,109 +391,3 @@ def test_dropout_may_be_left_out(toys, pictures, features, tmp_path):
         config = toy_config(pictures, features, **changes)
         found += relational_kl_of(config, tmp_path / str(dropout))
     assert abs(found[0] - found[1]) > 1e-5
-
-
-def test_batch_norm_of_a_live_teacher(toys, pictures, tmp_path):
-    teacher = make_export(tmp_path / "teacher", dim=None, seed=3)
-    folded = make_export(tmp_path / "folded", dim=None, seed=3, folded=True)
-    found = {}
-    for bn in ("running", "batch"):
-        changes = {"teacher.model": str(teacher), "teacher.bn": bn, "schedule.max_steps": 2}
-        found[bn] = relational_kl_of(toy_config(pictures, **changes), tmp_path / bn)
-    assert abs(found["running"][0] - found["batch"][0]) > 1e-4
-    config = toy_config(pictures, **{"teacher.model": str(folded), "teacher.bn": "batch"})
-    with pytest.raises(UserError, match=r"config\.teacher\.bn is 'batch', .*folded"):
-        train_and_evaluate(config, tmp_path / "refused")
-
-
-def test_a_cached_teacher_is_asked_once(toys, pictures, tmp_path):
-    teacher = make_export(tmp_path / "teacher", dim=None, seed=3)
-    changes = {"teacher.features": "cached", "teacher.model": str(teacher)}
-    config = toy_config(pictures, **changes, **{"schedule.max_steps": 1})
-    state = train_and_evaluate(config, tmp_path / "run")
-    kept = read_descriptors(tmp_path / "run" / "teacher_features.npz")
-    model = load_model(str(teacher))
-    np.testing.assert_allclose(kept.descriptors, describe(model, pictures), atol=1e-6)
-    # Each view came with its own picture's descriptor.
-    batches = make_batches(
-        find_images(pictures), policy="STRONG_BLUR", image_size=32, batch_size=8, seed=0
-    )
-    with batches:
-        shown = next(batches)["index"]
-    np.testing.assert_array_equal(state.bank[:8], kept.descriptors[shown])
-    # The next start reads the file.
-    for path in teacher.iterdir():
-        path.unlink()
-    config.schedule.max_steps = 2
-    train_and_evaluate(config, tmp_path / "run")
-
-
-def test_a_descriptor_file_of_other_pictures_is_refused(toys, pictures, features, tmp_path):
-    others = make_pictures(tmp_path / "others", 30, prefix="T1")
-    images = find_images(others)
-    config = ml_collections.ConfigDict({"features": str(features), "model": "sscd"})
-    with pytest.raises(UserError, match="descriptors of only 0 of the 30 training pictures"):
-        train_and_evaluate(toy_config(others, features), tmp_path / "run")
-    some = make_features(tmp_path / "some.npz", make_pictures(tmp_path / "some", 20, prefix="T1"))
-    config.features = str(some)
-    kept, rows = cached_features(config, images, tmp_path)
-    assert len(kept) == len(rows) == 20
-
-
-def test_a_calibrated_export(toys, pictures, features, tmp_path):
-    config = toy_config(pictures, features, **{"schedule.max_steps": 1, "student.calibrate": 32})
-    state = train_and_evaluate(config, tmp_path)
-    model = load_model(str(tmp_path / "export"))
-    params, batch_stats = split(model.module)[1:]
-    jax.tree.map(np.testing.assert_array_equal, params, state.params)
-    bn = batch_stats["backbone"]["bn"]
-    assert np.all(bn["mean"] != state.batch_stats["backbone"]["bn"]["mean"])
-    # By hand: the first layer's outputs over the same 32 pictures.
-    images = find_images(pictures)
-    places = np.linspace(0, 39, 32).round().astype(int)
-    batch = [np.asarray(resize_square(decode_rgb(images.paths[i]), 32)) for i in places]
-    outputs = model.module.backbone.conv(normalize_images(jax.numpy.asarray(np.stack(batch))))
-    outputs = np.asarray(outputs).reshape(-1, 8)
-    np.testing.assert_allclose(bn["mean"], outputs.mean(0), atol=1e-4)
-    np.testing.assert_allclose(bn["var"], outputs.var(0, ddof=1), rtol=1e-3)
-
-
-def test_calibration_passes_over_unreadable_pictures(toys, tmp_path):
-    pictures = make_pictures(tmp_path / "train", 12)
-    features = make_features(tmp_path / "features.npz", pictures)
-    (pictures / "T00003.jpg").write_bytes(b"no picture")
-    changes = {"schedule.max_steps": 1, "student.calibrate": 12}
-    train_and_evaluate(toy_config(pictures, features, **changes), tmp_path / "run")
-    assert (tmp_path / "run" / "export" / "model.json").is_file()
-
-
-def test_a_whitened_export(toys, pictures, features, tmp_path):
-    changes = {"student.projector": "whitened", "objective.moco_lambda": 0.0}
-    config = toy_config(pictures, features, **changes, **{"schedule.max_steps": 1})
-    train_and_evaluate(config, tmp_path)
-    model = load_model(str(tmp_path / "export"))
-    assert describe(model, pictures).shape == (40, 4)
-    # Before its normalisation the descriptor is the white one.
-    images, _ = embed_images(
-        lambda batch: np.asarray(
-            model.module.projector(
-                model.module.backbone(normalize_images(jax.numpy.asarray(batch)))
-            )
-        ),
-        find_images(pictures),
-        image_size=32,
-        batch_size=40,
-    )
-    covariance = np.cov(images.descriptors.T)
-    np.testing.assert_allclose(covariance / covariance[0, 0], np.eye(4), atol=0.02)
-    deviation = np.sqrt(covariance[0, 0])
-    np.testing.assert_allclose(images.descriptors.mean(axis=0) / deviation, 0, atol=0.02)
-
-
-def test_whitening_needs_enough_pictures(toys, tmp_path):
-    pictures = make_pictures(tmp_path / "train", 12)
-    features = make_features(tmp_path / "features.npz", pictures)
-    changes = {"student.projector": "whitened", "objective.moco_lambda": 0.0}
-    with pytest.raises(UserError, match="12"):
-        train_and_evaluate(toy_config(pictures, features, **changes), tmp_path / "run")
-    assert not (tmp_path / "run" / "metrics.jsonl").exists(), "told only after the training"

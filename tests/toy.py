@@ -1,5 +1,6 @@
 """A network that compiles in a second, pictures and a config: for tests of what surrounds a step."""
 
+import json
 import pathlib
 
 import jax
@@ -8,10 +9,13 @@ from flax import nnx
 from PIL import Image
 
 from rdcd_jax import models
+from rdcd_jax.data.sources import find_images
 from rdcd_jax.evaluation.descriptors import Descriptors, write_descriptors
+from rdcd_jax.evaluation.embed import embed_images
 from rdcd_jax.models import registry
 from rdcd_jax.models.layers import BatchNorm, conv, gem_pool
 from rdcd_jax.train.config import load_config
+from rdcd_jax.train.loop import train_and_evaluate
 from rdcd_jax.weights import tables
 from rdcd_jax.weights.library import Model, evaluation_mode, export_model
 
@@ -92,3 +96,21 @@ def toy_config(pictures, features=None, **changes):
         assert leaf in node, name
         node[leaf] = value
     return config
+
+
+def metrics_of(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def describe(model, pictures):
+    found, unreadable = embed_images(
+        model.describe, find_images(pictures), image_size=model.image_size, batch_size=8
+    )
+    assert not unreadable
+    return found.descriptors
+
+
+def relational_kl_of(config, workdir):
+    train_and_evaluate(config, workdir)
+    return [row["relational_kl"] for row in metrics_of(workdir)]

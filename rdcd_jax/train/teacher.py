@@ -101,6 +101,5 @@ def cached_features(
 
 
 def _feature_dim(model: Model) -> int:
-    return jax.eval_shape(model.module, jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32))[0].shape[
-        -1
-    ]
+    pictures = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    return jax.eval_shape(model.module, pictures)[1].shape[-1]

@@ -1,0 +1,74 @@
+"""Calibration and whitening at the end of a run, on toys."""
+
+import jax
+import numpy as np
+import pytest
+from toy import describe, make_features, make_pictures, toy_config
+
+from rdcd_jax.data.decode import decode_rgb, resize_square
+from rdcd_jax.data.sources import find_images
+from rdcd_jax.errors import UserError
+from rdcd_jax.evaluation.embed import embed_images
+from rdcd_jax.models.descriptor import normalize_images
+from rdcd_jax.train.loop import train_and_evaluate
+from rdcd_jax.train.state import split
+from rdcd_jax.weights.library import load_model
+
+
+def test_a_calibrated_export(toys, pictures, features, tmp_path):
+    config = toy_config(pictures, features, **{"schedule.max_steps": 1, "student.calibrate": 32})
+    state = train_and_evaluate(config, tmp_path)
+    model = load_model(str(tmp_path / "export"))
+    params, batch_stats = split(model.module)[1:]
+    jax.tree.map(np.testing.assert_array_equal, params, state.params)
+    bn = batch_stats["backbone"]["bn"]
+    assert np.all(bn["mean"] != state.batch_stats["backbone"]["bn"]["mean"])
+    # By hand: the first layer's outputs over the same 32 pictures.
+    images = find_images(pictures)
+    places = np.linspace(0, 39, 32).round().astype(int)
+    batch = [np.asarray(resize_square(decode_rgb(images.paths[i]), 32)) for i in places]
+    outputs = model.module.backbone.conv(normalize_images(jax.numpy.asarray(np.stack(batch))))
+    outputs = np.asarray(outputs).reshape(-1, 8)
+    np.testing.assert_allclose(bn["mean"], outputs.mean(0), atol=1e-4)
+    np.testing.assert_allclose(bn["var"], outputs.var(0, ddof=1), rtol=1e-3)
+
+
+def test_calibration_passes_over_unreadable_pictures(toys, tmp_path):
+    pictures = make_pictures(tmp_path / "train", 12)
+    features = make_features(tmp_path / "features.npz", pictures)
+    (pictures / "T00003.jpg").write_bytes(b"no picture")
+    changes = {"schedule.max_steps": 1, "student.calibrate": 12}
+    train_and_evaluate(toy_config(pictures, features, **changes), tmp_path / "run")
+    assert (tmp_path / "run" / "export" / "model.json").is_file()
+
+
+def test_a_whitened_export(toys, pictures, features, tmp_path):
+    changes = {"student.projector": "whitened", "objective.moco_lambda": 0.0}
+    config = toy_config(pictures, features, **changes, **{"schedule.max_steps": 1})
+    train_and_evaluate(config, tmp_path)
+    model = load_model(str(tmp_path / "export"))
+    assert describe(model, pictures).shape == (40, 4)
+    # Before its normalisation the descriptor is the white one.
+    images, _ = embed_images(
+        lambda batch: np.asarray(
+            model.module.projector(
+                model.module.backbone(normalize_images(jax.numpy.asarray(batch)))
+            )
+        ),
+        find_images(pictures),
+        image_size=32,
+        batch_size=40,
+    )
+    covariance = np.cov(images.descriptors.T)
+    np.testing.assert_allclose(covariance / covariance[0, 0], np.eye(4), atol=0.02)
+    deviation = np.sqrt(covariance[0, 0])
+    np.testing.assert_allclose(images.descriptors.mean(axis=0) / deviation, 0, atol=0.02)
+
+
+def test_whitening_needs_enough_pictures(toys, tmp_path):
+    pictures = make_pictures(tmp_path / "train", 12)
+    features = make_features(tmp_path / "features.npz", pictures)
+    changes = {"student.projector": "whitened", "objective.moco_lambda": 0.0}
+    with pytest.raises(UserError, match="12"):
+        train_and_evaluate(toy_config(pictures, features, **changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists(), "told only after the training"
