@@ -93,12 +93,6 @@ def train_and_evaluate(
             f"{images.source}: {len(images)} pictures do not fill one batch of {config.batch_size};"
             " lower config.batch_size."
         )
-    if objective.moco_lambda > 0 and config.queue.size > len(images) // 2:
-        print(
-            f"Warning: config.queue.size is {config.queue.size} for {len(images)} training pictures, so many a picture"
-            f" meets its own past keys as negatives; a quarter of the pictures, {len(images) // 4}, is better.",
-            file=sys.stderr,
-        )
     if config.student.projector == "whitened" and len(images) < feature_dim:
         raise UserError(
             f"{images.source}: {len(images)} pictures are too few to whiten {feature_dim} numbers; use more, or"
@@ -137,6 +131,13 @@ def train_and_evaluate(
         make_train_step(graph, optimizer, objective, describe_teacher), donate_argnums=0
     )
     evaluator = Evaluator(config, student, images, workdir)
+
+    if objective.moco_lambda > 0 and config.queue.size > len(images) // 2:
+        print(
+            f"Warning: config.queue.size is {config.queue.size} for {len(images)} training pictures, so many a picture"
+            f" meets its own past keys as negatives; a quarter of the pictures, {len(images) // 4}, is better.",
+            file=sys.stderr,
+        )
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
