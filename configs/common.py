@@ -47,8 +47,16 @@ def parse_arg(arg: str | None, **defaults: str | int | float | bool) -> ml_colle
     return ml_collections.ConfigDict(values)
 
 
-def base_config(data: str = "") -> ml_collections.ConfigDict:
-    """The fields of every run, with the paper's values."""
+def base_config(
+    data: str = "", *, student: str = "efficientnet_b0", dim: int = 128
+) -> ml_collections.ConfigDict:
+    """The fields of every run, with the paper's values.
+
+    Args:
+        data: what to train on.
+        student: the student's network.
+        dim: numbers in its descriptor.
+    """
     config = ml_collections.ConfigDict()
     config.seed = 0
     # Over all devices and hosts.
@@ -68,8 +76,8 @@ def base_config(data: str = "") -> ml_collections.ConfigDict:
     config.data.workers = 0
 
     config.student = ml_collections.ConfigDict()
-    config.student.network = "efficientnet_b0"
-    config.student.dim = 128
+    config.student.network = student
+    config.student.dim = dim
     # What the trunk computes in: float32 or bfloat16.
     config.student.dtype = "float32"
     # Dropout and stochastic depth in training, as published.

@@ -21,8 +21,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         data="",
         smoke=False,
     )
-    config = base_config(given.data)
-    config.student.network = given.student
-    config.student.dim = given.dim
+    config = base_config(given.data, student=given.student, dim=given.dim)
     config.teacher.model = TEACHERS.get(given.teacher, given.teacher)
     return make_smoke(config) if given.smoke else config

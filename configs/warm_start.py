@@ -22,9 +22,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         data="",
         smoke=False,
     )
-    config = base_config(given.data)
-    config.student.network = given.student
-    config.student.dim = given.dim
+    config = base_config(given.data, student=given.student, dim=given.dim)
     config.student.dropout = False
     config.student.calibrate = 2048
     config.data.policy = "MILD"

@@ -31,7 +31,7 @@ from rdcd_jax.weights.convert import load_into
 from rdcd_jax.weights.store import (
     TEACHER_HELP,
     TEACHER_PACKAGE,
-    find_sscd_onnx,
+    find_installed,
     import_weights,
     read_imported,
 )
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=pathlib.Path, help="a DISC-shaped folder")
     data = parser.parse_args().data
-    source = find_sscd_onnx()
+    source = find_installed("sscd-onnx")
     if source is None:
         raise SystemExit(TEACHER_HELP)
 

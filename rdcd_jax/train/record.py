@@ -122,7 +122,8 @@ class Metrics:
 
     Args:
         workdir: the run's folder.
-        step: the step that the run continues from; lines after it, of work that was lost, are dropped.
+        step: the step that the run continues from; what comes after it, lines of work that was lost and that step's own
+            evaluation, is dropped, since the run will write it again.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int):
@@ -161,10 +162,15 @@ def _drop_lines_after(path: pathlib.Path, step: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            done = json.loads(line)["step"] <= step
+            row = json.loads(line)
+            done = row["step"] < step or (row["step"] == step and not _is_evaluation(row))
         except (ValueError, KeyError, TypeError):
             # A line cut short by a kill.
             continue
         if done:
             kept.append(line + "\n")
     write_text(path, "".join(kept))
+
+
+def _is_evaluation(row: dict) -> bool:
+    return any(name.startswith("evaluate/") for name in row)

@@ -16,7 +16,7 @@ from rdcd_jax.models.layers import BatchNorm
 from rdcd_jax.progress import Reporter
 from rdcd_jax.train.record import TEACHER_FEATURES
 from rdcd_jax.train.state import Tree
-from rdcd_jax.weights.library import Model, load_model
+from rdcd_jax.weights.library import load_model
 
 
 def live_teacher(
@@ -45,7 +45,7 @@ def live_teacher(
     def describe(arrays: Tree, images: jax.Array) -> jax.Array:
         return nnx.merge(graph, arrays)(images)[1]
 
-    return describe, nnx.as_pure(arrays), _feature_dim(model)
+    return describe, nnx.as_pure(arrays), model.dim
 
 
 def is_folded(module: nnx.Module) -> bool:
@@ -98,8 +98,3 @@ def cached_features(
         images.source, tuple(images.ids[i] for i in known), tuple(images.paths[i] for i in known)
     )
     return kept, found.descriptors[[place[image_id] for image_id in kept.ids]]
-
-
-def _feature_dim(model: Model) -> int:
-    pictures = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-    return jax.eval_shape(model.module, pictures)[1].shape[-1]

@@ -6,6 +6,7 @@ all differences are told together.
 """
 
 import functools
+import re
 from collections.abc import Mapping
 
 import jax
@@ -53,7 +54,9 @@ def torch_names(
     return result
 
 
-def to_state(module: nnx.Module, tensors: Mapping[str, np.ndarray], name: str) -> nnx.State:
+def to_state(
+    module: nnx.Module, tensors: Mapping[str, np.ndarray], name: str, *, fresh: str | None = None
+) -> nnx.State:
     """The state of `module` with the numbers of `tensors`; the module is left as it is.
 
     Args:
@@ -61,6 +64,7 @@ def to_state(module: nnx.Module, tensors: Mapping[str, np.ndarray], name: str) -
         tensors: a flat state dict with torchvision's names and layouts, prefixes as `torch_names`
             allows.
         name: the network's name in the registry.
+        fresh: pattern of the names that `tensors` need not have; the module's own numbers stay there.
 
     Returns:
         A state of `nnx.Param` and `nnx.BatchStat`, in the module's types.
@@ -71,7 +75,8 @@ def to_state(module: nnx.Module, tensors: Mapping[str, np.ndarray], name: str) -
     tensors = torch_names(tensors)
     state = _state(module)
     leaves = {_torch_name(path, name): leaf for path, leaf in nnx.to_flat_state(state)}
-    missing = [key for key in leaves if key not in tensors]
+    kept = {key for key in leaves if fresh and key not in tensors and re.fullmatch(fresh, key)}
+    missing = [key for key in leaves if key not in tensors and key not in kept]
     unexpected = [key for key in tensors if key not in leaves]
     misshapen = [
         f"{key} {_size(tensors[key].shape)} for {_size(_torch_shape(leaf.shape))}"
@@ -83,15 +88,18 @@ def to_state(module: nnx.Module, tensors: Mapping[str, np.ndarray], name: str) -
         told = "; ".join(f"{len(v)} {k}: {_listed(v)}" for k, v in groups.items() if v)
         raise UserError(f"These are not the weights of this {name}: {told}.")
     filled = [
-        (path, leaf.replace(_from_torch(tensors[_torch_name(path, name)], leaf)))
+        (path, leaf.replace(_from_torch(tensors[key], leaf)))
         for path, leaf in nnx.to_flat_state(state)
+        if (key := _torch_name(path, name)) not in kept
     ]
     return nnx.from_flat_state(filled)
 
 
-def load_into(module: nnx.Module, tensors: Mapping[str, np.ndarray], name: str) -> None:
+def load_into(
+    module: nnx.Module, tensors: Mapping[str, np.ndarray], name: str, *, fresh: str | None = None
+) -> None:
     """Fills `module` from `tensors`; arguments and errors as in `to_state`."""
-    nnx.update(module, to_state(module, tensors, name))
+    nnx.update(module, to_state(module, tensors, name, fresh=fresh))
 
 
 def to_torch(module: nnx.Module, name: str) -> dict[str, np.ndarray]:

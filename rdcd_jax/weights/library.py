@@ -46,6 +46,22 @@ class Model:
         run = jax.jit(lambda state, x: nnx.merge(graph, state)(normalize_images(x))[1])
         return functools.partial(run, state)
 
+    @property
+    def feature_dim(self) -> int:
+        """F, the size of the relational feature."""
+        return self._sizes[0]
+
+    @property
+    def dim(self) -> int:
+        """D, the size of the descriptor."""
+        return self._sizes[1]
+
+    @functools.cached_property
+    def _sizes(self) -> tuple[int, int]:
+        pictures = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+        feature, descriptor = jax.eval_shape(self.module, pictures)
+        return feature.shape[-1], descriptor.shape[-1]
+
     def describe(self, pictures: np.ndarray) -> np.ndarray:
         """Maps pictures [B, S, S, 3] uint8 to descriptors [B, D] float32 of unit length."""
         return np.asarray(self._described(pictures))
@@ -64,13 +80,15 @@ def evaluation_mode(module: DescriptorNet) -> DescriptorNet:
     return nnx.view(module, use_running_average=True, deterministic=True, raise_if_not_found=False)
 
 
-def load_model(spec: str) -> Model:
+def load_model(spec: str, *, trunk: bool = False) -> Model:
     """Loads a model.
 
     Args:
         spec: a shipped student's name, an export folder, or `KIND:PATH` for a foreign file
             (`sscd-onnx:PATH`, `sscd-torchvision:PATH`, `sscd-classy:PATH`). `sscd-onnx` alone takes
             the installed package's file, `sscd` whichever SSCD is at hand.
+        trunk: also takes a trunk to start a student from (`efficientnet-lite0`, with or without PATH), and fills up
+            with random weights what that lacks.
 
     Raises:
         UserError: for anything that is none of these, or is damaged.
@@ -79,6 +97,10 @@ def load_model(spec: str) -> Model:
     if spec == "sscd":
         return _any_sscd()
     if kind in store.KINDS:
+        if store.KINDS[kind].fresh and not trunk:
+            raise UserError(
+                f"'{kind}' is a trunk to start a student from (--init-from={spec}), not a model to describe with."
+            )
         return _load_foreign(kind, path if colon else None)
     shipped = SHIPPED / spec
     if "/" not in spec and (shipped / CARD).is_file():
@@ -162,10 +184,9 @@ def _load_export(folder: pathlib.Path, name: str | None = None) -> Model:
 
 
 def _load_foreign(kind: str, path: str | None) -> Model:
-    if path is None and kind == "sscd-onnx":
-        path = store.find_sscd_onnx()
+    path = path or store.find_installed(kind)
     if path is None:
-        raise UserError(f"'{kind}' needs a file, as {kind}:PATH. {store.TEACHER_HELP}")
+        raise UserError(f"'{kind}' needs a file, as {kind}:PATH. {store.KINDS[kind].help}")
     return _imported(store.import_weights(kind, path))
 
 
@@ -175,15 +196,16 @@ def _any_sscd() -> Model:
         for found in store.list_weights():
             if found.kind == kind:
                 return _imported(found.path)
-    if store.find_sscd_onnx() is None:
+    if store.find_installed("sscd-onnx") is None:
         raise UserError(f"There is no SSCD teacher on this machine. {store.TEACHER_HELP}")
     return _load_foreign("sscd-onnx", None)
 
 
 def _imported(path: pathlib.Path) -> Model:
     tensors, metadata = store.read_imported(path)
-    name = metadata["network"]
-    return _filled(metadata["kind"], name, tensors, 288, source=path, dim=None)
+    kind, name = metadata["kind"], metadata["network"]
+    fresh = store.KINDS[kind].fresh
+    return _filled(kind, name, tensors, 288, source=path, dim=None, fresh=fresh)
 
 
 def _filled(
@@ -195,14 +217,16 @@ def _filled(
     source: object,
     dim: int | None,
     feature_dim: int = 512,
+    fresh: str | None = None,
 ) -> Model:
-    # Abstract, since every array is about to be filled: drawing fresh weights takes longer than reading these.
-    module = nnx.eval_shape(
-        lambda: build(network_name, dim=dim, feature_dim=feature_dim, rngs=nnx.Rngs(0))
-    )
+    def make():
+        return build(network_name, dim=dim, feature_dim=feature_dim, rngs=nnx.Rngs(0))
+
+    # Where every array is about to be filled, drawing fresh weights would take longer than reading these.
+    module = make() if fresh else nnx.eval_shape(make)
     tensors = {key: value.astype(np.float32) for key, value in tensors.items()}
     try:
-        convert.load_into(module, tensors, network_name)
+        convert.load_into(module, tensors, network_name, fresh=fresh)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     return Model(name, network_name, evaluation_mode(module), image_size)

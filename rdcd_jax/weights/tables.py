@@ -42,6 +42,29 @@ def efficientnet_b0() -> dict[str, str]:
     return backbone | {"projector": "projector"}
 
 
+def lite0_efficientnet_b0() -> dict[str, str]:
+    """Layers of EfficientNet-Lite0 (as `efficientnet_lite_pytorch` names them) under torchvision's names for B0.
+
+    Lite0 is B0 without squeeze-excite: those layers are missing.
+    """
+    names = {"_conv_stem": "features.0.0", "_bn0": "features.0.1"}
+    blocks = [
+        (s, b, expansion)
+        for s, (expansion, *_, count) in enumerate(efficientnet.STAGES, start=1)
+        for b in range(count)
+    ]
+    for number, (s, b, expansion) in enumerate(blocks):
+        parts = {"expand": "_bn0", "depthwise": "_bn1", "squeeze": None, "project": "_bn2"}
+        for i, (part, norm) in enumerate(list(parts.items())[expansion == 1 :]):
+            if norm is not None:
+                torchvision = f"features.{s}.{b}.block.{i}"
+                names[f"_blocks.{number}._{part}_conv"] = f"{torchvision}.0"
+                names[f"_blocks.{number}.{norm}"] = f"{torchvision}.1"
+    last = len(efficientnet.STAGES) + 1
+    names |= {"_conv_head": f"features.{last}.0", "_bn1": f"features.{last}.1"}
+    return {f"backbone.{lite}": f"backbone.{torchvision}" for lite, torchvision in names.items()}
+
+
 LAYERS = {"efficientnet_b0": efficientnet_b0, "resnet50": resnet50}
 
 
