@@ -1,11 +1,13 @@
 """`rdcd-jax VERB`: parses, calls one library function, prints."""
 
 import argparse
+import os
 import pathlib
 import sys
 
 from rdcd_jax import __version__
 from rdcd_jax.errors import UserError
+from rdcd_jax.files import cache_folder
 
 DESCRIPTION = "Image copy detection with compact descriptors: RDCD and SSCD in pure JAX."
 
@@ -25,6 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     unknown = [word for word in rest if options.verb != "train" or not word.startswith("--config.")]
     if unknown:
         parser.error(f"unknown argument {unknown[0]}; see `rdcd-jax {options.verb} --help`")
+    # JAX, which is imported later, keeps what it compiled there; the next start of the same program need not compile.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     try:
         options.run(options, rest)
     except (UserError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new one, never a part."""
+"""Writing files so that a reader sees the old content or the new one, never a part; and where the cache lies."""
 
 import contextlib
 import json
@@ -42,6 +42,14 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Writes `value` as indented JSON to `path`; NaN is refused, since it is not JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def cache_folder() -> pathlib.Path:
+    """`RDCD_JAX_CACHE`, else `rdcd_jax` in the user's cache folder (XDG); it need not exist."""
+    if folder := os.environ.get("RDCD_JAX_CACHE"):
+        return pathlib.Path(folder)
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (pathlib.Path(home) if home else pathlib.Path.home() / ".cache") / "rdcd_jax"
 
 
 def _umask() -> int:

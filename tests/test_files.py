@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from rdcd_jax.files import write_aside, write_json, write_text
+from rdcd_jax.files import cache_folder, write_aside, write_json, write_text
 
 
 def test_the_old_file_stays_whole_when_the_block_raises(tmp_path):
@@ -55,3 +55,14 @@ def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
             write_json(path, {"x": value})
     assert json.loads(path.read_text(encoding="utf-8")) == {"é": [1, None, 0.5]}
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("RDCD_JAX_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.delenv("RDCD_JAX_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "rdcd_jax"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "rdcd_jax"

@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -147,16 +148,68 @@ def test_as_few_as_one_picture_will_do(images):
     assert (batches[0]["query"] != batches[1]["query"]).any()
 
 
-def test_a_worker_that_dies_is_told(images):
+def workers_of_ours():
+    return [c for c in multiprocessing.active_children() if c.name.startswith("grain-")]
+
+
+def test_a_worker_that_dies_is_replaced(images, ten, capfd):
+    options = {"policy": "SIMCLR", "image_size": SIZE, "batch_size": 4, "seed": 7}
+    with make_batches(images, **options, workers=1, prefetch=1) as batches:
+        got = [next(batches)]
+        for child in workers_of_ours():
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+        got += itertools.islice(batches, 4)
+    assert_same(got, ten[:5])
+    assert "a data worker process died; new ones go on from batch 1" in capfd.readouterr().err
+
+
+def test_workers_that_keep_dying_are_an_error(images, monkeypatch):
+    monkeypatch.setattr(pipeline, "_start_worker", leave_at_once)
+    with (
+        make_batches(
+            images, policy="SIMCLR", image_size=SIZE, batch_size=4, seed=0, workers=1
+        ) as batches,
+        pytest.raises(UserError, match=r"worker process died 4 times at one batch"),
+    ):
+        next(batches)
+
+
+def leave_at_once(index, count):
+    os._exit(1)
+
+
+class Endless(os.PathLike):
+    """The path of a file whose reading never ends, as on a network drive that is gone."""
+
+    def __fspath__(self):
+        time.sleep(1000)
+
+
+def test_a_picture_on_which_reading_hangs_is_left_out(images, monkeypatch, capfd):
+    monkeypatch.setattr(pipeline.hanging_pictures, "__defaults__", (3,))
+    paths = (*images.paths[:4], Endless(), *images.paths[5:])
+    spoilt = ImageSet("spoilt", images.ids, paths)
+    got = take(3, spoilt, workers=1, batch_size=COUNT, timeout_s=10)
+    for batch in got:
+        stood_in = [
+            (u, i) for u, i in zip(batch["unreadable"], batch["index"], strict=True) if u >= 0
+        ]
+        assert stood_in == [(4, 5)]
+    assert "reading it hangs. It is left out" in capfd.readouterr().err
+    # The same as of a picture that cannot be read for another reason.
+    gone = ImageSet("gone", images.ids, (*images.paths[:4], "gone.png", *images.paths[5:]))
+    assert_same(got, take(3, gone, batch_size=COUNT))
+
+
+def test_workers_that_hang_by_themselves_are_an_error(images):
     with make_batches(
-        images, policy="SIMCLR", image_size=SIZE, batch_size=4, seed=0, workers=1, prefetch=1
+        images, policy="SIMCLR", image_size=SIZE, batch_size=4, seed=0, workers=1, timeout_s=5
     ) as batches:
         next(batches)
-        for child in multiprocessing.active_children():
-            if child.name.startswith("grain-"):
-                os.kill(child.pid, signal.SIGKILL)
-                child.join()
-        with pytest.raises(UserError, match=r"data worker process died.*exit code -9"):
+        for child in workers_of_ours():
+            os.kill(child.pid, signal.SIGSTOP)
+        with pytest.raises(UserError, match=r"gave no batch for 5 seconds, though each"):
             for _ in range(5):
                 next(batches)
 

@@ -1,5 +1,4 @@
 import dataclasses
-import os
 import pathlib
 import subprocess
 import sys
@@ -178,13 +177,3 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setenv("RDCD_JAX_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"cannot be written .* RDCD_JAX_CACHE"):
         store.import_weights("sscd-onnx", store.find_installed("sscd-onnx"))
-
-
-def test_cache_folder(monkeypatch, tmp_path):
-    assert store.cache_folder() == pathlib.Path(os.environ["RDCD_JAX_CACHE"])
-    monkeypatch.delenv("RDCD_JAX_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert store.cache_folder() == tmp_path / "rdcd_jax"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert store.cache_folder() == tmp_path / ".cache" / "rdcd_jax"

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 import warnings
 
 import numpy as np
@@ -56,6 +57,9 @@ def decode_rgb(path: str | os.PathLike, *, min_side_hint: int | None = None) -> 
     Differs: the reference ignores the EXIF orientation and turns 16-bit grey into white.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            # Reading a pipe or a device may never end.
+            raise UnreadableImageError(f"{path}: not a file but a folder, pipe or device.")
         with warnings.catch_warnings():
             # Of large pictures and broken metadata; neither keeps the picture from being read.
             warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -75,6 +79,8 @@ def decode_rgb(path: str | os.PathLike, *, min_side_hint: int | None = None) -> 
         raise UnreadableImageError(f"{path}: there is no such image file.") from None
     except Image.UnidentifiedImageError:
         raise UnreadableImageError(f"{path}: not an image, or of an unknown format.") from None
+    except UnreadableImageError:
+        raise
     except Exception as error:
         # Broken files make Pillow's plugins raise nearly anything: OSError, SyntaxError,
         # ValueError, struct.error, IndexError, ...

@@ -1,10 +1,14 @@
 """Batches of augmented views for training, the same for any number of workers and hosts."""
 
+import contextlib
 import dataclasses
+import multiprocessing
 import os
+import queue
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -24,6 +28,10 @@ Batch = dict[str, np.ndarray]
 
 # That many unreadable pictures in a row are no accident.
 _MOST_IN_A_ROW = 1000
+# Workers that die again and again at one batch will do so for ever.
+_MOST_DEATHS = 3
+# How long workers that are to end may finish what they are doing.
+_PATIENCE_S = 10
 
 
 def make_batches(
@@ -39,6 +47,7 @@ def make_batches(
     process_index: int = 0,
     process_count: int = 1,
     prefetch: int = 2,
+    timeout_s: float = 300,
 ) -> "Batches":
     """Batches without end: every epoch is a fresh shuffle, cut to a whole number of batches.
 
@@ -59,6 +68,7 @@ def make_batches(
         process_index: this host.
         process_count: all hosts; divides `batch_size`.
         prefetch: batches made ahead, by each worker.
+        timeout_s: with workers, a batch that takes longer is taken to hang on a picture.
 
     Returns:
         An iterator, to be closed after use (it is its own context manager), of dicts with
@@ -68,7 +78,7 @@ def make_batches(
 
     Raises:
         UserError: impossible arguments; see also `policies.make_view`. From the iterator: hardly
-            any picture is readable, or a worker died.
+            any picture is readable, workers keep dying, or give nothing within the time.
     """
     _check(images, batch_size, process_index, process_count)
     for name, value, least in [
@@ -81,55 +91,143 @@ def make_batches(
             raise UserError(f"{name}={value} must be at least {least}.")
     if views not in (1, 2):
         raise UserError(f"views={views}: a picture gives 1 or 2 views.")
+    view = make_view(policy, image_size)
     order_seed, view_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
     per_epoch = len(images) // batch_size * batch_size
-    make_sample = _Sample(images, make_view(policy, image_size), views)
-    data = (
-        grain.MapDataset.range(len(images))
-        .shuffle(order_seed)
-        .slice(slice(per_epoch))
-        .random_map(make_sample, seed=view_seed)
-        .repeat()
-        # Hosts part here, last, so that their pictures and random numbers never coincide.
-        .slice(slice(start_step * batch_size + process_index, None, process_count))
-        # Without drop_remainder Grain rounds the endless length up to one that Python cannot hold.
-        .batch(batch_size // process_count, drop_remainder=True)
-    )
-    if not workers:
-        # More threads would wait for one another: little of the work releases the interpreter.
-        read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
-        return Batches(iter(data.to_iter_dataset(read)))
-    if not flags.FLAGS.is_parsed():
+    if workers and not flags.FLAGS.is_parsed():
         # Grain reads its debugging flags also in programs that do not use absl's.
         flags.FLAGS.mark_as_parsed()
-    processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
-    read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # the workers read ahead
-    return Batches(
-        iter(data.to_iter_dataset(read).mp_prefetch(processes, worker_init_fn=_start_worker))
-    )
+
+    def upcoming(step: int, transform: Callable[[grain.MapDataset], grain.MapDataset]):
+        """This host's samples from a step on, without end."""
+        places = grain.MapDataset.range(len(images)).shuffle(order_seed).slice(slice(per_epoch))
+        # Hosts part here, last, so that their pictures and random numbers never coincide.
+        start = step * batch_size + process_index
+        return transform(places).repeat().slice(slice(start, None, process_count))
+
+    def read(step: int, hanging: frozenset[int]) -> grain.DatasetIterator:
+        sample = _Sample(images, view, views, hanging)
+        # Without drop_remainder Grain rounds the endless length up to one that Python cannot hold.
+        data = upcoming(step, lambda places: places.random_map(sample, seed=view_seed)).batch(
+            batch_size // process_count, drop_remainder=True
+        )
+        if not workers:
+            # More threads would wait for one another: little of the work releases the interpreter.
+            options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+            return iter(data.to_iter_dataset(options))
+        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # the workers read ahead
+        processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch)
+        return iter(
+            data.to_iter_dataset(options).mp_prefetch(processes, worker_init_fn=_start_worker)
+        )
+
+    def due(step: int) -> list[int]:
+        # What the workers may be busy with while this step's batch is waited for.
+        ahead = batch_size // process_count * (1 + max(workers, 1) * (prefetch + 1))
+        places = upcoming(step, lambda places: places)
+        return list(dict.fromkeys(int(places[i]) for i in range(ahead)))
+
+    return Batches(read, due, images, start_step, timeout_s if workers else None)
 
 
 class Batches(Iterator[Batch]):
-    """The batches of `make_batches`; close it, or use it in a `with`, to end its workers."""
+    """The batches of `make_batches`; close it, or use it in a `with`, to end its workers.
 
-    def __init__(self, batches: grain.DatasetIterator) -> None:
-        self._batches = batches
+    A worker that dies is replaced, and one that hangs on a picture is too; what is told goes to stderr. The batches are
+    the same as if nothing had happened, except that a picture on which reading hangs counts as unreadable.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, frozenset[int]], grain.DatasetIterator],
+        due: Callable[[int], list[int]],
+        images: ImageSet,
+        step: int,
+        timeout_s: float | None,
+    ) -> None:
+        self._read, self._due, self._images = read, due, images
+        self._step, self._timeout_s = step, timeout_s
+        self._hanging: frozenset[int] = frozenset()
+        self._failures = 0
+        self._batches = read(step, self._hanging)
 
     def __next__(self) -> Batch:
-        try:
+        while True:
+            try:
+                batch = self._waited_for()
+            except TimeoutError:
+                self._leave_out_hanging()
+            except RuntimeError as error:
+                if "Worker process was terminated" not in str(error):
+                    raise
+                self._replace_workers(error)
+            else:
+                self._step, self._failures = self._step + 1, 0
+                return batch
+
+    def _waited_for(self) -> Batch:
+        if self._timeout_s is None:
             return next(self._batches)
-        except RuntimeError as error:
-            if "Worker process was terminated" not in str(error):
-                raise
+        answer: queue.SimpleQueue = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answer.put((next(self._batches), None))
+            except BaseException as error:
+                answer.put((None, error))
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            batch, error = answer.get(timeout=self._timeout_s)
+        except queue.Empty:
+            raise TimeoutError from None
+        if error is not None:
+            raise error
+        return batch
+
+    def _replace_workers(self, error: RuntimeError) -> None:
+        self._failures += 1
+        if self._failures > _MOST_DEATHS:
             raise UserError(
-                "A data worker process died, most often for want of memory (or of /dev/shm): use "
-                'fewer workers, or none, and keep `if __name__ == "__main__":` in the main script. '
-                f"({error})"
+                f"A data worker process died {self._failures} times at one batch, most often for want of memory (or of"
+                ' /dev/shm): use fewer workers, or none, and keep `if __name__ == "__main__":` in the main script.'
+                f" ({error})"
             ) from error
+        print(
+            f"Warning: a data worker process died; new ones go on from batch {self._step}.",
+            file=sys.stderr,
+        )
+        self._start_again()
+
+    def _leave_out_hanging(self) -> None:
+        _kill_workers()
+        places = [place for place in self._due(self._step) if place not in self._hanging]
+        found = hanging_pictures([self._images.paths[place] for place in places])
+        hanging = [place for place in places if self._images.paths[place] in found]
+        if not hanging:
+            raise UserError(
+                f"{self._images.source}: the data workers gave no batch for {self._timeout_s:.0f} seconds, though each"
+                " of its pictures can be read; use more workers (config.data.workers) or a faster disk."
+            )
+        self._hanging |= frozenset(hanging)
+        for place in hanging:
+            print(
+                f"Warning: {self._images.paths[place]} cannot be read: reading it hangs. It is left out.",
+                file=sys.stderr,
+            )
+        self._start_again()
+
+    def _start_again(self) -> None:
+        self.close()
+        self._batches = self._read(self._step, self._hanging)
 
     def close(self) -> None:
         """Ends the workers; the iterator gives nothing more."""
+        # Grain waits for its workers, and one may be hanging on a picture that was to come later.
+        timer = threading.Timer(_PATIENCE_S, _kill_workers)
+        timer.start()
         self._batches.close()
+        timer.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -143,6 +241,38 @@ class Batches(Iterator[Batch]):
         self.close()
 
 
+def hanging_pictures(paths: Sequence[str], limit_s: float = 20) -> set[str]:
+    """The pictures whose decoding does not end within the limit, each tried in a process of its own."""
+    # Spawned, since forking a process in which JAX runs may hang by itself.
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    hanging, rest = set(), list(paths)
+    while rest:
+        process = context.Process(target=_decode_all, args=(rest, send), daemon=True)
+        process.start()
+        done = 0
+        # The first answer only says that the process has started.
+        while done <= len(rest) and receive.poll(60 if not done else limit_s):
+            receive.recv()
+            done += 1
+        process.kill()
+        process.join()
+        if done > len(rest):
+            break
+        if done:
+            hanging.add(rest[done - 1])
+        rest = rest[max(done, 1) :]
+    return hanging
+
+
+def _decode_all(paths: Sequence[str], send) -> None:
+    send.send(None)
+    for path in paths:
+        with contextlib.suppress(UnreadableImageError):
+            decode_rgb(path)
+        send.send(None)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Sample:
     """Reads one picture and makes its views."""
@@ -150,6 +280,7 @@ class _Sample:
     images: ImageSet
     view: View
     views: int
+    hanging: frozenset[int]
 
     def __call__(self, place: int, rng: np.random.Generator) -> Batch:
         image, shown = self._readable(int(place))
@@ -164,6 +295,9 @@ class _Sample:
         """The picture at `place`, or the next one that can be read, and where that one is."""
         for ahead in range(min(len(self.images), _MOST_IN_A_ROW)):
             shown = (place + ahead) % len(self.images)
+            if shown in self.hanging:
+                last = UnreadableImageError(f"{self.images.paths[shown]}: reading it hangs.")
+                continue
             try:
                 side = self.view.useful_side
                 return decode_rgb(self.images.paths[shown], min_side_hint=side), shown
@@ -186,6 +320,13 @@ def _check(images: ImageSet, batch_size: int, process_index: int, process_count:
             f"{images.source}: {len(images)} images do not fill a batch of {batch_size}; use a "
             "smaller batch_size or more images."
         )
+
+
+def _kill_workers() -> None:
+    # Those of all iterators of this process, which will replace them: Grain does not say which are whose.
+    for process in multiprocessing.active_children():
+        if process.name.startswith("grain-"):
+            process.kill()
 
 
 def _start_worker(index: int, count: int) -> None:

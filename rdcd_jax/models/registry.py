@@ -1,6 +1,7 @@
 """The networks by name."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -63,6 +64,12 @@ def build(
         raise UserError(
             f"dim is {dim}, but a compact descriptor has between 1 and feature_dim = {feature_dim} numbers."
         )
-    backbone = row.backbone(feature_dim=feature_dim, dtype=dtype, rngs=rngs)
+    return _drawn(row.backbone, dim, feature_dim, dtype, rngs)
+
+
+@functools.partial(nnx.jit, static_argnums=(0, 1, 2, 3))
+def _drawn(backbone, dim, feature_dim, dtype, rngs: nnx.Rngs) -> DescriptorNet:
+    """All weights drawn by one program, which the compile cache keeps; layer by layer there are a hundred."""
+    trunk = backbone(feature_dim=feature_dim, dtype=dtype, rngs=rngs)
     projector = None if dim is None else torch_linear(feature_dim, dim, rngs=rngs)
-    return DescriptorNet(backbone, projector)
+    return DescriptorNet(trunk, projector)

@@ -55,13 +55,13 @@ def calibrate_batch_norm(model: Model, images: ImageSet, count: int) -> None:
             image = decode_rgb(images.paths[place], min_side_hint=model.image_size)
             batch.append(np.asarray(resize_square(image, model.image_size)))
         if len(batch) == size:
-            found.append(measured(arrays, np.stack(batch)))
+            found.append(jax.device_get(measured(arrays, np.stack(batch))))
             batch = []
     if batch and not found:
-        found.append(measured(arrays, np.stack(batch)))
+        found.append(jax.device_get(measured(arrays, np.stack(batch))))
     if not found:
         raise UserError(f"{images.source}: too few readable pictures to calibrate BatchNorm on.")
-    average = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
+    average = jax.tree.map(lambda *leaves: jnp.asarray(np.mean(leaves, axis=0)), *found)
     nnx.update(model.module, average)
 
 

@@ -145,8 +145,7 @@ def train_and_evaluate(
         teacher = replicate(teacher, mesh)
         checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
         stack.callback(checkpoints.close)
-        if checkpoints.latest is not None:
-            state = checkpoints.restore(state)
+        state = checkpoints.restore(state) or state
         step = int(state.step)
         metrics = record.Metrics(workdir, step)
         stack.callback(metrics.close)
@@ -178,6 +177,7 @@ def train_and_evaluate(
                     log.restart_clock()
             if done:
                 evaluator.export(model, step)
+                checkpoints.require(step)
                 break
             state, scalars = step_function(state, teacher, next(device_batches), dropout)
             step += 1
@@ -195,6 +195,7 @@ def train_and_evaluate(
         else:
             log.flush(checkpoints.latest)
             checkpoints.save(state)
+            checkpoints.require(step)
     return state
 
 

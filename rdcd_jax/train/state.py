@@ -71,16 +71,18 @@ def init_state(
     _, params, batch_stats = split(student)
     queue_rng, bank_rng = jax.random.split(rng)
 
-    def copy(tree: Tree) -> Tree:
+    @jax.jit
+    def copies(tree: Tree) -> tuple[Tree, Tree]:
         # The state is donated to each step, so no two of its leaves may share a buffer.
-        return jax.tree.map(jnp.copy, tree)
+        return jax.tree.map(jnp.copy, tree), jax.tree.map(jnp.copy, tree)
 
+    (params, batch_stats), (key_params, key_batch_stats) = copies((params, batch_stats))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=copy(params),
-        batch_stats=copy(batch_stats),
-        key_params=copy(params),
-        key_batch_stats=copy(batch_stats),
+        params=params,
+        batch_stats=batch_stats,
+        key_params=key_params,
+        key_batch_stats=key_batch_stats,
         opt_state=optimizer.init(params),
         queue=init_queue(queue_rng, queue_size, dim),
         queue_position=jnp.zeros((), jnp.int32),

@@ -14,7 +14,7 @@ import safetensors.numpy
 from flax import nnx
 
 from rdcd_jax.errors import UserError
-from rdcd_jax.files import write_aside
+from rdcd_jax.files import cache_folder, write_aside
 from rdcd_jax.models import build
 from rdcd_jax.weights.convert import to_state, torch_names
 from rdcd_jax.weights.onnx_reader import read_sscd_onnx
@@ -101,14 +101,6 @@ class ImportedWeights:
     source_sha256: str
     licence: str
     bytes: int
-
-
-def cache_folder() -> pathlib.Path:
-    """`RDCD_JAX_CACHE`, else `rdcd_jax` in the user's cache folder (XDG); it need not exist."""
-    if folder := os.environ.get("RDCD_JAX_CACHE"):
-        return pathlib.Path(folder)
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (pathlib.Path(home) if home else pathlib.Path.home() / ".cache") / "rdcd_jax"
 
 
 def import_weights(kind: str, path: str | os.PathLike) -> pathlib.Path:
