@@ -3,12 +3,14 @@
     python experiments/first_student.py BENCHMARK OUT [--epochs 20 5] [--features FILE]
 
 BENCHMARK is a DISC-shaped folder (minidisc); only its training pictures are trained on. OUT keeps the runs, which
-continue where they were stopped; the result goes to experiments/results/first_student.json. The figures are µAP in
+continue where they were stopped; the result goes to experiments/results/first_student.json, and the student into the
+package as `rdcd-effb0-start`. The figures are µAP in
 percent, whitening and score normalisation fitted to every third training picture (3,000). FILE is the teacher's
 descriptors of the training pictures (`rdcd-jax embed --model=sscd`), where they are at hand already.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import sys
@@ -23,13 +25,20 @@ from rdcd_jax.files import write_json, write_text  # noqa: E402
 from rdcd_jax.train.finish import calibrate_batch_norm  # noqa: E402
 from rdcd_jax.train.loop import make_student, train_and_evaluate  # noqa: E402
 from rdcd_jax.train.record import TEACHER_FEATURES, environment  # noqa: E402
-from rdcd_jax.weights.library import Model, evaluation_mode, load_model  # noqa: E402
+from rdcd_jax.weights.library import (  # noqa: E402
+    Model,
+    evaluation_mode,
+    export_model,
+    load_model,
+)
+from rdcd_jax.weights.store import KINDS  # noqa: E402
 
 DIM = 128
 TRUNK = "efficientnet-lite0"
 # Training and evaluation side of each stage: a student does best on pictures somewhat larger than its training views.
 STAGES = ((64, 96), (96, 128))
 CODECS = f"Flat;PCAW{DIM},L2norm,Flat"
+SHIPPED = ROOT / "rdcd_jax" / "students" / "rdcd-effb0-start"
 RESULT = ROOT / "experiments" / "results" / "first_student.json"
 
 
@@ -76,6 +85,21 @@ def curve(workdir: pathlib.Path) -> list[dict]:
     return [row for row in rows if "loss" not in row or row["step"] % 100 == 0]
 
 
+def ship(model: Model, measured: dict, pictures: int) -> None:
+    """Puts the student into the package, with its card."""
+    card = {
+        "trained": {
+            "recipe": "experiments/first_student.py",
+            "data": f"{pictures} pictures of free software packages (Debian main), no labels",
+            "teacher": "SSCD ResNet-50, from the quantised sscd.onnx",
+            "started from": "EfficientNet-Lite0, trained on ImageNet",
+        },
+        "licences": [KINDS["sscd-torchvision"].licence, KINDS[TRUNK].licence],
+        "figures": {"µAP in percent on the benchmark of experiments/results": measured},
+    }
+    export_model(SHIPPED, dataclasses.replace(model, name=SHIPPED.name), half=True, about=card)
+
+
 def main() -> None:
     """Runs what is not done yet, and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -110,6 +134,7 @@ def main() -> None:
         paths = ("data", "evaluate", "teacher", "init_from")
         configs[name] = {key: v for key, v in config.to_dict().items() if key not in paths}
         curves[name] = curve(options.out / name)
+    ship(load_model(str(options.out / "stage2" / "export")), result["stage2 at 128"], len(images))
     write_json(
         RESULT,
         {
