@@ -18,13 +18,13 @@ import numpy as np
 import onnxruntime
 from flax import nnx
 
-from rdcd_jax.data.decode import IMAGENET_MEAN, IMAGENET_STD
 from rdcd_jax.data.sources import find_images
 from rdcd_jax.evaluation.embed import embed_images
 from rdcd_jax.evaluation.ground_truth import find_disc_layout, read_ground_truth
 from rdcd_jax.evaluation.protocols import evaluate_disc
 from rdcd_jax.files import write_json
 from rdcd_jax.models import build
+from rdcd_jax.models.descriptor import IMAGENET_MEAN, IMAGENET_STD
 from rdcd_jax.progress import Reporter
 from rdcd_jax.train.record import environment
 from rdcd_jax.weights.convert import load_into

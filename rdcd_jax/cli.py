@@ -6,7 +6,7 @@ import pathlib
 import sys
 
 from rdcd_jax import __version__
-from rdcd_jax.errors import UserError
+from rdcd_jax.errors import UserError, one_line
 from rdcd_jax.files import cache_folder
 
 DESCRIPTION = "Image copy detection with compact descriptors: RDCD and SSCD in pure JAX."
@@ -32,10 +32,16 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     try:
         options.run(options, rest)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, MemoryError) as error:
         if options.debug:
             raise
-        print(f"rdcd-jax: {_sentence(error)}", file=sys.stderr)
+        print(f"rdcd-jax: {one_line(_sentence(error))}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        # XLA's own way to say that an array does not fit.
+        if options.debug or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"rdcd-jax: {_sentence(MemoryError('on the device'))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("rdcd-jax: interrupted.", file=sys.stderr)
@@ -318,4 +324,6 @@ def _tell_unreadable(count: int, where: object) -> None:
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}."
+    if isinstance(error, MemoryError):
+        return f"There is not enough memory ({error}); use smaller batches or pictures."
     return str(error)

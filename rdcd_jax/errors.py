@@ -8,5 +8,25 @@ class UserError(ValueError):
     """
 
 
+def one_line(text: str) -> str:
+    """Text that may come from a foreign file, fit for one line of a terminal or a list.
+
+    Args:
+        text: a sentence, with names and values from anywhere in it.
+
+    Returns:
+        The text with what cannot be printed escaped (line ends, terminal codes), and with the middle left out where it
+        is longer than about 1500 characters.
+    """
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if len(text) > _LONGEST:
+        return f"{text[: _LONGEST - _END]} ... {text[-_END:]}"
+    return text
+
+
+# The way out stands at a sentence's end, so that is kept.
+_LONGEST, _END = 1500, 500
+
+
 class UnreadableImageError(UserError):
     """A picture that cannot be decoded; callers that read many pictures count it and go on."""

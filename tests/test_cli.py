@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from toy import CONFIGS, add_toys, make_export, make_features, make_pictures
@@ -211,6 +212,30 @@ def test_models_that_are_damaged(student, tmp_path, fails):
     assert f"{weights} is not a whole safetensors file" in fails("embed", *arguments)
     weights.unlink()
     assert str(weights) in fails("embed", *arguments)
+
+
+def test_foreign_text_stays_on_one_line(files, fails):
+    files["ground-truth"].write_text('"Q00\n00\x1b[2J",R00000\n' + "Q" * 100_000 + ",R00000\n")
+    told = fails("evaluate", "disc", *options(**files))
+    assert "Q00\\n00\\x1b[2J" in told and len(told) < 1700
+
+
+def test_too_little_memory_is_told_in_a_sentence(files, monkeypatch, fails):
+    def failing_by(error):
+        def without_memory(*arguments, **more):
+            raise error
+
+        monkeypatch.setattr("rdcd_jax.evaluation.runs.evaluate_disc_files", without_memory)
+
+    failing_by(MemoryError("Unable to allocate 9 TiB"))
+    told = fails("evaluate", "disc", *options(**files))
+    assert "There is not enough memory (Unable to allocate 9 TiB)" in told
+    failing_by(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating"))
+    told = fails("evaluate", "disc", *options(**files))
+    assert "There is not enough memory (on the device)" in told
+    failing_by(jax.errors.JaxRuntimeError("INTERNAL: a bug"))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        main(["evaluate", "disc", *options(**files)])
 
 
 def test_debug_shows_the_exception(tmp_path):

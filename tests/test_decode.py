@@ -1,13 +1,21 @@
 import io
+import os
 import pickle
 import struct
+import warnings
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rdcd_jax.data.decode import FORMATS, decode_rgb, resize_short_edge, resize_square
+from rdcd_jax.data.decode import (
+    _PILLOW_IS_SILENT,
+    FORMATS,
+    decode_rgb,
+    resize_short_edge,
+    resize_square,
+)
 from rdcd_jax.errors import UnreadableImageError
 
 
@@ -202,3 +210,41 @@ def test_a_missing_file_is_unreadable(tmp_path):
 
 def test_only_formats_of_pictures_are_tried():
     assert {"JPEG", "PNG", "WEBP"} <= set(FORMATS) and not {"EPS", "PSD", "FITS"} & set(FORMATS)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices are no files elsewhere")
+def test_pipes_and_devices_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    for name in ("pipe", "device", "loop", "folder"):
+        with pytest.raises(UnreadableImageError, match=rf"{name}\.jpg"):
+            decode_rgb(tmp_path / f"{name}.jpg")
+
+
+def test_pillow_stays_silent_while_any_thread_decodes():
+    def warn():
+        warnings.warn_explicit("broken EXIF", UserWarning, "x.py", 1, module="PIL.TiffImagePlugin")
+
+    # As two threads would, one leaving before the other.
+    _PILLOW_IS_SILENT.__enter__()
+    _PILLOW_IS_SILENT.__enter__()
+    _PILLOW_IS_SILENT.__exit__()
+    warn()
+    _PILLOW_IS_SILENT.__exit__()
+    with pytest.raises(UserWarning, match="broken EXIF"):
+        warn()
+
+
+def test_deep_grey_takes_little_memory(tmp_path):
+    tracemalloc = pytest.importorskip("tracemalloc")
+    grey = np.linspace(0, 65535, 1000 * 1000).astype(np.uint16).reshape(1000, 1000)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    tracemalloc.start()
+    found = pixels(tmp_path / "deep.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.abs(found[..., 0] - grey / 257).max() <= 0.5
+    # The test's own [1000, 1000, 3] int64 takes 24 bytes a pixel, after the rest is free again.
+    assert peak < 30e6

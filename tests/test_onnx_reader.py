@@ -236,6 +236,27 @@ def _short_weights(graph):
     graph.initializer[2].raw_data = graph.initializer[2].raw_data[:-4]
 
 
+def _no_output(graph):
+    del graph.node[3].output[:]
+
+
+def _no_inputs(graph):
+    del _nodes(graph, "Conv")[0].input[:]
+
+
+def _attribute_of_no_type(graph):
+    graph.node[0].attribute[0].type = 0
+
+
+def _text_for_weights(graph):
+    tensor = graph.initializer[2]
+    tensor.ClearField("raw_data")
+    del tensor.dims[:]
+    tensor.data_type = onnx.TensorProto.STRING
+    tensor.string_data.append(b"x")
+    tensor.dims.append(1)
+
+
 def _replace(graph, name, value):
     next(t for t in graph.initializer if t.name == name).CopyFrom(
         numpy_helper.from_array(value, name)
@@ -262,6 +283,10 @@ def _replace(graph, name, value):
         (_clip_above, "has 3 inputs"),
         (_outside, "lie outside the file"),
         (_short_weights, "are damaged"),
+        (_no_output, "damaged ONNX graph"),
+        (_no_inputs, "damaged ONNX graph|found"),
+        (_attribute_of_no_type, "damaged ONNX graph|has to None"),
+        (_text_for_weights, "found|damaged"),
     ],
 )
 def test_other_graphs_are_refused_by_their_first_difference(drawn, tmp_path, change, told):
@@ -300,3 +325,8 @@ def test_other_files(tmp_path):
         (tmp_path / "a.onnx").write_bytes(content)
         with pytest.raises(UserError, match=r"a\.onnx"):
             read_sscd_onnx(tmp_path / "a.onnx")
+    # Whatever it is called, it is not taken for JSON or text.
+    for name in ("a.json", "a.onnxtxt"):
+        (tmp_path / name).write_text("{")
+        with pytest.raises(UserError, match=f"{name}: not an ONNX file"):
+            read_sscd_onnx(tmp_path / name)

@@ -190,3 +190,10 @@ def test_predictions_csv_keeps_names(root, tmp_path):
     with (tmp_path / "out" / "predictions.csv").open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert {line["query_id"] for line in lines} == {f"Q {i} é" for i in range(8)}
+
+
+def test_a_name_of_several_lines_is_listed_on_one(root, tmp_path):
+    (root / "references" / "two\nlines.png").write_bytes(b"broken")
+    embed_to_file(Thumbnails(), root / "references", tmp_path / "r.npz")
+    (line,) = (tmp_path / "r.npz.unreadable.txt").read_text().splitlines()
+    assert "two\\nlines.png" in line

@@ -50,7 +50,14 @@ def test_specifications():
     assert parse_score_norms("None; 1.0[0,2];0.5[3]") == [None, "1.0[0,2]", "0.5[3]"]
 
 
-@pytest.mark.parametrize("spec", ["", "1.0", "[0,2]", "1.0[2,0]", "1.0[-1,2]", "a[0]", "1.0[0,2]x"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("", "1.0", "[0,2]", "1.0[2,0]", "1.0[-1,2]", "a[0]", "1.0[0,2]x"),
+        *(f"1[0,{'9' * 5000}]", f"{'9' * 400}[0]", "1e7[0]"),
+    ],
+    ids=lambda spec: spec[:20],
+)
 def test_other_specifications_are_refused(spec):
     with pytest.raises(UserError, match="score normalisation"):
         parse_score_norms(spec)

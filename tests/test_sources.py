@@ -64,6 +64,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
         (lambda folder: touch(folder, "list.txt"), "list.txt", "no images found"),
         (lambda folder: (folder / "l.txt").write_text("gone.jpg"), "l.txt", "gone.jpg, is not a"),
         (lambda folder: (folder / "p.jpg").write_bytes(b"\xff\xd8\xff\xe0"), "p.jpg", "neither"),
+        (lambda folder: (folder / "n.txt").write_text("n" * 5000), "n.txt", "is not a file"),
         (lambda folder: touch(folder, "s.array_record"), "s.array_record", "a folder of images"),
     ],
 )

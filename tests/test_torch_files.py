@@ -300,3 +300,52 @@ def test_a_script_is_told_apart(tmp_path):
         archive.writestr("a/constants.pkl", b"\x80\x02).")
     with pytest.raises(UserError, match="TorchScript"):
         read_torch_file(path)
+
+
+def test_numbers_too_long_to_be_printed(tmp_path):
+    # As a key, and as what a tensor claims; the message must not try to print them.
+    long = pickle.dumps(10**5000, 2)[2:-1]
+    claims = tensor_pickle((6,), (1,)).replace(b"\x8a\x09" + (6).to_bytes(9, "little"), long, 1)
+    for pickled in (b"\x80\x02}" + long + b"Ns.", claims):
+        with pytest.raises(UserError, match=r"bad\.pt: not a complete torch checkpoint"):
+            read_torch_file(zipped(tmp_path / "bad.pt", pickled, **STORED))
+
+
+@pytest.mark.parametrize("keys", [[["0"]], [{}], [7], "0"])
+def test_a_damaged_list_of_storages(tmp_path, keys):
+    path = legacy(tmp_path / "bad.pt", tensor_pickle((6,), (1,)))
+    whole = path.read_bytes().removesuffix(pickle.dumps([], 2))
+    path.write_bytes(whole + pickle.dumps(keys, 2) + STORED["a__data__0"])
+    with pytest.raises(UserError, match="list of storages is damaged"):
+        read_torch_file(path)
+
+
+def test_storages_may_not_share_the_file_s_bytes(tmp_path):
+    """One member holds the next one whole: read both, and a file grows as often as it has members."""
+    inner = np.zeros(1000, "<f4").tobytes()
+    nested = io.BytesIO()
+    with zipfile.ZipFile(nested, "w") as archive:
+        archive.writestr("a/data/1", inner)
+    # The inner member's header and data, of a multiple of 4 bytes for the storage around it.
+    held = nested.getvalue()[: 30 + len("a/data/1") + len(inner)] + b"\0\0"
+    sizes = {"0": len(held) // 4, "1": len(inner) // 4}
+    whole = [tensor_pickle((n,), (1,), numel=n) for n in sizes.values()]
+    one, other = (p.removeprefix(b"\x80\x02}(").removesuffix(b"u.") for p in whole)
+    other = other.replace(b"0000", b"0001", 1).replace(b"U\x010", b"U\x011", 1)
+    pickled = b"\x80\x02}(" + one + other + b"u."
+    path = zipped(tmp_path / "a.pt", pickled, a__data__0=held, a__data__1=inner)
+    assert len(read_torch_file(path)) == 2
+    data = path.read_bytes()
+    start = data.index(held)
+    with zipfile.ZipFile(path) as archive:
+        second = archive.getinfo("a/data/1").header_offset
+        end = archive.start_dir
+    # The second member's entry now points into the first one; its own bytes go.
+    cut = bytearray(data[:second] + data[end:])
+    entry = cut.rindex(b"PK\x01\x02")
+    struct.pack_into("<I", cut, entry + 42, start)
+    ending = cut.rindex(b"PK\x05\x06")
+    struct.pack_into("<I", cut, ending + 16, second)
+    path.write_bytes(cut)
+    with pytest.raises(UserError, match="share bytes of the file"):
+        read_torch_file(path)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import stat
+import threading
 import warnings
 
 import numpy as np
@@ -33,6 +34,35 @@ _UPRIGHT = {
 }
 
 
+class _PillowIsSilent:
+    """Pillow's warnings are ignored while any thread is within.
+
+    They are of large pictures and broken metadata, which keep no picture from being read. `catch_warnings` is not made
+    for threads: whichever left first would let the others' warnings through.
+    """
+
+    def __init__(self):
+        self._lock, self._within, self._filters = threading.Lock(), 0, contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._within == 0:
+                self._filters.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self._within += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if self._within == 0:
+                self._filters.close()
+
+
+_PILLOW_IS_SILENT = _PillowIsSilent()
+# The largest pictures take over a gigabyte while they are decoded, so threads take turns with such.
+_ONE_LARGE, _LARGE_PIXELS = threading.Lock(), 32e6
+
+
 def decode_rgb(path: str | os.PathLike, *, min_side_hint: int | None = None) -> Image.Image:
     """Reads a picture file as an upright RGB picture.
 
@@ -57,19 +87,20 @@ def decode_rgb(path: str | os.PathLike, *, min_side_hint: int | None = None) -> 
     Differs: the reference ignores the EXIF orientation and turns 16-bit grey into white.
     """
     try:
+        # A pipe would be waited for, and a device read, for ever.
         if not stat.S_ISREG(os.stat(path).st_mode):
-            # Reading a pipe or a device may never end.
             raise UnreadableImageError(f"{path}: not a file but a folder, pipe or device.")
-        with warnings.catch_warnings():
-            # Of large pictures and broken metadata; neither keeps the picture from being read.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            with Image.open(path, formats=FORMATS) as image:
-                if min_side_hint is not None:
-                    image.draft(None, (min_side_hint, min_side_hint))
+        with _PILLOW_IS_SILENT, Image.open(path, formats=FORMATS) as image:
+            if min_side_hint is not None:
+                image.draft(None, (min_side_hint, min_side_hint))
+            large = image.width * image.height > _LARGE_PIXELS
+            with _ONE_LARGE if large else contextlib.nullcontext():
                 rgb = _to_rgb(image)
-                if min_side_hint is not None and min(rgb.size) >= 2 * min_side_hint:
-                    rgb = rgb.reduce(min(rgb.size) // min_side_hint)
-                return _upright(image, rgb)
+            if min_side_hint is not None and min(rgb.size) >= 2 * min_side_hint:
+                rgb = rgb.reduce(min(rgb.size) // min_side_hint)
+            return _upright(image, rgb)
+    except UnreadableImageError:
+        raise
     except Image.DecompressionBombError:
         raise UnreadableImageError(
             f"{path}: has more than {MAX_MEGAPIXELS:.0f} megapixels, the most that is decoded; "
@@ -79,8 +110,6 @@ def decode_rgb(path: str | os.PathLike, *, min_side_hint: int | None = None) -> 
         raise UnreadableImageError(f"{path}: there is no such image file.") from None
     except Image.UnidentifiedImageError:
         raise UnreadableImageError(f"{path}: not an image, or of an unknown format.") from None
-    except UnreadableImageError:
-        raise
     except Exception as error:
         # Broken files make Pillow's plugins raise nearly anything: OSError, SyntaxError,
         # ValueError, struct.error, IndexError, ...
@@ -120,14 +149,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _deep_grey(values: np.ndarray) -> Image.Image:
     """Grey of more than 8 bits as 8-bit grey; Pillow alone would clip nearly all of it to white."""
+    # In place and in single precision: in double the largest picture allowed would take 4 GB.
+    grey = np.array(values, np.float32)
     if values.dtype.kind == "f":
         # By custom floats run to 1 or to 255; which of the two, only the values tell.
-        values = np.nan_to_num(values)
-        white = 1.0 if values.max() <= 1 else 255.0
+        np.nan_to_num(grey, copy=False)
+        white = 1.0 if grey.max() <= 1 else 255.0
     else:
         # Older Pillow hands 16-bit grey over as 32-bit integers.
         white = 65535.0
-    return Image.fromarray((values * (255 / white) + 0.5).clip(0, 255).astype(np.uint8))
+    grey.clip(0, white, out=grey)
+    grey *= 255 / white
+    grey += 0.5
+    return Image.fromarray(grey.astype(np.uint8))
 
 
 def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:

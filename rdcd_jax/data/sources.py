@@ -120,7 +120,7 @@ def _names_listed(path: pathlib.Path) -> list[str]:
     names = [line.strip() for line in lines if line.strip()]
     # Only the first: a wrong base folder shows at once, and a million look-ups on a network disk
     # would take minutes. A file missing further down counts as unreadable when its turn comes.
-    if names and not (path.parent / names[0]).is_file():
+    if names and not os.path.isfile(path.parent / names[0]):
         raise UserError(
             f"{path}: its first path, {names[0]}, is not a file; paths are taken relative to "
             f"{path.parent}."

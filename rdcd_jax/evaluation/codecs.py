@@ -11,7 +11,7 @@ from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.whiten import PCAWhitening
 
 # How a codec may look: each stage at most once, `Flat` (exact search) last.
-_FORM = re.compile(r"(?:(L2norm),)?(?:(PCAW?)(\d+),)?(?:(L2norm),)?Flat")
+_FORM = re.compile(r"(?:(L2norm),)?(?:(PCAW?)(\d{1,9}),)?(?:(L2norm),)?Flat")
 KNOWN_FORMS = "Flat; L2norm,Flat; PCAW<d>,L2norm,Flat; PCA<d>,L2norm,Flat; L2norm,PCAW<d>,Flat"
 
 

@@ -15,6 +15,11 @@ from rdcd_jax.files import write_aside
 
 PARTS = ("query", "reference")
 _H5_SUFFIXES = (".h5", ".hdf5")
+# Descriptors hardly compress: what unpacks to more bytes than this, and to so many times the file, is an attack on
+# memory.
+_MOST_UNPACKED, _MOST_TIMES = 64 * 2**20, 64
+# Inner products of larger numbers would leave single precision.
+_LARGEST = 1e15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +61,19 @@ def read_descriptors(path: str | os.PathLike, part: str | None = None) -> Descri
         raise UserError(f"{path}: there is no such descriptor file.")
     try:
         ids, rows, model = _read_npz(path) if suffix == ".npz" else _read_h5(path, part)
+        ids = np.asarray(ids) if ids.dtype.kind == "U" else np.asarray(ids).astype(str)
     except UserError:
         raise
     except Exception as error:
         # Damaged files make zipfile, numpy and HDF5 raise nearly anything.
         raise UserError(f"{path}: cannot be read as descriptors ({error}).") from error
-    found = Descriptors(np.asarray(ids), np.asarray(rows), str(model))
-    _require_sound(found, path)
-    ids = found.ids if found.ids.dtype.kind == "U" else found.ids.astype(str)
-    return Descriptors(ids, found.descriptors.astype(np.float32, copy=False), found.model)
+    rows = np.asarray(rows)
+    if rows.dtype.kind == "f":
+        # What is beyond single precision becomes infinite, and is told as such.
+        with np.errstate(over="ignore"):
+            rows = rows.astype(np.float32, copy=False)
+    _require_sound(Descriptors(ids, rows, model), path)
+    return Descriptors(ids, rows.astype(np.float32, copy=False), model)
 
 
 def write_descriptors(path: str | os.PathLike, descriptors: Descriptors) -> None:
@@ -139,6 +148,7 @@ def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, str]:
                 f"{path}: holds no {' and no '.join(missing)}; a descriptor file has the arrays "
                 "ids, descriptors and model."
             )
+        _require_honest(path, sum(member.file_size for member in arrays.zip.infolist()))
         model = str(arrays["model"]) if "model" in arrays else ""
         return arrays["ids"], arrays["descriptors"], model
 
@@ -160,9 +170,19 @@ def _read_h5(path: pathlib.Path, part: str | None) -> tuple[np.ndarray, np.ndarr
                 f"reference_ids; it has {', '.join(sorted(file)) or 'nothing'}."
             )
         rows, ids = (file[name] for name in names)
+        _require_honest(path, rows.nbytes + ids.nbytes)
         # Files made by other programs often declare ASCII and hold UTF-8.
         ids = ids.asstr("utf-8")[()] if h5py.check_string_dtype(ids.dtype) else ids[()]
         return ids, rows[()], str(file.attrs.get("model", ""))
+
+
+def _require_honest(path: pathlib.Path, unpacked: int) -> None:
+    """Refuses a file whose arrays would take far more memory than the file itself."""
+    if unpacked > max(_MOST_UNPACKED, _MOST_TIMES * path.stat().st_size):
+        raise UserError(
+            f"{path}: would unpack to {unpacked / 1e6:.0f} MB, over {_MOST_TIMES} times its size; "
+            "write the descriptors again without compression."
+        )
 
 
 def _require_sound(found: Descriptors, path: pathlib.Path) -> None:
@@ -179,6 +199,10 @@ def _require_sound(found: Descriptors, path: pathlib.Path) -> None:
         raise UserError(
             f"{path}: {bad.size} of {len(rows)} descriptors hold NaN or infinity, the first for "
             f"{ids[bad[0]]}; compute them again."
+        )
+    if max(float(rows.max()), -float(rows.min())) > _LARGEST:
+        raise UserError(
+            f"{path}: descriptors hold numbers beyond {_LARGEST:g}; divide them by their length."
         )
     counts = collections.Counter(ids.tolist())
     if len(counts) < len(ids):

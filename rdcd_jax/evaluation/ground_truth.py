@@ -68,6 +68,8 @@ def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
         UserError: a missing file, a line of another form, a repeated pair, or no pair at all.
     """
     path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: cannot be read as a ground-truth CSV (there is no such file).")
     pairs: dict[tuple[str, str], int] = {}
     distractors: dict[str, None] = {}
     try:

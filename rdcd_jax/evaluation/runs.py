@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from rdcd_jax.data.sources import ImageSet, find_images
+from rdcd_jax.errors import one_line
 from rdcd_jax.evaluation import protocols
 from rdcd_jax.evaluation.codecs import parse_codecs
 from rdcd_jax.evaluation.descriptors import (
@@ -234,6 +235,6 @@ def _embedded(
 def _list_unreadable(path: pathlib.Path, unreadable: Sequence[Unreadable]) -> None:
     """Writes one sentence a line, or removes the list of an earlier run."""
     if unreadable:
-        write_text(path, "".join(f"{each.reason}\n" for each in unreadable))
+        write_text(path, "".join(f"{one_line(each.reason)}\n" for each in unreadable))
     else:
         path.unlink(missing_ok=True)

@@ -8,6 +8,9 @@ import numpy as np
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation import exact
 
+# Far beyond any use; larger ones would drown the scores they are added to.
+_MOST_BETA = 1e6
+
 
 @dataclasses.dataclass(frozen=True)
 class ScoreNorm:
@@ -49,7 +52,7 @@ def parse_score_norm(spec: str) -> ScoreNorm:
     Raises:
         UserError: anything else.
     """
-    match = re.fullmatch(r"\s*([+-]?\d*\.?\d+)\s*\[\s*(\d+)\s*(?:,\s*(\d+)\s*)?\]\s*", spec)
+    match = re.fullmatch(r"\s*([+-]?\d*\.?\d+)\s*\[\s*(\d{1,9})\s*(?:,\s*(\d{1,9})\s*)?\]\s*", spec)
     if match is None:
         raise UserError(
             f"unknown score normalisation {spec!r}; write beta[first,last] such as 1.0[0,2], "
@@ -57,6 +60,8 @@ def parse_score_norm(spec: str) -> ScoreNorm:
         )
     beta, first, last = match.groups()
     norm = ScoreNorm(float(beta), int(first), int(last if last is not None else first))
+    if not abs(norm.beta) <= _MOST_BETA:
+        raise UserError(f"score normalisation {spec!r}: beta is at most {_MOST_BETA:g}.")
     if norm.last < norm.first:
         raise UserError(f"score normalisation {spec!r}: the last rank lies before the first.")
     return norm

@@ -1,5 +1,6 @@
 """Refuses a config that cannot train, before anything is compiled or written."""
 
+import math
 import os
 import re
 
@@ -10,6 +11,7 @@ from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.codecs import parse_codecs
 from rdcd_jax.evaluation.ground_truth import find_disc_layout
+from rdcd_jax.train.record import flat
 
 # The names of DISC2021's queries.
 _DISC_QUERY = re.compile(r"Q\d{5}")
@@ -49,6 +51,15 @@ _NOT_NEGATIVE = (
     "student.calibrate",
     "optimizer.weight_decay",
 )
+# What is far beyond any use, and would overflow where it is counted or not fit where it is kept; others are integers of
+# 32 bits.
+_AT_MOST = {
+    "image_size": 8192,
+    "evaluate.image_size": 8192,
+    "queue.size": 2**26,
+    "bank.size": 2**26,
+    "schedule.epochs": 10**6,
+}
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
@@ -68,6 +79,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
                 f"The config has no field '{name}'; start from configs.common.base_config."
             ) from error
         value[name] = node
+    for name, number in flat(config.to_dict()).items():
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UserError(f"config.{name} is {number}; it must be a finite number.")
+        if isinstance(number, int) and number > (most := _AT_MOST.get(name, 2**31 - 1)):
+            raise UserError(f"config.{name} is {number}; it must be at most {most}.")
     for name, choices in _CHOICES.items():
         if value[name] not in choices:
             raise UserError(f"config.{name} is {value[name]!r}; use one of {', '.join(choices)}.")

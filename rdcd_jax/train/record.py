@@ -80,13 +80,13 @@ def begin(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
     path = workdir / "run.json"
     starts = []
     # A start that failed before it made anything binds nobody to its config.
-    if path.exists() and _has_results(workdir):
+    if path.is_file() and _has_results(workdir):
         try:
-            before = json.loads(path.read_text())
-            theirs, starts = flat(before["config"]), before["starts"]
-        except (ValueError, KeyError, TypeError) as error:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            theirs, starts = flat(before["config"]), list(before["starts"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
-                f"{path} is not a run's record ({error!r}); give another --workdir."
+                f"{path} is not a run's record ({type(error).__name__}: {error}); give another --workdir."
             ) from error
         ours = flat(json.loads(json.dumps(config)))
         for name in sorted(theirs.keys() | ours.keys()):
@@ -129,6 +129,8 @@ class Metrics:
     def __init__(self, workdir: pathlib.Path, step: int):
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
+            if not self._path.is_file():
+                raise UserError(f"{self._path} is not a file; give another --workdir.")
             _drop_lines_after(self._path, step)
         self._file = self._path.open("a", encoding="utf-8")
         try:
@@ -160,11 +162,12 @@ class Metrics:
 
 def _drop_lines_after(path: pathlib.Path, step: int) -> None:
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for data in path.read_bytes().splitlines():
         try:
+            line = data.decode()
             row = json.loads(line)
             done = row["step"] < step or (row["step"] == step and not _is_evaluation(row))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             # A line cut short by a kill.
             continue
         if done:

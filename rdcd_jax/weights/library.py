@@ -21,6 +21,8 @@ from rdcd_jax.weights import convert, store
 
 SHIPPED = importlib.resources.files("rdcd_jax") / "students"
 WEIGHTS, CARD = "weights.safetensors", "model.json"
+# Larger descriptors and pictures than a model can be meant for.
+_MOST_SIZE = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +72,8 @@ class Model:
         """The same model for pictures of another side; itself for None."""
         if image_size is None:
             return self
-        if image_size < 1:
-            raise UserError(f"--image-size is {image_size}; a picture has at least one pixel.")
+        if not 1 <= image_size <= _MOST_SIZE:
+            raise UserError(f"--image-size is {image_size}; give 1 to {_MOST_SIZE} pixels.")
         return dataclasses.replace(self, image_size=image_size)
 
 
@@ -155,6 +157,8 @@ def export_model(
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file; a damaged one is refused by name."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; export the model again.")
     try:
         return safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
@@ -162,25 +166,36 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _load_export(folder: pathlib.Path, name: str | None = None) -> Model:
+    path = folder / CARD
     try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        dim, feature_dim = card["dim"], int(card["feature_dim"])
-        dim = None if dim is None else int(dim)
-        network_name, image_size = str(card["network"]), int(card["image_size"])
-        name = name or card["name"]
-    except (ValueError, KeyError, TypeError) as error:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        sizes = {key: _size(card, key) for key in ("dim", "feature_dim", "image_size")}
+        name, network_name = name or card["name"], card["network"]
+        for text in (name, network_name):
+            text.encode()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{folder / CARD} is damaged ({error!r}); export the model again."
+            f"{path} is damaged ({type(error).__name__}: {error}); export the model again."
         ) from error
-    return _filled(
-        name,
-        network_name,
-        read_safetensors(folder / WEIGHTS),
-        image_size,
-        source=folder / WEIGHTS,
-        dim=dim,
-        feature_dim=feature_dim,
-    )
+    image_size = sizes.pop("image_size")
+    try:
+        # Every array is about to be filled; drawing fresh weights would take longer than reading these.
+        module = nnx.eval_shape(lambda: build(network_name, **sizes, rngs=nnx.Rngs(0)))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    weights = folder / WEIGHTS
+    tensors = read_safetensors(weights)
+    return _filled(name, network_name, module, tensors, image_size, source=weights)
+
+
+def _size(card: dict, key: str) -> int | None:
+    """A size of the card; `dim` may be None, of a model without projector."""
+    value = card[key]
+    if value is None and key == "dim":
+        return None
+    if type(value) is not int or not 1 <= value <= _MOST_SIZE:
+        raise ValueError(f"{key} must be a whole number from 1 to {_MOST_SIZE}")
+    return value
 
 
 def _load_foreign(kind: str, path: str | None) -> Model:
@@ -205,25 +220,25 @@ def _imported(path: pathlib.Path) -> Model:
     tensors, metadata = store.read_imported(path)
     kind, name = metadata["kind"], metadata["network"]
     fresh = store.KINDS[kind].fresh
-    return _filled(kind, name, tensors, 288, source=path, dim=None, fresh=fresh)
+
+    def make():
+        return build(name, dim=None, rngs=nnx.Rngs(0))
+
+    # Fresh weights are drawn only where some are wanted.
+    module = make() if fresh else nnx.eval_shape(make)
+    return _filled(kind, name, module, tensors, 288, source=path, fresh=fresh)
 
 
 def _filled(
     name: str,
     network_name: str,
+    module: DescriptorNet,
     tensors: dict[str, np.ndarray],
     image_size: int,
     *,
     source: object,
-    dim: int | None,
-    feature_dim: int = 512,
     fresh: str | None = None,
 ) -> Model:
-    def make():
-        return build(network_name, dim=dim, feature_dim=feature_dim, rngs=nnx.Rngs(0))
-
-    # Where every array is about to be filled, drawing fresh weights would take longer than reading these.
-    module = make() if fresh else nnx.eval_shape(make)
     tensors = {key: value.astype(np.float32) for key, value in tensors.items()}
     try:
         convert.load_into(module, tensors, network_name, fresh=fresh)

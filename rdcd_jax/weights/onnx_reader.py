@@ -40,12 +40,23 @@ def read_sscd_onnx(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     path = pathlib.Path(path)
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, format="protobuf", load_external_data=False)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file; give the path of an ONNX file.") from error
     except (DecodeError, OSError, ValueError) as error:
         raise UserError(f"{path}: not an ONNX file, or a damaged one; fetch it again.") from error
-    graph = _Graph(model.graph, str(path))
+    try:
+        return _tensors(_Graph(model.graph, str(path)))
+    except UserError:
+        raise
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError) as error:
+        # A damaged graph lacks inputs and attributes that an operator must have, or has them in other types.
+        raise UserError(
+            f"{path}: a damaged ONNX graph ({type(error).__name__}: {error}); fetch it again."
+        ) from error
+
+
+def _tensors(graph: "_Graph") -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     x = _pixels(graph)
     x = _conv(graph, tensors, x, "conv1", "bn1", (64, 3, 7, 7), stride=2, relu=True)

@@ -25,6 +25,10 @@ STORAGES = {
 }
 
 
+# Bits; the longest that torch writes is its magic number, of 77.
+LONGEST_NUMBER = 128
+
+
 @dataclasses.dataclass(frozen=True)
 class Storage:
     """A named run of numbers in the file.
@@ -115,7 +119,7 @@ def _interpret(stream, name: str) -> object:
         elif op in _LITERALS:
             stack.append(_LITERALS[op])
         elif op in _NUMBERS_AND_TEXT:
-            stack.append(argument)
+            stack.append(_short_number(argument))
         elif op in _EMPTY:
             stack.append(_EMPTY[op]())
         elif op in _TUPLES:
@@ -165,6 +169,13 @@ def _as(kind, value):
     """`value`, which must be a `kind` (a type or a tuple of types)."""
     if not isinstance(value, kind):
         raise TypeError(f"{type(value).__name__} where {kind} was due")
+    return value
+
+
+def _short_number(value):
+    """`value`, which must not be an integer of more digits than Python prints."""
+    if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
+        raise ValueError(f"a number of {value.bit_length()} bits")
     return value
 
 

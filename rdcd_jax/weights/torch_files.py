@@ -57,7 +57,7 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
         else:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             content, stored = _read_legacy(stack.enter_context(mapped), path)
-        arrays = _Arrays(stored, CLAIM * size, path)
+        arrays = _Arrays(stored, size, path)
         return {name: arrays.array(v, name) for name, v in _state_dict(content, path).items()}
 
 
@@ -118,7 +118,7 @@ def _read_legacy(mapped: mmap.mmap, path: pathlib.Path) -> tuple[object, Callabl
     _version, system, content, keys = (read_pickle(mapped, str(path)) for _ in range(4))
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise UserError(f"{path}: saved on a big-endian machine; save it again on a common one.")
-    if not isinstance(keys, list):
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise UserError(f"{path}: its list of storages is damaged; fetch the file again.")
     rest = memoryview(mapped[mapped.tell() :])
     sizes = {storage.key: storage for storage in _storages(content)}
@@ -193,8 +193,9 @@ def _itemsize(storage: Storage) -> int:
 class _Arrays:
     """Arrays of views, each storage read once and the sum of what they claim bounded."""
 
-    def __init__(self, read: Callable[[Storage], bytes], budget: int, path: pathlib.Path):
-        self.read, self.budget, self.path = read, budget, path
+    def __init__(self, read: Callable[[Storage], bytes], size: int, path: pathlib.Path):
+        budget = CLAIM * size
+        self.read, self.budget, self.unread, self.path = read, budget, size, path
         self.storages: dict[str, tuple[Storage, np.ndarray]] = {}
 
     def array(self, view: TensorView, name: str) -> np.ndarray:
@@ -239,6 +240,10 @@ class _Arrays:
                     f"{self.path}: tensor '{name}' declares {storage.numel} numbers, but the "
                     f"file holds {len(data)} bytes for them; fetch it again."
                 )
+            # The members of a zip file may overlap.
+            self.unread -= len(data)
+            if self.unread < 0:
+                raise UserError(f"{self.path}: its storages share bytes of the file; refused.")
             self.storages[storage.key] = storage, _decode(data, storage.dtype)
         return self.storages[storage.key]
 

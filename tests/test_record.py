@@ -1,0 +1,51 @@
+"""What a run writes down, where what is there already is damaged."""
+
+import json
+import os
+
+import pytest
+
+from rdcd_jax.errors import UserError
+from rdcd_jax.train import record
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[" * 100_000,
+        "[]",
+        '{"config": [], "starts": []}',
+        '{"config": {}, "starts": 1}',
+        '{"config": {}}',
+        "\udcff",
+    ],
+    ids=lambda text: ascii(text[:30]),
+)
+def test_a_damaged_record_is_refused(tmp_path, text):
+    (tmp_path / "run.json").write_text(text, errors="surrogateescape")
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"run\.json is not a run's record"):
+        record.begin(tmp_path, {}, ())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are no files elsewhere")
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is not a file"):
+        record.Metrics(tmp_path, 0)
+    os.mkfifo(tmp_path / "run.json")
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    record.begin(tmp_path, {"seed": 0}, ())
+    assert json.loads((tmp_path / "run.json").read_text())["config"] == {"seed": 0}
+
+
+def test_lines_that_no_run_wrote_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    good = b'{"step": 1, "loss": 2.0}\n'
+    bad = [b"\xff", b"[" * 100_000, b"[]", b'{"step": "x"}', b'{"loss": 1.0}', b'{"step": 2, "lo']
+    path.write_bytes(good + b"\n".join(bad))
+    metrics = record.Metrics(tmp_path, 1)
+    metrics.write([{"step": 2, "loss": 1.0}])
+    metrics.close()
+    assert path.read_bytes() == good + b'{"step": 2, "loss": 1.0}\n'
