@@ -18,7 +18,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 RESULT = ROOT / "experiments" / "results" / "bench_step.json"
 
 QUEUE, DIM, FEATURE = 65536, 128, 512
@@ -119,29 +119,10 @@ def torch_parts(batch: int, size: int):
 
     import torch
     import torch.nn.functional as F
-    from torch_support import import_torchvision
+    from plain_torch import Student, Teacher
 
-    networks = import_torchvision().models
     torch.manual_seed(0)
-
-    class GeM(torch.nn.Module):
-        def forward(self, x):
-            return F.adaptive_avg_pool2d(x.clamp(min=1e-6).pow(3), 1).pow(1 / 3)
-
-    class Student(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.backbone = networks.efficientnet_b0(num_classes=FEATURE)
-            self.backbone.avgpool = GeM()
-            self.projector = torch.nn.Linear(FEATURE, DIM)
-
-        def forward(self, x):
-            feature = self.backbone(x)
-            return F.normalize(feature, dim=1), F.normalize(self.projector(feature), dim=1)
-
-    teacher = networks.resnet50(num_classes=FEATURE).eval()
-    teacher.avgpool = GeM()
-    student = Student().train()
+    teacher, student = Teacher().eval(), Student(DIM).train()
     key_encoder = copy.deepcopy(student)
     for network in (teacher, student, key_encoder):
         network.to(memory_format=torch.channels_last)
@@ -155,7 +136,7 @@ def torch_parts(batch: int, size: int):
 
     @torch.no_grad()
     def describe_teacher():
-        return F.normalize(teacher(query), dim=1)
+        return teacher(query)[0]
 
     @torch.no_grad()
     def student_forward():

@@ -59,6 +59,7 @@ _AT_MOST = {
     "queue.size": 2**26,
     "bank.size": 2**26,
     "schedule.epochs": 10**6,
+    "data.workers": 256,
 }
 
 

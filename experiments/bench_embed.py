@@ -1,0 +1,154 @@
+"""Times descriptors from picture files against PyTorch doing the same.
+
+    python experiments/bench_embed.py [--images sample:references] [--size 288] [--rounds 3]
+
+Float32, the student's and the teacher's network. Here: `embed_images`, as `rdcd-jax embed` runs it. PyTorch:
+torchvision's networks in channels_last, the same decoding and resizing in a DataLoader with one worker for each core
+but one. The two alternate in one run, each in a process of its own, and medians are compared. The result goes to
+experiments/results/bench_embed.json.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+RESULT = ROOT / "experiments" / "results" / "bench_embed.json"
+
+NETWORKS = {"efficientnet_b0": 128, "resnet50": None}
+BATCH = 32
+
+
+def jax_runs(source: str, size: int):
+    """Functions that describe all pictures, by network."""
+    from flax import nnx
+
+    from rdcd_jax import models
+    from rdcd_jax.data.sources import find_images
+    from rdcd_jax.evaluation.embed import embed_images
+    from rdcd_jax.weights.library import Model, evaluation_mode
+
+    images = find_images(source)
+
+    def run(network: str):
+        module = models.build(network, dim=NETWORKS[network], rngs=nnx.Rngs(0))
+        model = Model(network, network, evaluation_mode(module), size)
+        return lambda: len(
+            embed_images(model.describe, images, image_size=size, batch_size=BATCH)[0].ids
+        )
+
+    return {network: run(network) for network in NETWORKS}
+
+
+class Pictures:
+    """Decoded pictures, as a torch DataLoader wants them."""
+
+    def __init__(self, paths: tuple[str, ...], size: int):
+        self.paths, self.size = paths, size
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.paths)
+
+    def __getitem__(self, place: int):
+        """One picture, uint8 [S, S, 3]."""
+        import numpy as np
+
+        from rdcd_jax.data.decode import decode_rgb, resize_square
+
+        image = decode_rgb(self.paths[place], min_side_hint=self.size)
+        return np.asarray(resize_square(image, self.size))
+
+
+def torch_runs(source: str, size: int):
+    """The same in PyTorch."""
+    import torch
+    from plain_torch import Student, Teacher
+
+    from rdcd_jax.data.sources import find_images
+    from rdcd_jax.models.descriptor import IMAGENET_MEAN, IMAGENET_STD
+
+    pictures = Pictures(find_images(source).paths, size)
+    mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def run(network: torch.nn.Module):
+        network = network.eval().to(memory_format=torch.channels_last)
+
+        @torch.inference_mode()
+        def describe() -> int:
+            workers = max(1, (os.cpu_count() or 1) - 1)
+            loader = torch.utils.data.DataLoader(pictures, BATCH, num_workers=workers)
+            rows = []
+            for batch in loader:
+                x = (batch.permute(0, 3, 1, 2).float() / 255 - mean) / std
+                rows.append(network(x)[1])
+            return len(torch.cat(rows))
+
+        return describe
+
+    return {"efficientnet_b0": run(Student(128)), "resnet50": run(Teacher())}
+
+
+def serve(make, source: str, size: int, pipe) -> None:
+    """Times what is asked for, in a process of its own."""
+    runs = make(source, size)
+    pipe.send(None)
+    while (name := pipe.recv()) is not None:
+        begun = time.perf_counter()
+        count = runs[name]()
+        pipe.send(count / (time.perf_counter() - begun))
+
+
+def main() -> None:
+    """Alternates the two, and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", default="sample:references")
+    parser.add_argument("--size", type=int, default=288)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for name, make in {"jax": jax_runs, "torch": torch_runs}.items():
+        pipes[name], theirs = context.Pipe()
+        # Not a daemon: torch's loader has children of its own.
+        context.Process(target=serve, args=(make, options.images, options.size, theirs)).start()
+        pipes[name].recv()
+    speeds = {name: {network: [] for network in NETWORKS} for name in pipes}
+    # The first round compiles and warms up, and is left out.
+    for number in range(options.rounds + 1):
+        for network in NETWORKS:
+            for name, pipe in pipes.items():
+                pipe.send(network)
+                speed = pipe.recv()
+                if number:
+                    speeds[name][network].append(speed)
+    for pipe in pipes.values():
+        pipe.send(None)
+    medians = {
+        name: {network: statistics.median(found) for network, found in each.items()}
+        for name, each in speeds.items()
+    }
+    result = {
+        "settings": vars(options),
+        "descriptors a second": speeds,
+        "jax / torch": {
+            network: round(medians["jax"][network] / medians["torch"][network], 3)
+            for network in NETWORKS
+        },
+    }
+    print(json.dumps(result, indent=2))
+
+    from rdcd_jax.files import write_json
+    from rdcd_jax.train.record import environment
+
+    write_json(RESULT, {"environment": environment(), **result})
+
+
+if __name__ == "__main__":
+    main()
