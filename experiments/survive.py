@@ -307,7 +307,7 @@ def main() -> None:
 
     wild = Run(out, "diverges", options.steps, optimizer__learning_rate=1e30)
     status = wild.finish()
-    sentence = wild.said().strip().splitlines()[-1]
+    sentence = next(line for line in wild.said().splitlines() if line.startswith("rdcd-jax: "))
     note(what="divergence", status=status, sentence=sentence)
     results["divergence"] = {"status": status, "sentence": sentence.replace(str(out), "OUT")}
 
