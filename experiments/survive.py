@@ -33,7 +33,7 @@ from rdcd_jax.train.loop import train_and_evaluate  # noqa: E402
 from rdcd_jax.train.record import environment  # noqa: E402
 
 RESULT = ROOT / "experiments" / "results" / "survive.json"
-SAVE_EVERY = 4
+SAVE_EVERY = 10
 LIMIT_S = 600
 
 
@@ -97,12 +97,11 @@ class Run:
         """The state that a finished run's newest checkpoint holds."""
         return train_and_evaluate(load_config(self.config, self.changes), self.workdir)
 
-    def newest(self) -> pathlib.Path:
-        """The newest checkpoint."""
+    def saved(self) -> list[int]:
+        """Steps of the whole checkpoints."""
         folder = self.workdir / "checkpoints"
-        return max(
-            (path for path in folder.iterdir() if path.name.isdigit()), key=lambda p: int(p.name)
-        )
+        found = folder.iterdir() if folder.is_dir() else ()
+        return sorted(int(path.name) for path in found if path.name.isdigit())
 
 
 def wait_for(condition, process: subprocess.Popen, what: str) -> bool:
@@ -246,7 +245,7 @@ def main() -> None:
     os.kill(process.pid, signal.SIGTERM)
     status = process.wait(LIMIT_S)
     note(what="SIGTERM", status=status, step=max(stopped.steps()))
-    kept = int(stopped.newest().name) == max(stopped.steps())
+    kept = stopped.saved()[-1] == max(stopped.steps())
     results["SIGTERM"] = {
         "status": status,
         "last step saved": kept,
@@ -262,9 +261,9 @@ def main() -> None:
     for name, spoil in damage.items():
         spoilt = Run(out, name.replace(" ", "-"), options.steps)
         process = spoilt.start()
-        wait_for(lambda: max(spoilt.steps(), default=0) >= 3 * SAVE_EVERY, process, "saves")
+        wait_for(lambda: len(spoilt.saved()) == 2, process, "two checkpoints")
         kill(process)
-        newest = spoilt.newest()
+        newest = spoilt.workdir / "checkpoints" / str(spoilt.saved()[-1])
         path = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
         spoil(path)
         status = spoilt.finish()
