@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+# Up to 3x3, XLA's own transpose of the shifted sum is the faster gradient; at 5x5 the convolution is, 2 to 4 times.
+_FEW_TAPS = 9
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -134,9 +136,25 @@ def _shifted_sum(inputs, kernel, *, strides, padding):
     )
 
 
+def _correlated(gradient, kernel, shape, strides, padding):
+    """The input's gradient as a convolution of the output's, spread out by the strides, with the turned kernel."""
+    spread = [(0, 0, 0)]
+    for axis in range(2):
+        low = kernel.shape[axis] - 1 - padding[axis][0]
+        length = (gradient.shape[1 + axis] - 1) * strides[axis] + 1
+        high = shape[1 + axis] + kernel.shape[axis] - 1 - length - low
+        spread.append((low, high, strides[axis] - 1))
+    zero = jnp.zeros((), gradient.dtype)
+    gradient = lax.pad(gradient, zero, [*spread, (0, 0, 0)])
+    return _shifted_sum(gradient, kernel[::-1, ::-1], strides=(1, 1), padding=((0, 0), (0, 0)))
+
+
 def _shifted_gradients(inputs, kernel, gradient, *, strides, padding):
-    form = functools.partial(_shifted_sum, strides=strides, padding=padding)
-    (input_gradient,) = jax.linear_transpose(lambda x: form(x, kernel), inputs)(gradient)
+    if kernel.shape[0] * kernel.shape[1] > _FEW_TAPS:
+        input_gradient = _correlated(gradient, kernel, inputs.shape, strides, padding)
+    else:
+        form = functools.partial(_shifted_sum, strides=strides, padding=padding)
+        (input_gradient,) = jax.linear_transpose(lambda x: form(x, kernel), inputs)(gradient)
 
     # One picture at a time: its shifted products are summed while they are still in the cache.
     def add_picture(total, picture):
