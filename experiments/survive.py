@@ -28,6 +28,7 @@ import numpy as np  # noqa: E402
 
 from rdcd_jax.data.sources import find_images  # noqa: E402
 from rdcd_jax.files import write_json  # noqa: E402
+from rdcd_jax.train.checkpoints import SEAL  # noqa: E402
 from rdcd_jax.train.config import load_config  # noqa: E402
 from rdcd_jax.train.loop import train_and_evaluate  # noqa: E402
 from rdcd_jax.train.record import environment  # noqa: E402
@@ -100,8 +101,8 @@ class Run:
     def saved(self) -> list[int]:
         """Steps of the whole checkpoints."""
         folder = self.workdir / "checkpoints"
-        found = folder.iterdir() if folder.is_dir() else ()
-        return sorted(int(path.name) for path in found if path.name.isdigit())
+        # The digests of its files are written last.
+        return sorted(int(path.parent.name) for path in folder.glob(f"[0-9]*/{SEAL}"))
 
 
 def wait_for(condition, process: subprocess.Popen, what: str) -> bool:

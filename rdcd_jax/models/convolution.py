@@ -128,12 +128,15 @@ def _shifts(padded, kernel_shape, strides, out_size):
 def _shifted_sum(inputs, kernel, *, strides, padding):
     padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
     size = [(padded.shape[1 + axis] - kernel.shape[axis]) // strides[axis] + 1 for axis in range(2)]
-    taps = kernel.reshape(-1, kernel.shape[-1])
+    # Sums are kept in float32 also of bfloat16 pictures, as accelerators do.
+    wide = jnp.promote_types(inputs.dtype, jnp.float32)
+    taps = kernel.reshape(-1, kernel.shape[-1]).astype(wide)
     shifts = _shifts(padded, kernel.shape, strides, size)
-    return functools.reduce(
+    total = functools.reduce(
         jnp.add,
-        (part * tap[None, None, None] for part, tap in zip(shifts, taps, strict=True)),
+        (part.astype(wide) * tap[None, None, None] for part, tap in zip(shifts, taps, strict=True)),
     )
+    return total.astype(inputs.dtype)
 
 
 def _correlated(gradient, kernel, shape, strides, padding):
