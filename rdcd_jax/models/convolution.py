@@ -129,7 +129,7 @@ def _shifted_sum(inputs, kernel, *, strides, padding):
     padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
     size = [(padded.shape[1 + axis] - kernel.shape[axis]) // strides[axis] + 1 for axis in range(2)]
     # Sums are kept in float32 also of bfloat16 pictures, as accelerators do.
-    wide = jnp.promote_types(inputs.dtype, jnp.float32)
+    wide = jnp.float32 if inputs.dtype.itemsize < 4 else inputs.dtype
     taps = kernel.reshape(-1, kernel.shape[-1]).astype(wide)
     shifts = _shifts(padded, kernel.shape, strides, size)
     total = functools.reduce(
