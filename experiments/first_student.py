@@ -4,9 +4,9 @@
 
 BENCHMARK is a DISC-shaped folder (minidisc); only its training pictures are trained on. OUT keeps the runs, which
 continue where they were stopped; the result goes to experiments/results/first_student.json, and the student into the
-package as `rdcd-effb0-start`. The figures are µAP in
-percent, whitening and score normalisation fitted to every third training picture (3,000). FILE is the teacher's
-descriptors of the training pictures (`rdcd-jax embed --model=sscd`), where they are at hand already.
+package as `rdcd-effb0-start`. The figures are µAP in percent, whitening and score normalisation fitted to every third
+training picture (3,000). FILE is the teacher's descriptors of the training pictures (`rdcd-jax embed --model=sscd`),
+where they are at hand already.
 """
 
 import argparse
@@ -134,7 +134,8 @@ def main() -> None:
         paths = ("data", "evaluate", "teacher", "init_from")
         configs[name] = {key: v for key, v in config.to_dict().items() if key not in paths}
         curves[name] = curve(options.out / name)
-    ship(load_model(str(options.out / "stage2" / "export")), result["stage2 at 128"], len(images))
+    # The last stage's student, at the size it was evaluated at last.
+    ship(model, result[f"{name} at {model.image_size}"], len(images))
     write_json(
         RESULT,
         {
