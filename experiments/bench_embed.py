@@ -19,6 +19,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from rdcd_jax.huge_pages import asking  # noqa: E402
+
 RESULT = ROOT / "experiments" / "results" / "bench_embed.json"
 
 NETWORKS = {"efficientnet_b0": 128, "resnet50": None}
@@ -112,6 +114,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=288)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    os.environ.update(
+        asking(os.environ)
+    )  # As the command line does; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 is obeyed.
     context = multiprocessing.get_context("spawn")
     pipes = {}
     for name, make in {"jax": jax_runs, "torch": torch_runs}.items():
@@ -135,7 +140,7 @@ def main() -> None:
         for name, each in speeds.items()
     }
     result = {
-        "settings": vars(options),
+        "settings": vars(options) | {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "")},
         "descriptors a second": speeds,
         "jax / torch": {
             network: round(medians["jax"][network] / medians["torch"][network], 3)

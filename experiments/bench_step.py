@@ -3,9 +3,12 @@
     python experiments/bench_step.py [--batch 32] [--size 224] [--rounds 5]
 
 Float32, the paper's networks, queue and bank of 65,536. PyTorch runs torchvision's networks in channels_last. The two
-alternate in one run, and medians are compared; both are warmed up first, and JAX's compile time is given beside. Needs
-torch and torchvision (`make test TORCH=1` installs them); they run in a process of their own, so that two thread pools
-never share the cores. The result goes to experiments/results/bench_step.json.
+alternate in one run, and medians are compared. Each turn runs its part twice and times the second, as in training one
+step follows the other: while one waits, a virtual machine may take back the memory it had freed. JAX's compile time is
+given beside, and GLIBC_TUNABLES, which decides whether large arrays lie in huge pages.
+
+Needs torch and torchvision (`make test TORCH=1` installs them); they run in a process of their own, so that two thread
+pools never share the cores. The result goes to experiments/results/bench_step.json, or where --result says.
 """
 
 import argparse
@@ -19,6 +22,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from rdcd_jax.huge_pages import asking  # noqa: E402
+
 RESULT = ROOT / "experiments" / "results" / "bench_step.json"
 
 QUEUE, DIM, FEATURE = 65536, 128, 512
@@ -185,6 +190,7 @@ def serve(make, batch: int, size: int, pipe) -> None:
         run()
     pipe.send(compile_seconds)
     while (name := pipe.recv()) is not None:
+        runs[name]()
         begun = time.perf_counter()
         runs[name]()
         pipe.send(time.perf_counter() - begun)
@@ -196,7 +202,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--result", type=pathlib.Path, default=RESULT)
     options = parser.parse_args()
+    os.environ.update(
+        asking(os.environ)
+    )  # As the command line does; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 is obeyed.
     context = multiprocessing.get_context("spawn")
     pipes, compile_seconds = {}, {}
     for name, make in {"jax": jax_parts, "torch": torch_parts}.items():
@@ -218,7 +228,12 @@ def main() -> None:
         for name, parts in times.items()
     }
     result = {
-        "settings": vars(options),
+        "settings": {
+            "batch": options.batch,
+            "size": options.size,
+            "rounds": options.rounds,
+            "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
+        },
         "images a second": {
             name: {part: round(speed, 2) for part, speed in parts.items()}
             for name, parts in speeds.items()
@@ -244,7 +259,7 @@ def main() -> None:
     from rdcd_jax.files import write_json
     from rdcd_jax.train.record import environment
 
-    write_json(RESULT, {"environment": environment(), **result})
+    write_json(options.result, {"environment": environment(), **result})
 
 
 if __name__ == "__main__":

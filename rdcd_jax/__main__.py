@@ -1,8 +1,16 @@
-"""`python -m rdcd_jax` is `rdcd-jax`."""
+"""`python -m rdcd_jax` and the console script `rdcd-jax`."""
 
 import sys
 
 from rdcd_jax.cli import main
+from rdcd_jax.huge_pages import restart_with_huge_pages
+
+
+def run() -> int:
+    """Runs the command line in a process whose memory is set up for it."""
+    restart_with_huge_pages()
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

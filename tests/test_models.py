@@ -12,7 +12,7 @@ from torch_support import import_torchvision
 
 from rdcd_jax import models
 from rdcd_jax.errors import UserError
-from rdcd_jax.models.convolution import convolution, depthwise
+from rdcd_jax.models.convolution import convolution, depthwise, pointwise
 from rdcd_jax.train.state import split
 from rdcd_jax.weights import convert
 from rdcd_jax.weights.library import evaluation_mode
@@ -191,6 +191,20 @@ def test_pointwise_convolution_is_a_convolution():
         x, w, (2, 2), ((0, 0), (0, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     np.testing.assert_allclose(convolution(x, w, (2, 2), [(0, 0), (0, 0)]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [(3, 8), (8, 3)])
+def test_pointwise_gradients_are_the_products(channels):
+    """The written-out gradient, with either operand the narrower, against JAX's own of the plain product."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 5, 4, channels[0])), jnp.float32)
+    w = jnp.asarray(rng.normal(size=channels), jnp.float32)
+    ours, pull = jax.vjp(pointwise, x, w)
+    theirs, expected = jax.vjp(jnp.matmul, x, w)
+    np.testing.assert_array_equal(ours, theirs)
+    g = jnp.asarray(rng.normal(size=ours.shape), jnp.float32)
+    for a, b in zip(pull(g), expected(g), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))

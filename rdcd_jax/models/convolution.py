@@ -42,13 +42,50 @@ def convolution(
     height, width, group_channels, channels = kernel.shape
     strides, padding = tuple(strides), tuple(map(tuple, padding))
     if (height, width) == (1, 1) and feature_group_count == 1 and padding == ((0, 0), (0, 0)):
-        return inputs[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+        return pointwise(inputs[:, :: strides[0], :: strides[1]], kernel[0, 0])
     if group_channels == 1 and channels == feature_group_count == inputs.shape[-1]:
         return depthwise(inputs, kernel, strides, padding)
     rest["dimension_numbers"] = _LAYOUT
     return lax.conv_general_dilated(
         inputs, kernel, strides, padding, feature_group_count=feature_group_count, **rest
     )
+
+
+@jax.custom_vjp
+def pointwise(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiplies every pixel's channels with a matrix.
+
+    Args:
+        inputs: [B, H, W, C].
+        kernel: [C, O].
+
+    Returns:
+        [B, H, W, O].
+    """
+    return inputs @ kernel
+
+
+def _pointwise_forward(inputs, kernel):
+    return inputs @ kernel, (inputs, kernel)
+
+
+def _pointwise_backward(saved, gradient):
+    inputs, kernel = saved
+
+    # A product over all pixels turns its first operand round in memory: on a CPU that takes longer than the product, so
+    # it should be the narrower one. JAX's own gradient takes the output's always.
+    def over_pixels(first, second):
+        axes = (0, 1, 2)
+        return lax.dot_general(first, second, ((axes, axes), ((), ())))
+
+    if kernel.shape[0] <= kernel.shape[1]:
+        kernel_gradient = over_pixels(inputs, gradient)
+    else:
+        kernel_gradient = over_pixels(gradient, inputs).T
+    return gradient @ kernel.T, kernel_gradient
+
+
+pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
