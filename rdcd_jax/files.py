@@ -1,6 +1,7 @@
 """Writing files so that a reader sees the old content or the new one, never a part; and where the cache lies."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -42,6 +43,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Writes `value` as indented JSON to `path`; NaN is refused, since it is not JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """The hex digest of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_folder() -> pathlib.Path:

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import hashlib
 import json
 import logging
 import pathlib
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from rdcd_jax.errors import UserError
-from rdcd_jax.files import write_json
+from rdcd_jax.files import file_sha256, write_json
 from rdcd_jax.train.state import TrainState
 
 # Where damaged checkpoints are kept, beside the folder of the sound ones.
@@ -116,7 +115,8 @@ class Checkpoints:
         folder = self._folder / str(step)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         write_json(
-            folder / SEAL, {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+            folder / SEAL,
+            {path.relative_to(folder).as_posix(): file_sha256(path) for path in files},
         )
 
     def _verify(self, step: int) -> None:
@@ -126,7 +126,7 @@ class Checkpoints:
             for name, digest in json.loads((folder / SEAL).read_text()).items():
                 if not (folder / name).is_file():
                     raise ValueError(f"{name} is missing")
-                if _sha256(folder / name) != digest:
+                if file_sha256(folder / name) != digest:
                     raise ValueError(f"{name} is not as it was written")
 
     def _restored(self, step: int, like: TrainState) -> TrainState:
@@ -192,11 +192,6 @@ class Checkpoints:
 
 def _arrays(state: TrainState) -> dict:
     return {name: getattr(state, name) for name in state.__dataclass_fields__}
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:

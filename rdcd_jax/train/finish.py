@@ -54,11 +54,10 @@ def calibrate_batch_norm(model: Model, images: ImageSet, count: int) -> None:
         with contextlib.suppress(UnreadableImageError):
             image = decode_rgb(images.paths[place], min_side_hint=model.image_size)
             batch.append(np.asarray(resize_square(image, model.image_size)))
-        if len(batch) == size:
+        # A last batch that unreadable pictures left short counts only where there is no other.
+        if len(batch) == size or (place == places[-1] and batch and not found):
             found.append(jax.device_get(measured(arrays, np.stack(batch))))
             batch = []
-    if batch and not found:
-        found.append(jax.device_get(measured(arrays, np.stack(batch))))
     if not found:
         raise UserError(f"{images.source}: too few readable pictures to calibrate BatchNorm on.")
     average = jax.tree.map(lambda *leaves: jnp.asarray(np.mean(leaves, axis=0)), *found)

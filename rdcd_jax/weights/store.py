@@ -14,7 +14,7 @@ import safetensors.numpy
 from flax import nnx
 
 from rdcd_jax.errors import UserError
-from rdcd_jax.files import cache_folder, write_aside
+from rdcd_jax.files import cache_folder, file_sha256, write_aside
 from rdcd_jax.models import build
 from rdcd_jax.weights.convert import to_state, torch_names
 from rdcd_jax.weights.onnx_reader import read_sscd_onnx
@@ -122,8 +122,7 @@ def import_weights(kind: str, path: str | os.PathLike) -> pathlib.Path:
     row, path = _kind(kind), pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; give the path of a {kind} checkpoint.")
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(path)
     target = cache_folder() / f"{kind}-{digest[:16]}.safetensors"
     if _is_sound(target, digest):
         return target
