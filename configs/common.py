@@ -70,7 +70,7 @@ def base_config(
     config.data = ml_collections.ConfigDict()
     # A folder of pictures, a text file of paths, or sample:train, the bundled ones.
     config.data.train = data
-    # SIMCLR, STRONG_BLUR, ADVANCED, ADVANCED_NO_OVERLAY or MILD.
+    # SIMCLR, STRONG_BLUR, ADVANCED or MILD; the last two also as ADVANCED_NO_OVERLAY and MILD_NO_OVERLAY.
     config.data.policy = "ADVANCED"
     # Processes that decode and augment; 0 does it in a thread of the main process.
     config.data.workers = 0

@@ -5,12 +5,15 @@ import importlib.resources
 import importlib.util
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
+from rdcd_jax.data.overlays import assets_folder
 from rdcd_jax.data.sources import find_images
+from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.ground_truth import find_disc_layout, read_ground_truth
 from rdcd_jax.evaluation.pictures import draw_matches, match_rows
 from rdcd_jax.evaluation.protocols import DiscRow, Predictions
@@ -25,24 +28,31 @@ from rdcd_jax.weights.library import Model, evaluation_mode, load_model
 SAMPLE = importlib.resources.files("rdcd_jax") / "sample"
 TEACHER_FEATURE = 512
 SHIPPED = "rdcd-effb0-start"
+T = TypeVar("T")
 
 
 def run_demo(out: pathlib.Path) -> None:
     """Runs the demo; a run cut short is continued.
 
+    What a bare installation lacks is left out, and how to get it is told: without a teacher the student trains on
+    SSCD's objective alone, and without fonts and emoji its views have no overlays.
+
     Args:
         out: folder for the run, the evaluations, `matches.png` and `demo.json`.
-
-    Raises:
-        UserError: where there is no teacher, telling how to get one.
     """
     # A continued run must find its own pictures and features under the same names.
     out = out.resolve()
-    teacher = load_model("sscd")
-    for licence in store.teacher_licences():
-        print(f"Teacher: {licence}")
+    teacher = _unless_missing(lambda: load_model("sscd"), "The student trains without a teacher.")
+    overlays = _unless_missing(assets_folder, "The views have no text and emoji.")
+    if teacher:
+        for licence in store.teacher_licences():
+            print(f"Teacher: {licence}")
     with importlib.resources.as_file(SAMPLE) as sample:
         config = load_config(f"{find_config('demo')}:data={sample / 'train'}", [])
+        if not overlays:
+            config.data.policy += "_NO_OVERLAY"
+        if not teacher:
+            config.objective.kld_lambda = 0.0
         student = make_student(config, TEACHER_FEATURE)
         size = config.evaluate.image_size
         before = Model("before", config.student.network, evaluation_mode(student), size)
@@ -53,16 +63,17 @@ def run_demo(out: pathlib.Path) -> None:
         with _timed("Evaluating the student before its training"):
             rows, _ = _evaluated(before, sample, out / "before")
             lines.append(("student before training: random weights", config.student.dim, rows))
-        with _timed("Evaluating the teacher"):
-            rows, _ = _evaluated(teacher, sample, out / "teacher", codecs=f"Flat;{codec}")
+        if teacher:
+            with _timed("Evaluating the teacher"):
+                rows, _ = _evaluated(teacher, sample, out / "teacher", codecs=f"Flat;{codec}")
             flat = [row for row in rows if row.codec == "Flat"]
             lines.append(("teacher", TEACHER_FEATURE, flat))
             lines.append(
                 ("teacher, whitened", config.student.dim, [r for r in rows if r.codec == codec])
             )
-        with _timed("Training the student"):
             # The teacher has just described the training pictures, for the score normalisation.
             config.teacher.features = str(out / "teacher" / "descriptors" / "training.npz")
+        with _timed("Training the student"):
             train_and_evaluate(config, out / "run")
         with _timed("Evaluating the student after its training"):
             after = load_model(str(out / "run" / "export"))
@@ -80,6 +91,14 @@ def run_demo(out: pathlib.Path) -> None:
     )
     print(f"Queries with the references found for them: {out / 'matches.png'}")
     print(f"The student: --model={out / 'run' / 'export'}")
+
+
+def _unless_missing(find: Callable[[], T], consequence: str) -> T | None:
+    try:
+        return find()
+    except UserError as error:
+        print(f"{error} {consequence}")
+        return None
 
 
 def _evaluated(

@@ -94,6 +94,7 @@ MILD: Policy = (
     Step("blur", 0.3, {"radius": (0.3, 1.5)}),
     Step("jpeg", 0.2, {"quality": (5, 80)}),
 )
+MILD_NO_OVERLAY: Policy = tuple(step for step in MILD if step not in _OVERLAYS)
 
 POLICIES: Mapping[str, Policy] = {
     "SIMCLR": SIMCLR,
@@ -101,6 +102,7 @@ POLICIES: Mapping[str, Policy] = {
     "ADVANCED": ADVANCED,
     "ADVANCED_NO_OVERLAY": ADVANCED_NO_OVERLAY,
     "MILD": MILD,
+    "MILD_NO_OVERLAY": MILD_NO_OVERLAY,
 }
 
 
