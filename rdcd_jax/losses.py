@@ -80,24 +80,35 @@ def sscd_info_nce(descriptors: jax.Array, labels: jax.Array, *, temperature: flo
 
     Args:
         descriptors: [N, D], several views of each picture.
-        labels: [N] int, the picture each view is of.
+        labels: [N] int, the picture each view is of; or [N, P], how much of each picture a mixed view shows.
         temperature: divides the similarities (0.05 in the paper).
 
     Returns:
-        Scalar, mean over views of the sum over their positives j of -log(x_j / (x_j + sum of negatives + 1e-6)),
-        with x = exp(similarity / temperature).
+        Scalar, mean over views of the sum (of mixed views: the mean) over their positives j of
+        -log(x_j / (x_j + sum of negatives + 1e-6)), with x = exp(similarity / temperature). Positives are the other
+        views that show some of the same picture, negatives those that show none.
 
-    Source: SSCD, eq. 2 (one process; global batch under a mesh).
+    Source: SSCD, eq. 2 (one process; global batch under a mesh), and section 3.4 for mixed views.
     """
     logits = _product(descriptors, descriptors.T) / temperature
-    same = labels[:, None] == labels[None, :]
+    same = _same_picture(labels)
     positive = same & ~jnp.eye(len(labels), dtype=bool)
     # log(sum of negatives + 1e-6), where a view may have no negative at all.
     floor = jnp.full((len(labels), 1), jnp.log(jnp.asarray(1e-6, logits.dtype)))
     negatives = jnp.concatenate([jnp.where(same, -jnp.inf, logits), floor], axis=-1)
     background = jax.nn.logsumexp(negatives, axis=-1, keepdims=True)
-    terms = jax.nn.softplus(background - logits)
-    return jnp.sum(jnp.where(positive, terms, 0)) / len(labels)
+    terms = jnp.where(positive, jax.nn.softplus(background - logits), 0)
+    if labels.ndim == 2:
+        terms /= jnp.maximum(jnp.sum(positive, axis=-1, keepdims=True, dtype=terms.dtype), 1)
+    return jnp.sum(terms) / len(labels)
+
+
+def _same_picture(labels: jax.Array) -> jax.Array:
+    """[N, N]: whether two views show some of the same picture."""
+    if labels.ndim == 1:
+        return labels[:, None] == labels[None, :]
+    shows = (labels > 0).astype(jnp.float32)
+    return shows @ shows.T > 0
 
 
 def differential_entropy(descriptors: jax.Array, labels: jax.Array) -> jax.Array:
@@ -105,7 +116,7 @@ def differential_entropy(descriptors: jax.Array, labels: jax.Array) -> jax.Array
 
     Args:
         descriptors: [N, D], several views of each picture.
-        labels: [N] int, the picture each view is of.
+        labels: as of `sscd_info_nce`.
 
     Returns:
         Scalar, mean of -log sqrt(max(2 - 2 max_k <i, k>, 1e-6)) over views k of other pictures, without its weight
@@ -114,7 +125,7 @@ def differential_entropy(descriptors: jax.Array, labels: jax.Array) -> jax.Array
     Source: SSCD, eq. 4 (the Kozachenko-Leonenko estimator, after Sablayrolles et al. 2019).
     """
     similarity = _product(descriptors, descriptors.T)
-    same = labels[:, None] == labels[None, :]
+    same = _same_picture(labels)
     # -2 is below any similarity, and keeps a view without other pictures finite. Of equally near views the first
     # takes the gradient, as in torch; `max` would share it out.
     others = jnp.where(same, -2, similarity)

@@ -126,6 +126,38 @@ def test_sscd(vectors, precision, case):
     assert_gradient(by_raw, expected_raw, gtol)
 
 
+@pytest.mark.parametrize("case", range(3))
+def test_sscd_of_mixed_views(vectors, precision, case):
+    name, dtype, rtol, gtol = precision
+    data = {k[3:]: v for k, v in vectors("d_sscd").items() if k.startswith(f"m{case}_")}
+    temperature, weight = (float(v) for v in data["params"][2:])
+    targets = jnp.asarray(data["targets"], dtype)
+    raw = jnp.asarray(data["raw"], dtype)
+
+    def loss(unit):
+        contrast = losses.sscd_info_nce(unit, targets, temperature=temperature)
+        return contrast + weight * losses.differential_entropy(unit, targets)
+
+    unit = l2_normalize(raw)
+    contrast = losses.sscd_info_nce(unit, targets, temperature=temperature)
+    np.testing.assert_allclose(contrast, data["f64_InfoNCE"], rtol=rtol)
+    np.testing.assert_allclose(loss(unit), data["f64_loss"], rtol=rtol)
+    assert_gradient(jax.grad(loss)(unit), data[f"{name}_demb_norm"], gtol)
+    assert_gradient(jax.grad(lambda r: loss(l2_normalize(r)))(raw), data[f"{name}_demb_raw"], gtol)
+
+
+def test_whole_targets_are_labels(vectors):
+    data = vectors("d_sscd")
+    labels = jnp.asarray(data["c1_labels"])
+    unit = l2_normalize(jnp.asarray(data["c1_raw"], jnp.float32))
+    targets = jax.nn.one_hot(labels, int(labels.max()) + 1)
+    for term in (
+        lambda labels: losses.sscd_info_nce(unit, labels, temperature=0.05),
+        lambda labels: losses.differential_entropy(unit, labels),
+    ):
+        np.testing.assert_allclose(term(targets), term(labels), rtol=1e-6)
+
+
 def test_sscd_on_two_processes_is_the_joint_batch(vectors):
     with jax.enable_x64(True):
         data = vectors("d_sscd")
