@@ -51,20 +51,20 @@ def jax_runs(source: str, size: int):
 class Pictures:
     """Decoded pictures, as a torch DataLoader wants them."""
 
-    def __init__(self, paths: tuple[str, ...], size: int):
-        self.paths, self.size = paths, size
+    def __init__(self, images, size: int):
+        self.images, self.size = images, size
 
     def __len__(self) -> int:
         """How many there are."""
-        return len(self.paths)
+        return len(self.images)
 
     def __getitem__(self, place: int):
         """One picture, uint8 [S, S, 3]."""
         import numpy as np
 
-        from rdcd_jax.data.decode import decode_rgb, resize_square
+        from rdcd_jax.data.decode import resize_square
 
-        image = decode_rgb(self.paths[place], min_side_hint=self.size)
+        image = self.images.decode(place, min_side_hint=self.size)
         return np.asarray(resize_square(image, self.size))
 
 
@@ -76,7 +76,7 @@ def torch_runs(source: str, size: int):
     from rdcd_jax.data.sources import find_images
     from rdcd_jax.models.descriptor import IMAGENET_MEAN, IMAGENET_STD
 
-    pictures = Pictures(find_images(source).paths, size)
+    pictures = Pictures(find_images(source), size)
     mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
 
     def run(network: torch.nn.Module):

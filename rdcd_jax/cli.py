@@ -139,7 +139,11 @@ def _add_embed(verbs) -> None:
     parser.add_argument(
         "--model", required=True, help="a shipped student, an export folder, or KIND:PATH"
     )
-    parser.add_argument("--images", required=True, help="a folder, or a text file of paths")
+    parser.add_argument(
+        "--images",
+        required=True,
+        help="a folder, a text file of paths, packed shards, or tfds:NAME/SPLIT",
+    )
     parser.add_argument("--out", required=True, type=pathlib.Path, help="an .npz or .h5 file")
     parser.add_argument(
         "--ids", choices=("name", "path"), default="name", help="what a picture is called by"

@@ -96,7 +96,7 @@ def _draw(path: pathlib.Path, sample: pathlib.Path, predictions: Predictions) ->
     layout = find_disc_layout(sample)
     truth = read_ground_truth(layout.ground_truth)
     queries, references = find_images(layout.queries), find_images(layout.references)
-    draw_matches(path, match_rows(predictions, truth, queries, references))
+    draw_matches(path, match_rows(predictions, truth), queries, references)
 
 
 def _print_table(lines: list[tuple[str, int, list[DiscRow]]]) -> None:

@@ -173,16 +173,16 @@ def test_picture_of_matches(root, tmp_path):
     _, predictions, _ = evaluate_disc_run(Thumbnails(), root, tmp_path / "out", score_norm="None")
     truth = read_ground_truth(root / "ground_truth.csv")
     images = find_images(root / "queries"), find_images(root / "references")
-    rows = match_rows(predictions, truth, *images, n_queries=3, n_found=4)
-    assert [row.query.rsplit("/")[-1] for row in rows] == ["Q 0 é.png", "Q 1 é.png", "Q 3 é.png"]
+    rows = match_rows(predictions, truth, n_queries=3, n_found=4)
+    assert [row.query for row in rows] == ["Q 0 é", "Q 1 é", "Q 3 é"]
     assert [found.is_right for found in rows[2].found] == [True, False, False, False]
-    assert rows[2].found[0].path.endswith("R3.png")
-    draw_matches(tmp_path / "matches.png", rows)
+    assert rows[2].found[0].id == "R3"
+    draw_matches(tmp_path / "matches.png", rows, *images)
     with Image.open(tmp_path / "matches.png") as picture:
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
     assert {(10, 138, 58), (209, 54, 28)} <= colours
     with pytest.raises(UserError, match="no matches"):
-        draw_matches(tmp_path / "none.png", [])
+        draw_matches(tmp_path / "none.png", [], *images)
 
 
 def test_predictions_csv_keeps_names(root, tmp_path):

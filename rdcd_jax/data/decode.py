@@ -1,6 +1,7 @@
 """Files to RGB pictures, and the two resizes used for evaluation."""
 
 import contextlib
+import io
 import os
 import stat
 import threading
@@ -63,7 +64,9 @@ _PILLOW_IS_SILENT = _PillowIsSilent()
 _ONE_LARGE, _LARGE_PIXELS = threading.Lock(), 32e6
 
 
-def decode_rgb(path: str | os.PathLike, *, min_side_hint: int | None = None) -> Image.Image:
+def decode_rgb(
+    path: str | os.PathLike, *, min_side_hint: int | None = None, content: bytes | None = None
+) -> Image.Image:
     """Reads a picture file as an upright RGB picture.
 
     Alpha is dropped and the colours below it kept, also for palettes with transparency, as the
@@ -76,6 +79,7 @@ def decode_rgb(path: str | os.PathLike, *, min_side_hint: int | None = None) -> 
             the largest whole factor that keeps the short side at least this long, a JPEG largely
             while it is decoded, which is several times faster. Give the side below which detail
             would be missed; None keeps every pixel.
+        content: the file's bytes, where they lie elsewhere; `path` is then only the name in messages.
 
     Returns:
         A Pillow picture of mode RGB, detached from the file.
@@ -88,9 +92,10 @@ def decode_rgb(path: str | os.PathLike, *, min_side_hint: int | None = None) -> 
     """
     try:
         # A pipe would be waited for, and a device read, for ever.
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if content is None and not stat.S_ISREG(os.stat(path).st_mode):
             raise UnreadableImageError(f"{path}: not a file but a folder, pipe or device.")
-        with _PILLOW_IS_SILENT, Image.open(path, formats=FORMATS) as image:
+        file = path if content is None else io.BytesIO(content)
+        with _PILLOW_IS_SILENT, Image.open(file, formats=FORMATS) as image:
             if min_side_hint is not None:
                 image.draft(None, (min_side_hint, min_side_hint))
             large = image.width * image.height > _LARGE_PIXELS

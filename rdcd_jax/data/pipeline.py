@@ -19,7 +19,6 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from rdcd_jax.data.decode import decode_rgb
 from rdcd_jax.data.policies import Policy, View, make_view
 from rdcd_jax.data.sources import ImageSet
 from rdcd_jax.errors import UnreadableImageError, UserError
@@ -202,8 +201,7 @@ class Batches(Iterator[Batch]):
     def _leave_out_hanging(self) -> None:
         _kill_workers()
         places = [place for place in self._due(self._step) if place not in self._hanging]
-        found = hanging_pictures([self._images.paths[place] for place in places])
-        hanging = [place for place in places if self._images.paths[place] in found]
+        hanging = [places[i] for i in hanging_pictures(self._images.subset(places))]
         if not hanging:
             raise UserError(
                 f"{self._images.source}: the data workers gave no batch for {self._timeout_s:.0f} seconds, though each"
@@ -241,14 +239,14 @@ class Batches(Iterator[Batch]):
         self.close()
 
 
-def hanging_pictures(paths: Sequence[str], limit_s: float = 20) -> set[str]:
-    """The pictures whose decoding does not end within the limit, each tried in a process of its own."""
+def hanging_pictures(images: ImageSet, limit_s: float = 20) -> list[int]:
+    """The places of the pictures whose decoding does not end within the limit, each tried in a process of its own."""
     # Spawned, since forking a process in which JAX runs may hang by itself.
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    hanging, rest = set(), list(paths)
+    hanging, rest = [], range(len(images))
     while rest:
-        process = context.Process(target=_decode_all, args=(rest, send), daemon=True)
+        process = context.Process(target=_decode_all, args=(images, rest, send), daemon=True)
         process.start()
         done = 0
         # The first answer only says that the process has started.
@@ -260,16 +258,16 @@ def hanging_pictures(paths: Sequence[str], limit_s: float = 20) -> set[str]:
         if done > len(rest):
             break
         if done:
-            hanging.add(rest[done - 1])
+            hanging.append(rest[done - 1])
         rest = rest[max(done, 1) :]
     return hanging
 
 
-def _decode_all(paths: Sequence[str], send) -> None:
+def _decode_all(images: ImageSet, places: Sequence[int], send) -> None:
     send.send(None)
-    for path in paths:
+    for place in places:
         with contextlib.suppress(UnreadableImageError):
-            decode_rgb(path)
+            images.decode(place)
         send.send(None)
 
 
@@ -300,7 +298,7 @@ class _Sample:
                 continue
             try:
                 side = self.view.useful_side
-                return decode_rgb(self.images.paths[shown], min_side_hint=side), shown
+                return self.images.decode(shown, min_side_hint=side), shown
             except UnreadableImageError as error:
                 last = error
         raise UserError(

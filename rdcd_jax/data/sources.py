@@ -1,12 +1,20 @@
-"""Where pictures come from: a folder or a text file of paths, as a fixed list of ids and paths."""
+"""Where pictures come from, files or records, as a fixed list of ids and paths."""
 
 import dataclasses
+import glob
+import hashlib
 import importlib.resources
 import os
 import pathlib
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
-from rdcd_jax.errors import UserError
+from PIL import Image
+
+from rdcd_jax.data.decode import decode_rgb
+from rdcd_jax.data.records import is_shard, list_shards, list_tfds, require_all_shards
+from rdcd_jax.errors import UnreadableImageError, UserError
 
 _PHOTOGRAPHS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".jp2")
 EXTENSIONS = {*_PHOTOGRAPHS, ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
@@ -15,36 +23,109 @@ EXTENSIONS = {*_PHOTOGRAPHS, ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".
 BUNDLED = ("sample:train", "sample:references", "sample:queries")
 
 
+class Reader(Protocol):
+    """Gives the bytes of the picture behind a path.
+
+    Attributes:
+        kind: what the pictures lie in, one word.
+        content: hex digest of it.
+    """
+
+    kind: str
+    content: str
+
+    def __call__(self, path: str) -> bytes:
+        """The bytes of the picture at `path`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
     """Pictures in a fixed order: entry i of `ids` names the picture at entry i of `paths`.
 
+    It can be pickled, for processes that read: files and shards are opened where a picture is first asked for.
+
     Attributes:
         source: what the set was made from, for messages.
         ids: N different names.
-        paths: N paths of files.
+        paths: N paths of files; where there is a reader, names that it reads by, which tell people as much.
+        reader: reads what lies in records or archives; None for files.
     """
 
     source: str
     ids: tuple[str, ...]
     paths: tuple[str, ...]
+    reader: Reader | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def read(self, place: int) -> bytes:
+        """The picture at a place as it is stored, not decoded.
+
+        Raises:
+            UnreadableImageError: there is no such file, or its record is damaged.
+            UserError: a whole shard is gone or damaged.
+        """
+        path = self.paths[place]
+        if self.reader is not None:
+            return self.reader(path)
+        try:
+            if stat.S_ISREG(os.stat(path).st_mode):
+                return pathlib.Path(path).read_bytes()
+        except FileNotFoundError:
+            raise UnreadableImageError(f"{path}: there is no such image file.") from None
+        except (OSError, ValueError) as error:
+            raise UnreadableImageError(f"{path}: cannot be read ({error}).") from error
+        raise UnreadableImageError(f"{path}: not a file but a folder, pipe or device.")
+
+    def decode(self, place: int, *, min_side_hint: int | None = None) -> Image.Image:
+        """The picture at a place, upright and RGB.
+
+        Args:
+            place: 0 to N - 1.
+            min_side_hint: see `decode.decode_rgb`.
+
+        Raises:
+            UnreadableImageError: see `decode.decode_rgb` and `read`.
+            UserError: a whole shard is gone or damaged.
+        """
+        content = None if self.reader is None else self.read(place)
+        return decode_rgb(self.paths[place], min_side_hint=min_side_hint, content=content)
+
+    def subset(self, places: Iterable[int]) -> "ImageSet":
+        """The pictures at some places, in that order."""
+        places = list(places)
+        return dataclasses.replace(
+            self,
+            ids=tuple(self.ids[place] for place in places),
+            paths=tuple(self.paths[place] for place in places),
+        )
+
+    def fingerprint(self) -> dict[str, str | int]:
+        """What tells this set from another, as JSON values: kind, count, digest of the ids, digest of the records."""
+        ids = hashlib.sha256("".join(f"{id_}\n" for id_ in self.ids).encode()).hexdigest()
+        found = {"kind": "files", "pictures": len(self), "ids": ids}
+        if self.reader is not None:
+            found |= {"kind": self.reader.kind, "records": self.reader.content}
+        return found
 
 
 def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
     """Lists the pictures of `source` without opening them.
 
     Args:
-        source: a folder, searched recursively for the usual image extensions (hidden files and
-            folders are left out, links are followed), or a text file (UTF-8) with one path a line,
-            absolute or relative to the text file's folder; or one of `BUNDLED`.
+        source: one of
+            - a folder, searched recursively for the usual image extensions (hidden files and folders are left out,
+              links are followed);
+            - a text file (UTF-8) with one path a line, absolute or relative to the text file's folder;
+            - the folder that `rdcd-jax data pack` wrote, one of its shards, or several as a pattern with * or ?;
+            - tfds:NAME/SPLIT, a prepared data set of tensorflow-datasets, see `records.list_tfds`;
+            - one of `BUNDLED`.
         ids: "name" makes the file name without its extension the id; "path" the path below the
-            folder (or as the text file writes it), extension included.
+            folder (or as the text file writes it), extension included. Records carry their ids.
 
     Returns:
-        The pictures, sorted by path for a folder, in the order written for a text file.
+        The pictures, sorted by path for a folder, in the order written for a text file or records.
 
     Raises:
         UserError: the source is missing, of another kind or empty, or two pictures share an id.
@@ -52,20 +133,31 @@ def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
     if ids not in ("name", "path"):
         raise UserError(f"ids={ids!r} is not known: use 'name' or 'path'.")
     text = os.fspath(source)
+    if text.startswith("tfds:"):
+        return _record_set(text, *list_tfds(text))
     if text in BUNDLED:
         text = str(importlib.resources.files("rdcd_jax") / "sample" / text.partition(":")[2])
-    if text.startswith("tfds:") or ".array_record" in pathlib.PurePath(text).name:
-        raise UserError(
-            f"{text}: this kind of source cannot be read; give a folder of images or a text file "
-            "of image paths."
-        )
     root = pathlib.Path(text)
     if root.is_dir():
         names, folder = _names_below(root), root
+        shards = [os.path.join(root, name) for name in names if is_shard(os.path.basename(name))]
+        if shards and len(shards) < len(names):
+            loose = next(name for name in names if not is_shard(os.path.basename(name)))
+            raise UserError(
+                f"{text} holds shards of records ({os.path.basename(shards[0])}) and loose images ({loose}); give a"
+                " folder with one of the two."
+            )
+        if shards:
+            require_all_shards(text, shards)
+            return _record_set(text, *list_shards(shards))
+    elif ".array_record" in root.name and (found := _matching(text)):
+        return _record_set(text, *list_shards(found))
     elif root.is_file():
         names, folder = _names_listed(root), root.parent
     else:
-        raise UserError(f"{text}: there is no such folder or text file of image paths.")
+        raise UserError(
+            f"{text}: there is no such folder or text file of image paths, nor such records."
+        )
     if not names:
         raise UserError(
             f"{text}: no images found; it should hold files such as .jpg, .png or .webp "
@@ -78,13 +170,31 @@ def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
     )
 
 
+def _matching(text: str) -> list[str]:
+    """The shard of that path, or all that the pattern matches."""
+    found = [text] if os.path.isfile(text) else sorted(glob.glob(text))
+    return [path for path in found if is_shard(os.path.basename(path))]
+
+
+def _record_set(text: str, ids: list[str], paths: list[str], reader: Reader) -> ImageSet:
+    if not ids:
+        raise UserError(f"{text}: the records hold no pictures.")
+    owner: dict[str, str] = {}
+    for id_, path in zip(ids, paths, strict=True):
+        if owner.setdefault(id_, path) != path:
+            raise UserError(
+                f"{text}: two pictures have the id {id_!r}: {owner[id_]} and {path}; give one of the shards only."
+            )
+    return ImageSet(text, tuple(ids), tuple(paths), reader)
+
+
 def _names_below(root: pathlib.Path) -> list[str]:
-    """Paths below `root` with an image's extension, '/'-separated and sorted."""
+    """Paths below `root` of images and shards, '/'-separated and sorted."""
     names = []
     for folder, files in _walk(root):
         below = pathlib.PurePath(os.path.relpath(folder, root))
         for file in files:
-            if os.path.splitext(file)[1].lower() in EXTENSIONS:
+            if os.path.splitext(file)[1].lower() in EXTENSIONS or is_shard(file):
                 names.append((below / file).as_posix())
     for name in names:
         try:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from rdcd_jax.data.decode import decode_rgb, resize_square
+from rdcd_jax.data.decode import resize_square
 from rdcd_jax.data.sources import ImageSet
 from rdcd_jax.errors import UnreadableImageError, UserError
 from rdcd_jax.evaluation.descriptors import Descriptors
@@ -102,23 +102,24 @@ def _decoded(
 ) -> Iterator[tuple[str, np.ndarray | UnreadableImageError]]:
     """Yields each id with its picture [S, S, 3] uint8, `ahead` of them being decoded meanwhile."""
 
-    def load(path: str) -> np.ndarray | UnreadableImageError:
+    def load(place: int) -> np.ndarray | UnreadableImageError:
         try:
-            return np.asarray(resize_square(decode_rgb(path), size))
+            return np.asarray(resize_square(images.decode(place), size))
         except UnreadableImageError as error:
             return error
 
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
     pool = concurrent.futures.ThreadPoolExecutor(threads, "decode")
     try:
-        work = zip(images.ids, images.paths, strict=True)
+        work = enumerate(images.ids)
         waiting = collections.deque(
-            (image_id, pool.submit(load, path)) for image_id, path in itertools.islice(work, ahead)
+            (image_id, pool.submit(load, place))
+            for place, image_id in itertools.islice(work, ahead)
         )
         while waiting:
             image_id, picture = waiting.popleft()
             yield image_id, picture.result()
-            for next_id, path in itertools.islice(work, 1):
-                waiting.append((next_id, pool.submit(load, path)))
+            for place, next_id in itertools.islice(work, 1):
+                waiting.append((next_id, pool.submit(load, place)))
     finally:
         pool.shutdown(cancel_futures=True)

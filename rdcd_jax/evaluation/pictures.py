@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
-from rdcd_jax.data.decode import decode_rgb
 from rdcd_jax.data.sources import ImageSet
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.ground_truth import GroundTruth
@@ -26,12 +26,12 @@ class Found:
     """One reference found.
 
     Attributes:
-        path: its picture.
+        id: its id.
         score: its score.
         is_right: whether it is the query's true reference.
     """
 
-    path: str
+    id: str
     score: float
     is_right: bool
 
@@ -41,7 +41,7 @@ class MatchRow:
     """A query and what was found for it, best first.
 
     Attributes:
-        query: the query's picture.
+        query: the query's id.
         found: the references found.
     """
 
@@ -52,8 +52,6 @@ class MatchRow:
 def match_rows(
     predictions: Predictions,
     ground_truth: GroundTruth,
-    queries: ImageSet,
-    references: ImageSet,
     *,
     n_queries: int = 8,
     n_found: int = 5,
@@ -63,16 +61,12 @@ def match_rows(
     Args:
         predictions: ranked pairs, best first.
         ground_truth: the true pairs.
-        queries: where the queries' pictures are.
-        references: where the references' pictures are.
         n_queries: rows wanted.
         n_found: references a row.
 
     Returns:
         At most n_queries rows, in the ground truth's order.
     """
-    query_path = dict(zip(queries.ids, queries.paths, strict=True))
-    reference_path = dict(zip(references.ids, references.paths, strict=True))
     ranked: dict[str, list[tuple[str, float]]] = {}
     columns = predictions.query_ids, predictions.reference_ids, predictions.scores
     for query, reference, score in zip(*(each.tolist() for each in columns), strict=True):
@@ -83,9 +77,9 @@ def match_rows(
     chosen = [candidates[i * len(candidates) // n_queries] for i in range(n_queries)]
     return [
         MatchRow(
-            query_path[query],
+            query,
             tuple(
-                Found(reference_path[reference], score, (query, reference) in pairs)
+                Found(reference, score, (query, reference) in pairs)
                 for reference, score in ranked[query][:n_found]
             ),
         )
@@ -93,12 +87,16 @@ def match_rows(
     ]
 
 
-def draw_matches(path: str | os.PathLike, rows: Sequence[MatchRow]) -> None:
+def draw_matches(
+    path: str | os.PathLike, rows: Sequence[MatchRow], queries: ImageSet, references: ImageSet
+) -> None:
     """Draws queries at the left and what was found beside them, right ones framed green.
 
     Args:
         path: the PNG file to write.
         rows: one row of pictures each, their scores beneath.
+        queries: holds the queries' pictures.
+        references: holds the references' pictures.
 
     Raises:
         UserError: no rows, or a picture that cannot be read.
@@ -112,19 +110,27 @@ def draw_matches(path: str | os.PathLike, rows: Sequence[MatchRow]) -> None:
     grid = figure.subplots(len(rows), n_columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
+    query_place = {id_: place for place, id_ in enumerate(queries.ids)}
+    reference_place = {id_: place for place, id_ in enumerate(references.ids)}
     for row, line in zip(rows, grid, strict=True):
-        _show(line[0], row.query, "query", "black", frame=0.5)
+        picture = _thumbnail(queries, query_place[row.query])
+        _show(line[0], picture, "query", "black", frame=0.5)
         for axes, found in zip(line[1:], row.found, strict=False):
             mark, colour = ("✓", _RIGHT) if found.is_right else ("✗", _WRONG)
-            _show(axes, found.path, f"{found.score:.3f} {mark}", colour, frame=3)
+            picture = _thumbnail(references, reference_place[found.id])
+            _show(axes, picture, f"{found.score:.3f} {mark}", colour, frame=3)
     with write_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
 
 
-def _show(axes: Axes, picture: str, label: str, colour: str, frame: float) -> None:
-    image = decode_rgb(picture, min_side_hint=_THUMBNAIL)
+def _thumbnail(images: ImageSet, place: int) -> Image.Image:
+    image = images.decode(place, min_side_hint=_THUMBNAIL)
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    axes.imshow(image)
+    return image
+
+
+def _show(axes: Axes, picture: Image.Image, label: str, colour: str, frame: float) -> None:
+    axes.imshow(picture)
     axes.set_axis_on()
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel(label, color=colour, fontsize=8)

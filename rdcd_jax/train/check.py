@@ -138,6 +138,8 @@ def check_training_set(images: ImageSet, config: ml_collections.ConfigDict) -> N
     if not config.evaluate.data:
         return
     layout = find_disc_layout(config.evaluate.data)
+    if images.reader is not None:
+        return  # Records are copies: no path tells of what.
     training = {os.path.realpath(path) for path in images.paths}
     for folder in (layout.queries, layout.references):
         for path in find_images(folder).paths:

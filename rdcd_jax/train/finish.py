@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rdcd_jax.data.decode import decode_rgb, resize_square
+from rdcd_jax.data.decode import resize_square
 from rdcd_jax.data.sources import ImageSet
 from rdcd_jax.errors import UnreadableImageError, UserError
 from rdcd_jax.evaluation.embed import embed_images
@@ -52,7 +52,7 @@ def calibrate_batch_norm(model: Model, images: ImageSet, count: int) -> None:
     arrays, batch, found = nnx.as_pure(arrays), [], []
     for place in places:
         with contextlib.suppress(UnreadableImageError):
-            image = decode_rgb(images.paths[place], min_side_hint=model.image_size)
+            image = images.decode(int(place), min_side_hint=model.image_size)
             batch.append(np.asarray(resize_square(image, model.image_size)))
         # A last batch that unreadable pictures left short counts only where there is no other.
         if len(batch) == size or (place == places[-1] and batch and not found):
@@ -81,7 +81,7 @@ def whitened_projector(model: Model, images: ImageSet) -> None:
     def features(arrays, pictures):
         return nnx.merge(graph, arrays)(normalize_images(pictures))
 
-    some = ImageSet(images.source, images.ids[:MOST_PICTURES], images.paths[:MOST_PICTURES])
+    some = images.subset(range(min(len(images), MOST_PICTURES)))
     found, _ = embed_images(
         lambda pictures: np.asarray(features(arrays, pictures)), some, image_size=model.image_size
     )

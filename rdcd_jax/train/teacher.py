@@ -94,7 +94,5 @@ def cached_features(
             f"{path} has descriptors of only {len(known)} of the {len(images)} training pictures; make it from"
             f" {images.source} with `rdcd-jax embed`."
         )
-    kept = ImageSet(
-        images.source, tuple(images.ids[i] for i in known), tuple(images.paths[i] for i in known)
-    )
+    kept = images.subset(known)
     return kept, found.descriptors[[place[image_id] for image_id in kept.ids]]
