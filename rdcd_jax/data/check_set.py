@@ -125,13 +125,7 @@ def check_images(
     names = [images.source for images in sets]
     if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
         raise UserError(f"{twice[0]} is given twice; a set is compared with itself anyway.")
-    measured = [_measured(images, workers, on_progress) for images in sets]
-    rows = np.concatenate([each for each, _ in measured])
-    unreadable = [
-        Unreadable(images.source, images.ids[place], reason)
-        for images, (_, reasons) in zip(sets, measured, strict=True)
-        for place, reason in reasons
-    ]
+    rows, unreadable = _measured(sets, workers or os.cpu_count() or 1, on_progress)
     groups, overlaps = find_duplicates(sets, rows)
     own = rows[: len(sets[0])]
     own = own[own["readable"]]
@@ -196,21 +190,29 @@ def report_text(report: SetReport, *, lines: int = 10) -> str:
 
 
 def _measured(
-    images: ImageSet, workers: int | None, on_progress: Progress | None
-) -> tuple[np.ndarray, list[tuple[int, str]]]:
-    """Rows of all pictures, and (place, reason) of those that cannot be read."""
-    rows, reasons, done = np.zeros(len(images), ROW), [], 0
+    sets: Sequence[ImageSet], workers: int, on_progress: Progress | None
+) -> tuple[np.ndarray, list[Unreadable]]:
+    """Rows of all pictures, one set after another, and those that cannot be read."""
+    rows, unreadable, filled = np.zeros(sum(map(len, sets)), ROW), [], 0
     chunks = (
         images.subset(range(start, min(start + _CHUNK, len(images))))
+        for images in sets
         for start in range(0, len(images), _CHUNK)
     )
-    for part, failed in _mapped(chunks, workers or os.cpu_count() or 1):
-        rows[done : done + len(part)] = part
-        reasons += [(done + place, reason) for place, reason in failed]
-        done += len(part)
-        if on_progress is not None:
-            on_progress(images.source, done, len(images))
-    return rows, reasons
+    measured = _mapped(chunks, workers)
+    for images in sets:
+        done = 0
+        while done < len(images):
+            part, failed = next(measured)
+            rows[filled : filled + len(part)] = part
+            unreadable += [
+                Unreadable(images.source, images.ids[done + place], reason)
+                for place, reason in failed
+            ]
+            filled, done = filled + len(part), done + len(part)
+            if on_progress is not None:
+                on_progress(images.source, done, len(images))
+    return rows, unreadable
 
 
 def _mapped(
