@@ -49,3 +49,20 @@ def test_lines_that_no_run_wrote_are_dropped(tmp_path):
     metrics.write([{"step": 2, "loss": 1.0}])
     metrics.close()
     assert path.read_bytes() == good + b'{"step": 2, "loss": 1.0}\n'
+
+
+def test_another_training_set_is_refused(tmp_path):
+    before = {"kind": "shards", "pictures": 10, "ids": "a", "records": "x"}
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    record.begin(tmp_path, {}, (), before)
+    record.begin(tmp_path, {}, (), before)
+    for name, value, says in [
+        ("kind", "files", "they lay in shards, and now lie in files"),
+        ("pictures", 9, "there were 10 pictures, and now there are 9"),
+        ("ids", "b", "the 10 pictures have other ids"),
+        ("records", "y", "their records .shards. hold other content"),
+    ]:
+        with pytest.raises(UserError, match=f"training set was another: {says}"):
+            record.begin(tmp_path, {}, (), {**before, name: value})
+    assert json.loads((tmp_path / "run.json").read_text())["training_set"] == before
+    assert len(json.loads((tmp_path / "run.json").read_text())["starts"]) == 2

@@ -14,7 +14,7 @@ from rdcd_jax.errors import UnreadableImageError, UserError
 from rdcd_jax.files import cache_folder, write_json
 
 # Of the many shards of a large set, each reader keeps a file and its index open.
-_MOST_OPEN = 256
+_MOST_OPEN = 512
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.array_record")
 _PACK_AGAIN = "give the same `rdcd-jax data pack` command again, which makes that shard alone anew."
 
@@ -238,7 +238,10 @@ def list_tfds(text: str) -> tuple[list[str], list[str], TfdsReader]:
     except Exception as error:
         # Which of many, and with a list of a thousand data sets, depends on what is wrong with the name.
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{text}: {reason or type(error).__name__} (looked in {where}).") from error
+        raise UserError(
+            f"{text}: {reason.rstrip('.') or type(error).__name__} (looked in {where}); prepare the data set there, or"
+            " set TFDS_DATA_DIR to the folder that holds it."
+        ) from error
     if not prepared:
         raise UserError(
             f"{text}: the data set is not prepared in {where}; prepare it there"
@@ -271,7 +274,7 @@ def list_tfds(text: str) -> tuple[list[str], list[str], TfdsReader]:
         content.update(f"{os.path.basename(file)} {size}\n".encode())
     reader = TfdsReader(folder, split, pictures[0], content.hexdigest())
     count = builder.info.splits[split].num_examples
-    has_id = isinstance(features.get("id"), tfds.features.Text)
+    has_id = "id" in features and isinstance(features["id"], tfds.features.Text)
     ids = _tfds_ids(text, reader) if has_id else [str(place) for place in range(count)]
     return ids, [f"{text}:{place}" for place in range(count)], reader
 
