@@ -316,7 +316,7 @@ def _data_pack(options, rest) -> None:
         on_progress=lambda done, total: report("Packing", done, total),
     )
     _tell_unreadable(len(packed.unreadable), options.out / UNREADABLE)
-    print(f"{packed.pictures} pictures in {packed.shards} shards in {options.out}.")
+    print(f"{options.out} holds {packed.pictures} pictures; shards: {packed.shards}.")
 
 
 def _add_weights(verbs) -> None:

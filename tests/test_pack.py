@@ -226,7 +226,7 @@ def test_the_command_packs(folder, tmp_path, capsys):
 
     assert main(["data", "pack", str(folder), str(tmp_path / "out"), "--shard-size=7"]) == 0
     said = capsys.readouterr()
-    assert "18 pictures in 3 shards" in said.out
+    assert "out holds 18 pictures; shards: 3." in said.out
     assert "2 pictures could not be read" in said.err and "unreadable.txt" in said.err
     assert json.loads((tmp_path / "out" / "pack.json").read_text())["shards"] == 3
     assert main(["data", "pack", str(folder), str(tmp_path / "out")]) == 1
