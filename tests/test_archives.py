@@ -96,3 +96,9 @@ def test_a_damaged_member_is_one_unreadable_picture(tmp_path):
     with pytest.raises(UnreadableImageError, match=r"a\.zip:a\.png: the archive's member"):
         images.decode(0)
     assert images.decode(1).size == (8, 8)
+
+
+def test_a_member_whose_name_is_no_text_is_refused(folder, tmp_path):
+    path = tarred(tmp_path / "a.tar", folder, ["caf\udce9.jpg"])
+    with pytest.raises(UserError, match=r"caf.*not valid UTF-8"):
+        find_images(path)

@@ -8,6 +8,7 @@ import pytest
 from toy import toy_config
 
 from rdcd_jax.data.pack import pack_images
+from rdcd_jax.data.sources import find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.train import record
 from rdcd_jax.train.loop import train_and_evaluate
@@ -73,11 +74,11 @@ def test_another_training_set_is_refused(tmp_path):
 
 
 def test_a_run_goes_on_only_with_the_same_shards(toys, pictures, features, tmp_path):
+    (tmp_path / "run" / "checkpoints" / "1").mkdir(parents=True)
     pack_images(pictures, tmp_path / "packed", shards=2)
     config = toy_config(tmp_path / "packed", features, **{"schedule.max_steps": 1})
-    train_and_evaluate(config, tmp_path / "run")
-    config.schedule.max_steps = 2
-    train_and_evaluate(config, tmp_path / "run")
+    fingerprint = find_images(tmp_path / "packed").fingerprint()
+    record.begin(tmp_path / "run", config.to_dict(), (), fingerprint)
     shutil.rmtree(tmp_path / "packed")
     pack_images(pictures, tmp_path / "packed", shards=2, short_side=40)
     with pytest.raises(

@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import hashlib
+import lzma
 import pathlib
+import struct
 import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from rdcd_jax.errors import UnreadableImageError, UserError
 
@@ -45,7 +47,14 @@ class ArchiveReader:
         return content
 
 
-_BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, NotImplementedError)
+_BROKEN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    NotImplementedError,
+)
 
 
 def list_archive(path: str) -> tuple[list[str], ArchiveReader]:
@@ -76,7 +85,7 @@ def list_archive(path: str) -> tuple[list[str], ArchiveReader]:
                 members = [(each.name, each.size) for each in archive if not each.isdir()]
                 regular = {each.name for each in archive if each.isreg()}
                 locked = []
-    except (zipfile.BadZipFile, tarfile.TarError, ValueError, EOFError) as error:
+    except (ValueError, EOFError, OverflowError, *_BROKEN) as error:
         raise UserError(
             f"{path} cannot be read as an archive ({error}); it must be a whole .zip, or a .tar that is not compressed"
             " (decompress a .tar.gz first)."
@@ -93,8 +102,25 @@ def list_archive(path: str) -> tuple[list[str], ArchiveReader]:
         if not any(part.startswith(".") and part != "." for part in name.split("/"))
         and not name.startswith("__MACOSX/")
     )
+    require_utf8(path, [name for name, _ in members])
     digest = hashlib.sha256("".join(f"{name} {size}\n" for name, size in members).encode())
     return [name for name, _ in members], ArchiveReader(path, digest.hexdigest())
+
+
+def require_utf8(source: str, names: Iterable[str]) -> None:
+    """Refuses file names that are no text.
+
+    Raises:
+        UserError: naming one.
+    """
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{source}: the file name {name.encode(errors='surrogateescape')!r} is not valid "
+                "UTF-8, so it cannot be written as an id; rename the file."
+            ) from None
 
 
 def _require_inside(path: str, name: str) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import glob
-import hashlib
 import importlib.resources
 import os
 import pathlib
@@ -12,9 +11,9 @@ from typing import Protocol
 
 from PIL import Image
 
-from rdcd_jax.data.archives import ARCHIVES, list_archive
+from rdcd_jax.data.archives import ARCHIVES, list_archive, require_utf8
 from rdcd_jax.data.decode import decode_rgb
-from rdcd_jax.data.records import is_shard, list_shards, list_tfds, require_all_shards
+from rdcd_jax.data.records import ids_sha256, is_shard, list_shards, list_tfds, require_all_shards
 from rdcd_jax.errors import UnreadableImageError, UserError
 
 _PHOTOGRAPHS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".jp2")
@@ -104,8 +103,7 @@ class ImageSet:
 
     def fingerprint(self) -> dict[str, str | int]:
         """What tells this set from another, as JSON values: kind, count, digest of the ids, digest of the records."""
-        ids = hashlib.sha256("".join(f"{id_}\n" for id_ in self.ids).encode()).hexdigest()
-        found = {"kind": "files", "pictures": len(self), "ids": ids}
+        found = {"kind": "files", "pictures": len(self), "ids": ids_sha256(self.ids)}
         if self.reader is not None:
             found |= {"kind": self.reader.kind, "records": self.reader.content}
         return found
@@ -231,14 +229,7 @@ def _names_below(root: pathlib.Path) -> list[str]:
         for file in files:
             if _is_image(file) or is_shard(file):
                 names.append((below / file).as_posix())
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise UserError(
-                f"{root}: the file name {name.encode(errors='surrogateescape')!r} is not valid "
-                "UTF-8, so it cannot be written as an id; rename the file."
-            ) from None
+    require_utf8(str(root), names)
     return sorted(names)
 
 
