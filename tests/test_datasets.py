@@ -251,6 +251,25 @@ def test_a_picture_that_cannot_be_read_leaves_nothing_behind(tmp_path):
     assert datasets.prepare("disc2021", root, tmp_path / "tfds").pictures["queries"] == 3
 
 
+def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path):
+    """A limit on the size of files stands for a disk that fills."""
+    root = make_disc(tmp_path / "disc")
+    noise = np.random.default_rng(0).bytes(1 << 20)
+    (root / "train" / "T000000.jpg").write_bytes(noise)
+    code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, 1 << 19))
+from rdcd_jax import datasets
+try:
+    datasets.prepare("disc2021", {str(root)!r}, {str(tmp_path / "tfds")!r})
+except datasets.preparation.UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "cannot be written (" in done.stdout and "make room" in done.stdout
+    assert not list((tmp_path / "tfds").rglob("*record*"))
+
+
 def test_the_builders_are_registered_and_not_loaded_early():
     assert {"disc2021", "ndec", "copydays"} <= set(
         tfds.list_builders(with_community_datasets=False)

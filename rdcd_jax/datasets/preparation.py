@@ -56,8 +56,9 @@ def prepare(
         What is there now. A benchmark prepared earlier into `data_dir` is left as it is.
 
     Raises:
-        UserError: an unknown name, a folder that lacks something, or Beam asked for and not installed.
-        OSError: a picture that cannot be read or a shard that cannot be written; nothing is left then.
+        UserError: an unknown name, a folder that lacks something, shards that cannot be written, or Beam asked for and
+            not installed. Nothing is left of a data set that is not whole.
+        OSError: a picture's file that cannot be read; likewise.
     """
     if name not in BUILDERS:
         raise UserError(f"There is no data set {name!r}: use {', '.join(BUILDERS)}.")
@@ -70,11 +71,17 @@ def prepare(
     builder = BUILDERS[name](data_dir=data_dir)
     builder.on_progress = None if beam else on_progress
     was_there = bool(builder.info.splits)
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            manual_dir=manual_dir, try_download_gcs=False, **beam
-        )
-    )
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False, **beam)
+    try:
+        builder.download_and_prepare(download_config=config)
+    except RuntimeError as error:
+        if beam:
+            raise
+        # What ArrayRecord raises for a full disk.
+        raise UserError(
+            f"{builder.data_dir} cannot be written ({error}); nothing is left of it; make room or give another data"
+            " folder."
+        ) from error
     pictures = {split: each.num_examples for split, each in builder.info.splits.items()}
     return Prepared(name, str(builder.data_dir), pictures, was_there)
 
