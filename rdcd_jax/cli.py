@@ -58,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_embed(verbs)
     _add_evaluate(verbs)
+    _add_data(verbs)
     _add_weights(verbs)
     return parser
 
@@ -259,6 +260,63 @@ def print_rows(rows) -> None:
         codec, norm, *values = row.cells().values()
         table.add_row(codec, norm, *("-" if v is None else f"{100 * v:.1f}" for v in values))
     Console(width=100 if not sys.stdout.isatty() else None).print(table)
+
+
+def _add_data(verbs) -> None:
+    about = "Prepare and inspect sets of pictures."
+    parser = verbs.add_parser("data", help=about, description=about, allow_abbrev=False)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_data_pack(actions)
+
+
+def _add_data_pack(actions) -> None:
+    parser = _verb(
+        actions,
+        "pack",
+        _data_pack,
+        "Pack pictures into shards of records, or go on with it where it was ended.",
+        "rdcd-jax data pack FOLDER packed --short-side=320",
+    )
+    parser.add_argument(
+        "source",
+        help="a folder, a text file of paths, a .zip or .tar, packed shards, or tfds:NAME/SPLIT",
+    )
+    parser.add_argument("out", type=pathlib.Path, help="folder for the shards")
+    parser.add_argument(
+        "--short-side",
+        type=_positive,
+        metavar="N",
+        help="reduce larger pictures to this short side in pixels, and store JPEGs; files are stored unchanged without",
+    )
+    parser.add_argument("--quality", type=_positive, help="of these JPEGs, 1 to 100 (95)")
+    split = parser.add_mutually_exclusive_group()
+    split.add_argument("--shards", type=_positive, metavar="N", help="how many to make")
+    split.add_argument("--shard-size", type=_positive, metavar="N", help="pictures in one (2048)")
+    parser.add_argument(
+        "--workers", type=_positive, default=os.cpu_count() or 1, help="processes (all cores)"
+    )
+    parser.add_argument(
+        "--ids", choices=("name", "path"), default="name", help="what a picture is called by"
+    )
+
+
+def _data_pack(options, rest) -> None:
+    from rdcd_jax.data.pack import UNREADABLE, pack_images
+
+    report = _reported()
+    packed = pack_images(
+        options.source,
+        options.out,
+        ids=options.ids,
+        short_side=options.short_side,
+        quality=options.quality,
+        shards=options.shards,
+        shard_size=options.shard_size,
+        workers=options.workers,
+        on_progress=lambda done, total: report("Packing", done, total),
+    )
+    _tell_unreadable(len(packed.unreadable), options.out / UNREADABLE)
+    print(f"{options.out} holds {packed.pictures} pictures; shards: {packed.shards}.")
 
 
 def _add_weights(verbs) -> None:

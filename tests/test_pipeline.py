@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from rdcd_jax.data import pipeline
+from rdcd_jax.data.pack import pack_images
 from rdcd_jax.data.pipeline import make_batches
 from rdcd_jax.data.policies import Step
 from rdcd_jax.data.sources import ImageSet, find_images
@@ -106,6 +108,94 @@ def test_two_hosts_read_together_what_one_would(images, ten):
     hosts = [take(10, images, process_index=host, process_count=2) for host in (0, 1)]
     for host, batches in enumerate(hosts):
         assert_same(batches, [{k: v[host::2] for k, v in batch.items()} for batch in ten])
+
+
+@pytest.fixture(scope="module")
+def packed(images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("packed") / "shards"
+    pack_images(images.source, out, shards=3)
+    return find_images(out)
+
+
+@pytest.fixture(scope="module")
+def alike(images, tmp_path_factory):
+    """Eleven copies of one picture, packed: only the random numbers tell their views apart."""
+    folder = tmp_path_factory.mktemp("alike")
+    for place in range(COUNT):
+        shutil.copy(images.paths[0], folder / f"{place}.png")
+    pack_images(folder, folder / "shards", shards=2)
+    return find_images(folder / "shards")
+
+
+def test_records_give_the_batches_of_the_files(packed, ten):
+    assert packed.reader is not None
+    assert_same(take(10, packed), ten)
+    assert_same(take(3, packed, workers=2), ten[:3])
+
+
+def send_host_batches(connection, sets, process_index):
+    """What a host does, as a process of its own."""
+    connection.send(
+        {
+            name: take(10, images, process_index=process_index, process_count=2)
+            for name, images in sets.items()
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def two_processes(images, packed, alike):
+    """Ten batches of each set by both of two processes."""
+    context = multiprocessing.get_context("spawn")
+    sets = {"files": images, "records": packed, "alike": alike}
+    ends, processes = [], []
+    for host in (0, 1):
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=send_host_batches, args=(send, sets, host), daemon=True)
+        process.start()
+        send.close()
+        ends.append(receive)
+        processes.append(process)
+    found = [end.recv() for end in ends]
+    for process in processes:
+        process.join()
+    return {name: [host[name] for host in found] for name in sets}
+
+
+@pytest.mark.parametrize("source", ["files", "records"])
+def test_two_processes_see_the_batches_of_one(two_processes, ten, source):
+    for step, (first, second) in enumerate(zip(*two_processes[source], strict=True)):
+        whole = ten[step]
+        together = {name: np.empty_like(whole[name]) for name in whole}
+        for name in whole:
+            together[name][0::2], together[name][1::2] = first[name], second[name]
+        assert_same([together], [whole])
+
+
+@pytest.mark.parametrize("source", ["files", "records"])
+def test_an_epoch_of_two_processes_shows_no_picture_twice(two_processes, source):
+    steps = COUNT // 4  # The last batch, which three pictures do not fill, is left out.
+    first, second = (np.stack([b["index"] for b in host]) for host in two_processes[source])
+    for start in range(0, 10, steps):
+        shown = np.concatenate([first[start : start + steps], second[start : start + steps]])
+        assert len(set(shown.flat)) == shown.size == steps * 4
+    assert {*first.flat, *second.flat} == set(range(COUNT))
+
+
+def test_an_epoch_that_batches_fill_shows_every_picture(images):
+    hosts = [
+        take(4, images.subset(range(8)), process_index=host, process_count=2) for host in (0, 1)
+    ]
+    for start in (0, 2):
+        shown = [b["index"] for host in hosts for b in host[start : start + 2]]
+        assert sorted(np.concatenate(shown)) == list(range(8))
+
+
+def test_no_two_processes_draw_the_same_numbers(two_processes):
+    views = [b[name] for host in two_processes["alike"] for b in host for name in ("query", "key")]
+    views = np.concatenate(views)
+    assert len(views) == 2 * 10 * 4
+    assert len(np.unique(views.reshape(len(views), -1), axis=0)) == len(views)
 
 
 def test_views_and_repeated_pictures_are_drawn_anew(images):

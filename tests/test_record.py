@@ -2,11 +2,16 @@
 
 import json
 import os
+import shutil
 
 import pytest
+from toy import toy_config
 
+from rdcd_jax.data.pack import pack_images
+from rdcd_jax.data.sources import find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.train import record
+from rdcd_jax.train.loop import train_and_evaluate
 
 
 @pytest.mark.parametrize(
@@ -49,3 +54,34 @@ def test_lines_that_no_run_wrote_are_dropped(tmp_path):
     metrics.write([{"step": 2, "loss": 1.0}])
     metrics.close()
     assert path.read_bytes() == good + b'{"step": 2, "loss": 1.0}\n'
+
+
+def test_another_training_set_is_refused(tmp_path):
+    before = {"kind": "shards", "pictures": 10, "ids": "a", "records": "x"}
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    record.begin(tmp_path, {}, (), before)
+    record.begin(tmp_path, {}, (), before)
+    for name, value, says in [
+        ("kind", "files", "they lay in shards, and now lie in files"),
+        ("pictures", 9, "there were 10 pictures, and now there are 9"),
+        ("ids", "b", "the 10 pictures have other ids"),
+        ("records", "y", ".* their records .shards. hold other content"),
+    ]:
+        with pytest.raises(UserError, match=f"training set was another: {says}"):
+            record.begin(tmp_path, {}, (), {**before, name: value})
+    assert json.loads((tmp_path / "run.json").read_text())["training_set"] == before
+    assert len(json.loads((tmp_path / "run.json").read_text())["starts"]) == 2
+
+
+def test_a_run_goes_on_only_with_the_same_shards(toys, pictures, features, tmp_path):
+    (tmp_path / "run" / "checkpoints" / "1").mkdir(parents=True)
+    pack_images(pictures, tmp_path / "packed", shards=2)
+    config = toy_config(tmp_path / "packed", features, **{"schedule.max_steps": 1})
+    fingerprint = find_images(tmp_path / "packed").fingerprint()
+    record.begin(tmp_path / "run", config.to_dict(), (), fingerprint)
+    shutil.rmtree(tmp_path / "packed")
+    pack_images(pictures, tmp_path / "packed", shards=2, short_side=40)
+    with pytest.raises(
+        UserError, match=r"run holds a run .*same ids, but their records \(shards\)"
+    ):
+        train_and_evaluate(config, tmp_path / "run")

@@ -3,14 +3,10 @@
 import contextlib
 import dataclasses
 import multiprocessing
-import os
 import queue
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import parent_process
-from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +17,7 @@ from PIL import Image
 
 from rdcd_jax.data.policies import Policy, View, make_view
 from rdcd_jax.data.sources import ImageSet
+from rdcd_jax.data.workers import follow_parent
 from rdcd_jax.errors import UnreadableImageError, UserError
 
 Batch = dict[str, np.ndarray]
@@ -328,14 +325,4 @@ def _kill_workers() -> None:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Makes a worker leave with its parent, however that ends, and leave Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    if parent is not None:
-        threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-
-
-def _leave_with(parent: BaseProcess) -> None:
-    # A parent that is killed cannot end its workers, and they would wait for it for ever.
-    parent.join()
-    os._exit(1)
+    follow_parent()

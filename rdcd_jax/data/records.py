@@ -8,13 +8,13 @@ import os
 import pathlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rdcd_jax.errors import UnreadableImageError, UserError
 from rdcd_jax.files import cache_folder, write_json
 
 # Of the many shards of a large set, each reader keeps a file and its index open.
-_MOST_OPEN = 256
+_MOST_OPEN = 512
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.array_record")
 _PACK_AGAIN = "give the same `rdcd-jax data pack` command again, which makes that shard alone anew."
 
@@ -41,6 +41,11 @@ class ShardIndex:
     unreadable: tuple[tuple[str, str], ...] = ()
 
 
+def ids_sha256(ids: Iterable[str]) -> str:
+    """Hex digest of a list of ids."""
+    return hashlib.sha256("".join(f"{id_}\n" for id_ in ids).encode()).hexdigest()
+
+
 def index_path(shard: str | os.PathLike) -> pathlib.Path:
     """Where the index of a shard lies."""
     return pathlib.Path(f"{os.fspath(shard)}.json")
@@ -48,7 +53,9 @@ def index_path(shard: str | os.PathLike) -> pathlib.Path:
 
 def write_index(shard: str | os.PathLike, index: ShardIndex) -> None:
     """Writes the index of a shard beside it."""
-    write_json(index_path(shard), dataclasses.asdict(index))
+    write_json(
+        index_path(shard), {**dataclasses.asdict(index), "ids_sha256": ids_sha256(index.ids)}
+    )
 
 
 def read_index(shard: str | os.PathLike) -> ShardIndex:
@@ -66,15 +73,16 @@ def read_index(shard: str | os.PathLike) -> ShardIndex:
             found["sha256"],
             tuple((id_, reason) for id_, reason in found["unreadable"]),
         )
-        types = isinstance(index.size, int) and isinstance(index.sha256, str)
-        if not types or not all(isinstance(id_, str) for id_ in index.ids):
+        if not isinstance(index.size, int) or not isinstance(index.sha256, str):
             raise TypeError("values of another type")
+        if found["ids_sha256"] != ids_sha256(index.ids):
+            raise ValueError("the ids have another checksum")
     except FileNotFoundError:
         raise UserError(
             f"{shard}: there is no index {path.name} beside it; only shards that `rdcd-jax data pack` wrote can be"
             " read by their path (and a data set of tensorflow-datasets as tfds:NAME/SPLIT)."
         ) from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({type(error).__name__}); delete it and {_PACK_AGAIN}"
         ) from error
@@ -238,7 +246,10 @@ def list_tfds(text: str) -> tuple[list[str], list[str], TfdsReader]:
     except Exception as error:
         # Which of many, and with a list of a thousand data sets, depends on what is wrong with the name.
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{text}: {reason or type(error).__name__} (looked in {where}).") from error
+        raise UserError(
+            f"{text}: {reason.rstrip('.') or type(error).__name__} (looked in {where}); prepare the data set there, or"
+            " set TFDS_DATA_DIR to the folder that holds it."
+        ) from error
     if not prepared:
         raise UserError(
             f"{text}: the data set is not prepared in {where}; prepare it there"
@@ -271,7 +282,7 @@ def list_tfds(text: str) -> tuple[list[str], list[str], TfdsReader]:
         content.update(f"{os.path.basename(file)} {size}\n".encode())
     reader = TfdsReader(folder, split, pictures[0], content.hexdigest())
     count = builder.info.splits[split].num_examples
-    has_id = isinstance(features.get("id"), tfds.features.Text)
+    has_id = "id" in features and isinstance(features["id"], tfds.features.Text)
     ids = _tfds_ids(text, reader) if has_id else [str(place) for place in range(count)]
     return ids, [f"{text}:{place}" for place in range(count)], reader
 

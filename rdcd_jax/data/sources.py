@@ -2,7 +2,6 @@
 
 import dataclasses
 import glob
-import hashlib
 import importlib.resources
 import os
 import pathlib
@@ -12,8 +11,9 @@ from typing import Protocol
 
 from PIL import Image
 
+from rdcd_jax.data.archives import ARCHIVES, list_archive, require_utf8
 from rdcd_jax.data.decode import decode_rgb
-from rdcd_jax.data.records import is_shard, list_shards, list_tfds, require_all_shards
+from rdcd_jax.data.records import ids_sha256, is_shard, list_shards, list_tfds, require_all_shards
 from rdcd_jax.errors import UnreadableImageError, UserError
 
 _PHOTOGRAPHS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".jp2")
@@ -103,11 +103,35 @@ class ImageSet:
 
     def fingerprint(self) -> dict[str, str | int]:
         """What tells this set from another, as JSON values: kind, count, digest of the ids, digest of the records."""
-        ids = hashlib.sha256("".join(f"{id_}\n" for id_ in self.ids).encode()).hexdigest()
-        found = {"kind": "files", "pictures": len(self), "ids": ids}
+        found = {"kind": "files", "pictures": len(self), "ids": ids_sha256(self.ids)}
         if self.reader is not None:
             found |= {"kind": self.reader.kind, "records": self.reader.content}
         return found
+
+
+_CHANGES = {
+    "kind": "they lay in {before}, and now lie in {now}",
+    "pictures": "there were {before} pictures, and now there are {now}",
+    "ids": "the {count} pictures have other ids, or stand in another order",
+    "records": "the {count} pictures have the same ids, but their records ({kind}) hold other content",
+}
+
+
+def changed(before: dict, now: dict) -> str:
+    """What is another about a set of pictures, in words for people.
+
+    Args:
+        before: a fingerprint that was kept.
+        now: the set's `ImageSet.fingerprint`.
+
+    Returns:
+        A clause, or nothing where no field that both have differs.
+    """
+    for name, told in _CHANGES.items():
+        if name in before and name in now and before[name] != now[name]:
+            count, kind = now.get("pictures"), now.get("kind")
+            return told.format(before=before[name], now=now[name], count=count, kind=kind)
+    return ""
 
 
 def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
@@ -118,6 +142,7 @@ def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
             - a folder, searched recursively for the usual image extensions (hidden files and folders are left out,
               links are followed);
             - a text file (UTF-8) with one path a line, absolute or relative to the text file's folder;
+            - a .zip or .tar of such images, which is read without unpacking it;
             - the folder that `rdcd-jax data pack` wrote, one of its shards, or several as a pattern with * or ?;
             - tfds:NAME/SPLIT, a prepared data set of tensorflow-datasets, see `records.list_tfds`;
             - one of `BUNDLED`.
@@ -137,7 +162,7 @@ def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
         return _record_set(text, *list_tfds(text))
     if text in BUNDLED:
         text = str(importlib.resources.files("rdcd_jax") / "sample" / text.partition(":")[2])
-    root = pathlib.Path(text)
+    root, reader = pathlib.Path(text), None
     if root.is_dir():
         names, folder = _names_below(root), root
         shards = [os.path.join(root, name) for name in names if is_shard(os.path.basename(name))]
@@ -152,11 +177,14 @@ def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
             return _record_set(text, *list_shards(shards))
     elif ".array_record" in root.name and (found := _matching(text)):
         return _record_set(text, *list_shards(found))
+    elif root.is_file() and text.endswith(ARCHIVES):
+        members, reader = list_archive(text)
+        names, folder = [name for name in members if _is_image(name)], None
     elif root.is_file():
         names, folder = _names_listed(root), root.parent
     else:
         raise UserError(
-            f"{text}: there is no such folder or text file of image paths, nor such records."
+            f"{text}: there is no such folder or text file of image paths, nor an archive or records."
         )
     if not names:
         raise UserError(
@@ -166,7 +194,8 @@ def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
     return ImageSet(
         source=text,
         ids=_unique_ids(names, by_path=ids == "path"),
-        paths=tuple(os.path.join(folder, name) for name in names),
+        paths=tuple(f"{text}:{name}" if reader else os.path.join(folder, name) for name in names),
+        reader=reader,
     )
 
 
@@ -188,22 +217,19 @@ def _record_set(text: str, ids: list[str], paths: list[str], reader: Reader) -> 
     return ImageSet(text, tuple(ids), tuple(paths), reader)
 
 
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
 def _names_below(root: pathlib.Path) -> list[str]:
     """Paths below `root` of images and shards, '/'-separated and sorted."""
     names = []
     for folder, files in _walk(root):
         below = pathlib.PurePath(os.path.relpath(folder, root))
         for file in files:
-            if os.path.splitext(file)[1].lower() in EXTENSIONS or is_shard(file):
+            if _is_image(file) or is_shard(file):
                 names.append((below / file).as_posix())
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise UserError(
-                f"{root}: the file name {name.encode(errors='surrogateescape')!r} is not valid "
-                "UTF-8, so it cannot be written as an id; rename the file."
-            ) from None
+    require_utf8(str(root), names)
     return sorted(names)
 
 

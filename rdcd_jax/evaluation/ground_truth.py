@@ -141,21 +141,33 @@ def find_disc_layout(root: str | os.PathLike) -> DiscLayout:
     root = pathlib.Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder.")
-    training = _found(root, "training folder", TRAINING_FOLDERS, required=False)
     return DiscLayout(
-        queries=_found(root, "query folder", QUERY_FOLDERS),
-        references=_found(root, "reference folder", REFERENCE_FOLDERS),
-        training=training,
-        ground_truth=_found(root, "ground-truth file", GROUND_TRUTH_FILES),
+        queries=find_part(root, "query folder", QUERY_FOLDERS),
+        references=find_part(root, "reference folder", REFERENCE_FOLDERS),
+        training=find_part(root, "training folder", TRAINING_FOLDERS, required=False),
+        ground_truth=find_part(root, "ground-truth file", GROUND_TRUTH_FILES),
     )
 
 
-def _found(
-    root: pathlib.Path, what: str, names: Sequence[str], required: bool = True
+def find_part(
+    root: pathlib.Path, what: str, names: Sequence[str], *, required: bool = True
 ) -> pathlib.Path | None:
+    """Finds one part of a benchmark folder by the names in use.
+
+    Args:
+        root: the benchmark's folder; the part lies in it or in its `images` folder.
+        what: what is looked for, for messages.
+        names: names it may have; those that end in `.csv` are files', others folders'.
+        required: whether there must be one.
+
+    Returns:
+        Where it is; None where there is none and none is required.
+
+    Raises:
+        UserError: a required part that is missing, or several that could be meant.
+    """
     places = [folder / name for folder in (root, root / "images") for name in names]
-    is_file = names is GROUND_TRUTH_FILES
-    found = [place for place in places if (place.is_file() if is_file else place.is_dir())]
+    found = [p for p in places if (p.is_file() if p.suffix == ".csv" else p.is_dir())]
     if len(found) > 1:
         raise UserError(
             f"{root}: more than one {what}: {', '.join(str(p.relative_to(root)) for p in found)}; "

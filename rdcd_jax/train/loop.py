@@ -75,7 +75,7 @@ def train_and_evaluate(
             f"config.batch_size is {config.batch_size}, not a multiple of the {mesh.size} devices."
         )
     workdir.mkdir(parents=True, exist_ok=True)
-    record.begin(workdir, config.to_dict(), FREE)
+    record.begin(workdir, config.to_dict(), FREE, images.fingerprint())
 
     objective = Objective(**config.objective)
     wants_teacher = objective.kld_lambda > 0 or objective.regress_lambda > 0

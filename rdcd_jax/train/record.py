@@ -10,6 +10,7 @@ import sys
 
 import jax
 
+from rdcd_jax.data.sources import changed
 from rdcd_jax.errors import UserError
 from rdcd_jax.files import write_json, write_text
 
@@ -66,16 +67,22 @@ def _git_revision() -> str | None:
         return None
 
 
-def begin(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
+def begin(
+    workdir: pathlib.Path,
+    config: dict,
+    free: tuple[str, ...],
+    training_set: dict[str, str | int] | None = None,
+) -> None:
     """Writes `run.json`, or checks that the one there is of the same run.
 
     Args:
         workdir: the run's folder.
         config: the resolved config, JSON values only.
         free: dotted names of fields that may change when a run is continued.
+        training_set: what tells the training pictures from others (`sources.ImageSet.fingerprint`).
 
     Raises:
-        UserError: naming the first field that differs.
+        UserError: naming the first field that differs, or what is another about the pictures.
     """
     path = workdir / "run.json"
     starts = []
@@ -84,6 +91,7 @@ def begin(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
             theirs, starts = flat(before["config"]), list(before["starts"])
+            pictures = dict(before.get("training_set") or {})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{path} is not a run's record ({type(error).__name__}: {error}); give another --workdir."
@@ -95,9 +103,16 @@ def begin(workdir: pathlib.Path, config: dict, free: tuple[str, ...]) -> None:
                     f"{workdir} holds a run with config.{name} = {theirs.get(name)!r}, and this config has"
                     f" {ours.get(name)!r}; give another --workdir, or set the field back to continue that run."
                 )
+        # Which picture a step shows follows from the list of all.
+        if change := changed(pictures, training_set or {}):
+            raise UserError(
+                f"{workdir} holds a run whose training set was another: {change}; bring that set back to continue the"
+                " run, or give another --workdir."
+            )
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     start = {"time": now, "command": sys.argv, **environment()}
-    write_json(path, {"config": config, "starts": [*starts, start]})
+    record = {"config": config, "training_set": training_set, "starts": [*starts, start]}
+    write_json(path, record)
 
 
 def _has_results(workdir: pathlib.Path) -> bool:
