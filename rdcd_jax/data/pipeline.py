@@ -20,6 +20,7 @@ from absl import flags
 from PIL import Image
 
 from rdcd_jax.data.decode import decode_rgb
+from rdcd_jax.data.heap import keep_freed_memory
 from rdcd_jax.data.policies import Policy, View, make_view
 from rdcd_jax.data.sources import ImageSet
 from rdcd_jax.errors import UnreadableImageError, UserError
@@ -331,6 +332,7 @@ def _kill_workers() -> None:
 
 def _start_worker(index: int, count: int) -> None:
     """Makes a worker leave with its parent, however that ends, and leave Ctrl-C to it."""
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     if parent is not None:
