@@ -3,7 +3,7 @@
     python experiments/bench_input.py [--pictures 300] [--workers 1] [--rounds 3] [--policies ADVANCED,SIMCLR,...]
 
 Bundled pictures are resized to 512x384 and saved at quality 90. Here: `make_batches`, as training reads them.
-Torchvision: transforms v2 in a torch DataLoader, with text, emoji and JPEG through Pillow from the same fonts and emoji.
+Torchvision: transforms v2 in a torch DataLoader, with text, emoji and JPEG through Pillow, the same fonts and emoji.
 Both decode a picture once and make two views of 224 pixels of it, so a view's time holds half a decoding; "decode"
 counts pictures, decoded and nothing else. Both run in as many worker processes, each with one thread, in batches of 32;
 the two alternate in one run and medians are compared. The result goes to experiments/results/bench_input.json.
@@ -69,7 +69,7 @@ class Text(OverTorchvision):
             while letters and font.getbbox("".join(map(chr, letters)))[2] > image.width:
                 letters = letters[: len(letters) // 2]
             text = "".join(map(chr, letters[: random.randint(1, max(1, len(letters)))]))
-            left, top, right, bottom = font.getbbox(text)
+            _, _, right, bottom = font.getbbox(text)
             ink = Image.new("L", (max(1, int(right)), max(1, int(bottom))))
             fill = int(255 * self._between("opacity"))
             ImageDraw.Draw(ink).text((0, 0), text, fill=fill, font=font)
