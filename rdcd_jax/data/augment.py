@@ -1,7 +1,8 @@
 """The operations that make an edited copy of a picture; every parameter is given by the caller.
 
-Each takes an RGB Pillow picture and returns a new one; changes of colour are in `jitter`. What is drawn at random is
-said in `operations`, and how often in `policies`; here only `random_crop_box` draws, from the generator given.
+Each takes an RGB Pillow picture and returns a new one; changes of colour are in `jitter`, blur in `blur`. What is drawn
+at random is said in `operations`, and how often in `policies`; here only `random_crop_box` draws, from the generator
+given.
 """
 
 import io
@@ -9,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 Box = tuple[int, int, int, int]
 
@@ -111,23 +112,6 @@ def resized_crop(image: Image.Image, box: Box, size: int) -> Image.Image:
 def grey(image: Image.Image) -> Image.Image:
     """Removes colour; the picture keeps three (equal) channels. Source: torchvision's rgb_to_grayscale."""
     return image.convert("L").convert("RGB")
-
-
-def blur(image: Image.Image, radius: float) -> Image.Image:
-    """Gaussian blur of standard deviation `radius` pixels, as Pillow approximates it by boxes.
-
-    From 2 pixels on the work is done at half the size, in half the time: little is left there that halving would lose,
-    and what halving and doubling blur by themselves is left out between them. Values differ from Pillow's by less
-    than one level on average, by up to 10 inside a photograph and by more at its rim.
-
-    Source: Pillow's GaussianBlur, as the published pipeline uses it.
-    """
-    if radius < 2 or image.width % 2 or image.height % 2:
-        return image.filter(ImageFilter.GaussianBlur(radius))
-    # Variances: of two pixels' mean 1/4, of linear interpolation between such means 2/3.
-    rest = math.sqrt(radius**2 - 1 / 4 - 2 / 3) / 2
-    small = image.reduce(2).filter(ImageFilter.GaussianBlur(rest))
-    return small.resize(image.size, Image.Resampling.BILINEAR)
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:

@@ -1,8 +1,7 @@
 """Brightness, contrast, saturation and hue of a picture as three planes of 16-bit integers.
 
-The formulas are Pillow's `ImageEnhance` and the hue of its HSV, as torchvision's `ColorJitter` uses them. Planes of
-small integers are worked on several times faster than Pillow does pixel by pixel, and hue is turned without going by
-way of an 8-bit HSV picture, which is the slowest part there and rounds twice.
+The formulas are Pillow's `ImageEnhance` and the hue of its HSV, as torchvision's `ColorJitter` uses them. Hue is
+turned without going by way of an 8-bit HSV picture, which is the slowest part there and rounds twice.
 
 Each function takes planes [3, H, W] int16 of values 0 to 255 and returns new ones, each within one level of the exact
 value. Pillow cuts where this rounds, so the two differ by up to two levels; for hue by up to 16 in few pixels, which
@@ -13,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
+
+from rdcd_jax.data.planes import from_planes, to_planes
 
 
 def jitter(image: Image.Image, changes: Sequence[tuple[str, float]]) -> Image.Image:
@@ -27,10 +28,10 @@ def jitter(image: Image.Image, changes: Sequence[tuple[str, float]]) -> Image.Im
 
     Source: torchvision's ColorJitter, which also changes the four in random order.
     """
-    planes = np.array([np.asarray(plane) for plane in image.split()]).astype(np.int16)
+    planes = to_planes(image, np.int16)
     for name, amount in changes:
         planes = CHANGES[name](planes, amount)
-    return Image.merge("RGB", [Image.fromarray(plane) for plane in planes.astype(np.uint8)])
+    return from_planes(planes)
 
 
 def brightness(planes: np.ndarray, factor: float) -> np.ndarray:

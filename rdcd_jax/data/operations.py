@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from rdcd_jax.data import augment, overlays
+from rdcd_jax.data.blur import blur
 from rdcd_jax.data.jitter import jitter
 
 Range = tuple[float, ...]
@@ -158,6 +159,6 @@ OPERATIONS: Mapping[str, Operation] = {
     "resized_crop": Operation(_resized_crop, augment.resized_crop),
     "jitter": Operation(_jitter, jitter),
     "grey": Operation(_nothing, augment.grey),
-    "blur": Operation(_blur, augment.blur),
+    "blur": Operation(_blur, blur),
     "jpeg": Operation(_jpeg, augment.jpeg),
 }

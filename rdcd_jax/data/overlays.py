@@ -54,6 +54,8 @@ def read_emoji(path: pathlib.Path) -> Image.Image:
         return image.convert("RGBA")
 
 
+# A few: a line is measured when it is drawn, and written soon after; the font's own program for a size runs only once.
+@functools.lru_cache(4)
 def read_font(path: pathlib.Path, size: int) -> ImageFont.FreeTypeFont:
     """The font at `path`, `size` pixels high.
 

@@ -75,6 +75,8 @@ def describe(drawn: Drawn) -> str:
     """One line for a person: the operation's name and its parameters, rounded."""
     words = []
     for name, value in drawn.values.items():
+        if (drawn.operation, name) == ("resized_crop", "size"):
+            continue  # the same for all
         if name == "changes":
             words += [f"{change} {amount:.2f}" for change, amount in value]
         elif name == "text":
