@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
+from rdcd_jax.data.heap import keep_freed_memory
 from rdcd_jax.data.policies import Policy, View, make_view
 from rdcd_jax.data.sources import ImageSet
 from rdcd_jax.data.workers import follow_parent
@@ -325,4 +326,5 @@ def _kill_workers() -> None:
 
 
 def _start_worker(index: int, count: int) -> None:
+    keep_freed_memory()
     follow_parent()
