@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from rdcd_jax.data import overlays
-from rdcd_jax.data.decode import decode_rgb
 from rdcd_jax.data.operations import Drawn
 from rdcd_jax.data.policies import Step, make_view
 from rdcd_jax.data.sources import ImageSet
@@ -99,9 +98,9 @@ def _some_readable(images: ImageSet, count: int) -> Iterator[tuple[str, Image.Im
     wanted = min(count, len(images))
     # Each row's pictures, the first readable of which is shown.
     for places in np.array_split(np.arange(len(images)), wanted) if wanted else ():
-        for place in places:
+        for place in places.tolist():
             try:
-                image = decode_rgb(images.paths[place])
+                image = images.decode(place)
             except UnreadableImageError:
                 continue
             yield images.ids[place], image
