@@ -202,7 +202,7 @@ class View:
         Returns:
             [image_size, image_size, 3] uint8.
         """
-        for operation, values in _turning_only_what_is_cropped(drawn):
+        for operation, values in _moving_only_what_is_cropped(drawn):
             image = OPERATIONS[operation].apply(image, **values)
         return np.array(image)
 
@@ -232,18 +232,21 @@ def make_view(policy: str | Sequence[Step], image_size: int) -> View:
     return View(policy, image_size)
 
 
-def _turning_only_what_is_cropped(drawn: Sequence[Drawn]) -> list[Drawn]:
-    """The same operations; where a crop follows a rotation, only the crop's box is turned."""
+def _moving_only_what_is_cropped(drawn: Sequence[Drawn]) -> list[Drawn]:
+    """The same operations; where a crop follows a flip or rotation, only the crop's box is moved."""
     drawn = list(drawn)
     for i in range(1, len(drawn)):
-        turn, crop = drawn[i - 1], drawn[i]
-        if turn.operation.startswith("rotate") and crop.operation == "resized_crop":
+        move, crop = drawn[i - 1], drawn[i]
+        if crop.operation == "resized_crop" and move.operation in _MOVES:
             left, top, right, bottom = box = crop.values["box"]
-            drawn[i - 1] = Drawn(turn.operation, {**turn.values, "box": box})
-            drawn[i] = Drawn(
-                crop.operation, {**crop.values, "box": (0, 0, right - left, bottom - top)}
-            )
+            whole = (0, 0, right - left, bottom - top)
+            drawn[i - 1] = Drawn(move.operation, {**move.values, "box": box})
+            drawn[i] = Drawn(crop.operation, {**crop.values, "box": whole})
     return drawn
+
+
+# Those that can give a part of their result.
+_MOVES = ("hflip", "rotate_by_one_of", "rotate")
 
 
 def _read_step(text: str) -> Step:
