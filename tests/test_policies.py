@@ -250,6 +250,8 @@ def test_useful_side_is_where_the_smallest_crop_meets_the_view():
         ),
         ((CROP, Step("jpeg", 0.5, {"quality": (0, 101)})), "jpeg: quality=.*within 0 to 100"),
         ((CROP, Step("blur", 0.5, {"radius": (1, float("nan"))})), "blur: radius="),
+        ((CROP, Step("jpeg", 0.5, {"quality": (0.5, 10)})), "jpeg: quality=.*whole numbers"),
+        ((CROP, Step("rotate", 0.5, {"degrees": (0.5, 10)})), "rotate: degrees=.*whole numbers"),
         ("", "Unknown policy ''"),
         ("hflip 0.5; sharpen 0.5", "'sharpen'.*hflip"),
         ("hflip 0.5", "exactly one resized_crop"),

@@ -124,6 +124,9 @@ _WITHIN = {
     "degrees": (-1e6, 1e6),
 }
 
+# What is drawn from the whole numbers of its range.
+_WHOLE = (("rotate", "degrees"), ("jpeg", "quality"))
+
 
 def find_policy(policy: str | Sequence[Step]) -> Policy:
     """The policy of that name, or the one given, checked.
@@ -254,7 +257,7 @@ def _read_step(text: str) -> Step:
     try:
         probability, *ranges = words
         pairs = [word.split("=") for word in ranges]
-        values = {name: tuple(map(float, numbers.split(","))) for name, numbers in pairs}
+        values = {name: tuple(map(_number, numbers.split(","))) for name, numbers in pairs}
         if len(values) < len(pairs):
             raise ValueError
         return Step(operation, float(probability), values)
@@ -263,6 +266,11 @@ def _read_step(text: str) -> Step:
             f"The step {text.strip()!r} should be an operation, its probability, and name=low,high for each of its"
             " parameters, such as 'blur 0.3 radius=0.3,1.5'."
         ) from None
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _check(step: Step) -> None:
@@ -286,3 +294,5 @@ def _check(step: Step) -> None:
         low, high = _WITHIN[name]
         if not all(low <= value <= high for value in values):
             raise UserError(f"{step.operation}: {name}={values!r} is not within {low} to {high}.")
+        if (step.operation, name) in _WHOLE and not all(value == int(value) for value in values):
+            raise UserError(f"{step.operation}: {name}={values!r} should be whole numbers.")
