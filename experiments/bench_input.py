@@ -1,6 +1,6 @@
 """Times training views from JPEGs against the same policies written with torchvision's transforms.
 
-    python experiments/bench_input.py [--pictures 300] [--workers 1] [--rounds 3] [--policies ADVANCED,SIMCLR,...]
+    python experiments/bench_input.py [--pictures 300] [--workers 1] [--rounds 5] [--policies ADVANCED,SIMCLR,...]
 
 Bundled pictures are resized to 512x384 and saved at quality 90. Here: `make_batches`, as training reads them.
 Torchvision: transforms v2 in a torch DataLoader, with text, emoji and JPEG through Pillow, the same fonts and emoji.
@@ -232,23 +232,30 @@ def contenders(folder: pathlib.Path, policy: str | None, workers: int):
         yield {"here": ours, "torchvision": theirs}
 
 
+def take(batches, count: int) -> None:
+    """Reads so many."""
+    for _ in range(count):
+        next(batches)
+
+
 def measure(folder: pathlib.Path, policy: str | None, options) -> dict[str, list[float]]:
     """Views (or decoded pictures) a second and core, of each round."""
     each = BATCH * (2 if policy else 1)
     speeds = {"here": [], "torchvision": []}
     with contenders(folder, policy, options.workers) as batches:
-        for number in range(options.rounds):
+        # Both have started and read their fonts and emoji before either is timed.
+        for given in batches.values():
+            take(given, 10)
+        for _ in range(options.rounds):
             for name, given in batches.items():
-                # What was made ahead is taken first, else it would be counted as made in no time.
-                for _ in range(WARM_UP * options.workers + (3 if number == 0 else 0)):
-                    next(given)
+                # The worker makes some ahead while the other is timed, for the most part in this pause.
+                time.sleep(1.5)
+                # That is taken first, else it would be counted as made in no time.
+                take(given, WARM_UP * options.workers)
                 begun = time.perf_counter()
-                for _ in range(options.batches):
-                    next(given)
+                take(given, options.batches)
                 took = time.perf_counter() - begun
                 speeds[name].append(round(options.batches * each / took / options.workers, 1))
-                # The worker makes some ahead, which must not take time from the other.
-                time.sleep(1.5)
     return speeds
 
 
@@ -257,7 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=300)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=12, help="batches in each measurement")
     parser.add_argument(
         "--policies", default="ADVANCED,ADVANCED_NO_OVERLAY,STRONG_BLUR,SIMCLR,MILD"

@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     # A config's fields are known only when it is loaded.
     unknown = [word for word in rest if options.verb != "train" or not word.startswith("--config.")]
     if unknown:
-        parser.error(f"unknown argument {unknown[0]}; see `rdcd-jax {options.verb} --help`")
+        words = ["rdcd-jax", options.verb, *filter(None, [getattr(options, "action", None)])]
+        parser.error(f"unknown argument {unknown[0]}; see `{' '.join(words)} --help`")
     # JAX, which is imported later, keeps what it compiled there; the next start of the same program need not compile.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -281,7 +282,8 @@ def _weights(options, rest) -> None:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}."
+        # Of two, the second is what a file written aside was to become.
+        return f"{error.filename2 or error.filename}: {error.strerror}."
     if isinstance(error, MemoryError):
         return f"There is not enough memory ({error}); use smaller batches or pictures."
     return str(error)

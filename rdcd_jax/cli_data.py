@@ -25,7 +25,11 @@ def add_data(verbs) -> None:
 
 def _add_workers(parser) -> None:
     parser.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, help="processes (all cores)"
+        "--workers",
+        type=positive,
+        metavar="N",
+        default=os.cpu_count() or 1,
+        help="processes (all cores)",
     )
 
 
@@ -45,7 +49,9 @@ def _add_pack(actions) -> None:
         metavar="N",
         help="reduce larger pictures to this short side in pixels, and store JPEGs; files are stored unchanged without",
     )
-    parser.add_argument("--quality", type=positive, help="of these JPEGs, 1 to 100 (95)")
+    parser.add_argument(
+        "--quality", type=positive, metavar="Q", help="of these JPEGs, 1 to 100 (95)"
+    )
     split = parser.add_mutually_exclusive_group()
     split.add_argument("--shards", type=positive, metavar="N", help="how many to make")
     split.add_argument("--shard-size", type=positive, metavar="N", help="pictures in one (2048)")
@@ -141,8 +147,10 @@ def _add_check(actions) -> None:
 def _check(options, rest) -> None:
     from rdcd_jax.data.check_set import check_images, report_text
     from rdcd_jax.data.sources import find_images
-    from rdcd_jax.files import write_json
+    from rdcd_jax.files import require_writable, write_json
 
+    if options.out is not None:
+        require_writable(options.out)
     source, *against = (
         find_images(each, ids=options.ids) for each in (options.source, *options.against)
     )

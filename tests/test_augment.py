@@ -58,6 +58,11 @@ def test_a_part_of_a_rotation_is_that_part_of_the_whole(image, size, degrees):
     np.testing.assert_allclose(np.asarray(part, int), np.asarray(want, int), atol=1)
 
 
+def test_a_part_of_a_flip_is_that_part_of_the_whole(image):
+    for box in ((0, 0, 96, 64), (5, 9, 31, 44), (70, 0, 96, 1)):
+        same(augment.hflip(image, box), augment.hflip(image).crop(box))
+
+
 def crop_boxes(width, height, count, scale=(0.08, 1), ratio=(3 / 4, 4 / 3), seed=0):
     rng = np.random.default_rng(seed)
     draw = functools.partial(augment.random_crop_box, scale=scale, ratio=ratio, rng=rng)

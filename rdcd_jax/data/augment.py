@@ -15,8 +15,18 @@ from PIL import Image, ImageDraw, ImageFont
 Box = tuple[int, int, int, int]
 
 
-def hflip(image: Image.Image) -> Image.Image:
-    """Mirrors left and right. Source: torchvision's hflip."""
+def hflip(image: Image.Image, box: Box | None = None) -> Image.Image:
+    """Mirrors left and right.
+
+    Args:
+        image: the picture.
+        box: the part of the mirrored picture to give; None for all.
+
+    Source: torchvision's hflip.
+    """
+    if box is not None:
+        left, top, right, bottom = box
+        image = image.crop((image.width - right, top, image.width - left, bottom))
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 

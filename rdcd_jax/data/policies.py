@@ -126,6 +126,9 @@ _WITHIN = {
     "degrees": (-1e6, 1e6),
 }
 
+# What is drawn from the whole numbers of its range.
+_WHOLE = (("rotate", "degrees"), ("jpeg", "quality"))
+
 
 def find_policy(policy: str | Sequence[Step]) -> Policy:
     """The policy of that name, or the one given, checked.
@@ -204,7 +207,7 @@ class View:
         Returns:
             [image_size, image_size, 3] uint8.
         """
-        for operation, values in _turning_only_what_is_cropped(drawn):
+        for operation, values in _moving_only_what_is_cropped(drawn):
             image = OPERATIONS[operation].apply(image, **values)
         return np.array(image)
 
@@ -234,18 +237,21 @@ def make_view(policy: str | Sequence[Step], image_size: int) -> View:
     return View(policy, image_size)
 
 
-def _turning_only_what_is_cropped(drawn: Sequence[Drawn]) -> list[Drawn]:
-    """The same operations; where a crop follows a rotation, only the crop's box is turned."""
+def _moving_only_what_is_cropped(drawn: Sequence[Drawn]) -> list[Drawn]:
+    """The same operations; where a crop follows a flip or rotation, only the crop's box is moved."""
     drawn = list(drawn)
     for i in range(1, len(drawn)):
-        turn, crop = drawn[i - 1], drawn[i]
-        if turn.operation.startswith("rotate") and crop.operation == "resized_crop":
+        move, crop = drawn[i - 1], drawn[i]
+        if crop.operation == "resized_crop" and move.operation in _MOVES:
             left, top, right, bottom = box = crop.values["box"]
-            drawn[i - 1] = Drawn(turn.operation, {**turn.values, "box": box})
-            drawn[i] = Drawn(
-                crop.operation, {**crop.values, "box": (0, 0, right - left, bottom - top)}
-            )
+            whole = (0, 0, right - left, bottom - top)
+            drawn[i - 1] = Drawn(move.operation, {**move.values, "box": box})
+            drawn[i] = Drawn(crop.operation, {**crop.values, "box": whole})
     return drawn
+
+
+# Those that can give a part of their result.
+_MOVES = ("hflip", "rotate_by_one_of", "rotate")
 
 
 def _read_step(text: str) -> Step:
@@ -253,7 +259,7 @@ def _read_step(text: str) -> Step:
     try:
         probability, *ranges = words
         pairs = [word.split("=") for word in ranges]
-        values = {name: tuple(map(float, numbers.split(","))) for name, numbers in pairs}
+        values = {name: tuple(map(_number, numbers.split(","))) for name, numbers in pairs}
         if len(values) < len(pairs):
             raise ValueError
         return Step(operation, float(probability), values)
@@ -262,6 +268,11 @@ def _read_step(text: str) -> Step:
             f"The step {text.strip()!r} should be an operation, its probability, and name=low,high for each of its"
             " parameters, such as 'blur 0.3 radius=0.3,1.5'."
         ) from None
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _check(step: Step) -> None:
@@ -285,3 +296,5 @@ def _check(step: Step) -> None:
         low, high = _WITHIN[name]
         if not all(low <= value <= high for value in values):
             raise UserError(f"{step.operation}: {name}={values!r} is not within {low} to {high}.")
+        if (step.operation, name) in _WHOLE and not all(value == int(value) for value in values):
+            raise UserError(f"{step.operation}: {name}={values!r} should be whole numbers.")

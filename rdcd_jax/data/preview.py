@@ -13,7 +13,7 @@ from rdcd_jax.data.operations import Drawn
 from rdcd_jax.data.policies import Step, make_view
 from rdcd_jax.data.sources import ImageSet
 from rdcd_jax.errors import UnreadableImageError, UserError
-from rdcd_jax.files import write_aside
+from rdcd_jax.files import require_writable, write_aside
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _GAP, _LINE, _NARROWEST, _LARGEST = 10, 14, 190, 2**16 - 1
@@ -42,6 +42,7 @@ def write_contact_sheet(
 
     Raises:
         UserError: a file of another kind, no readable picture, impossible numbers; see also `policies.make_view`.
+        OSError: `out` cannot be written.
     """
     out = pathlib.Path(out)
     if out.suffix.lower() not in SUFFIXES:
@@ -49,6 +50,7 @@ def write_contact_sheet(
     for name, value, least in [("rows", rows, 1), ("views", views, 1), ("seed", seed, 0)]:
         if value < least:
             raise UserError(f"{name}={value} must be at least {least}.")
+    require_writable(out)
     view = make_view(policy, image_size)
     width = max(image_size, _NARROWEST)
     if max(rows, views + 1) * (width + 30 * _LINE) > _LARGEST:
