@@ -75,6 +75,16 @@ def base_config(
     config.data.policy = "ADVANCED"
     # Processes that decode and augment; 0 does it in a thread of the main process.
     config.data.workers = 0
+    # Where views are made: host, or device (inside the step; the host only decodes).
+    config.data.views = "host"
+    # Side of the squares that the device cuts its views from; 0 for twice image_size.
+    config.data.picture_size = 0
+    # With views on the device: host or device keeps the decoded training set in its memory; empty reads each time.
+    config.data.keep = ""
+    # Probabilities that a view is mixed with another, and the Beta distribution's parameter (SSCD: 0.025 each, 2).
+    config.data.mixup = 0.0
+    config.data.cutmix = 0.0
+    config.data.mix_alpha = 2.0
 
     config.student = ml_collections.ConfigDict()
     config.student.network = student

@@ -16,6 +16,7 @@ from absl import flags
 from PIL import Image
 
 from rdcd_jax.data.heap import keep_freed_memory
+from rdcd_jax.data.kept import Kept, Squash
 from rdcd_jax.data.policies import Policy, View, make_view
 from rdcd_jax.data.sources import ImageSet
 from rdcd_jax.data.workers import follow_parent
@@ -34,7 +35,7 @@ _PATIENCE_S = 10
 def make_batches(
     images: ImageSet,
     *,
-    policy: str | Policy,
+    policy: str | Policy | None,
     image_size: int,
     batch_size: int,
     seed: int,
@@ -45,6 +46,7 @@ def make_batches(
     process_count: int = 1,
     prefetch: int = 2,
     timeout_s: float = 300,
+    kept: Kept | None = None,
 ) -> "Batches":
     """Batches without end: every epoch is a fresh shuffle, cut to a whole number of batches.
 
@@ -54,8 +56,9 @@ def make_batches(
 
     Args:
         images: the pictures.
-        policy: a name from `policies.POLICIES`, or the steps themselves.
-        image_size: side S of the views in pixels.
+        policy: a name from `policies.POLICIES`, or the steps themselves; None gives the pictures, unedited and squashed
+            to a square, for views that are made on the device.
+        image_size: side S of the views, or of the squashed pictures, in pixels.
         batch_size: over all hosts; at most as many as there are pictures.
         seed: 0 or more.
         start_step: the first step to give, counted from 0.
@@ -66,10 +69,12 @@ def make_batches(
         process_count: all hosts; divides `batch_size`.
         prefetch: batches made ahead, by each worker.
         timeout_s: with workers, a batch that takes longer is taken to hang on a picture.
+        kept: the same pictures, decoded before; nothing is read then, and `policy` is None and `workers` 0.
 
     Returns:
         An iterator, to be closed after use (it is its own context manager), of dicts with
-        "query" [b, S, S, 3] uint8, "key" likewise where views is 2, "index" [b] int64, the shown
+        "query" [b, S, S, 3] uint8 and, where views is 2, "key" likewise, or "picture" [b, S, S, 3] uint8 and "aspect"
+        [b] float32, its true width / height (neither where `kept` is on the device); "index" [b] int64, the shown
         picture's place in `images`, and "unreadable" [b] int64, the place of the unreadable picture
         for which the shown one stands in, or -1; b = batch_size / process_count.
 
@@ -88,7 +93,7 @@ def make_batches(
             raise UserError(f"{name}={value} must be at least {least}.")
     if views not in (1, 2):
         raise UserError(f"views={views}: a picture gives 1 or 2 views.")
-    view = make_view(policy, image_size)
+    make = Squash(image_size) if policy is None else _Views(make_view(policy, image_size), views)
     order_seed, view_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
     per_epoch = len(images) // batch_size * batch_size
     if workers and not flags.FLAGS.is_parsed():
@@ -103,7 +108,7 @@ def make_batches(
         return transform(places).repeat().slice(slice(start, None, process_count))
 
     def read(step: int, hanging: frozenset[int]) -> grain.DatasetIterator:
-        sample = _Sample(images, view, views, hanging)
+        sample = _Sample(images, make, hanging) if kept is None else kept
         # Without drop_remainder Grain rounds the endless length up to one that Python cannot hold.
         data = upcoming(step, lambda places: places.random_map(sample, seed=view_seed)).batch(
             batch_size // process_count, drop_remainder=True
@@ -270,19 +275,32 @@ def _decode_all(images: ImageSet, places: Sequence[int], send) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Views:
+    """Makes one or two views of a picture."""
+
+    view: View
+    count: int
+
+    @property
+    def useful_side(self) -> int:
+        return self.view.useful_side
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Batch:
+        return {name: self.view(image, rng) for name in ("query", "key")[: self.count]}
+
+
+@dataclasses.dataclass(frozen=True)
 class _Sample:
-    """Reads one picture and makes its views."""
+    """Reads one picture and makes what a batch holds of it."""
 
     images: ImageSet
-    view: View
-    views: int
+    make: _Views | Squash
     hanging: frozenset[int]
 
     def __call__(self, place: int, rng: np.random.Generator) -> Batch:
         image, shown = self._readable(int(place))
-        names = ("query", "key")[: self.views]
         return {
-            **{name: self.view(image, rng) for name in names},
+            **self.make(image, rng),
             "index": np.int64(shown),
             "unreadable": np.int64(-1 if shown == place else place),
         }
@@ -295,7 +313,7 @@ class _Sample:
                 last = UnreadableImageError(f"{self.images.paths[shown]}: reading it hangs.")
                 continue
             try:
-                side = self.view.useful_side
+                side = self.make.useful_side
                 return self.images.decode(shown, min_side_hint=side), shown
             except UnreadableImageError as error:
                 last = error

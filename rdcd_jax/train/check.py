@@ -6,6 +6,7 @@ import re
 
 import ml_collections
 
+from rdcd_jax.augmentation.views import make_device_view
 from rdcd_jax.data.policies import make_view
 from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import UserError
@@ -17,6 +18,8 @@ from rdcd_jax.train.record import flat
 _DISC_QUERY = re.compile(r"Q\d{5}")
 
 _CHOICES = {
+    "data.views": ("host", "device"),
+    "data.keep": ("", "host", "device"),
     "student.dtype": ("float32", "bfloat16"),
     "student.projector": ("learned", "whitened"),
     "teacher.bn": ("running", "batch"),
@@ -25,6 +28,7 @@ _CHOICES = {
 _POSITIVE = (
     "batch_size",
     "image_size",
+    "data.mix_alpha",
     "student.dim",
     "schedule.epochs",
     "log_every",
@@ -40,6 +44,9 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "seed",
     "data.workers",
+    "data.picture_size",
+    "data.mixup",
+    "data.cutmix",
     "schedule.warmup_epochs",
     "schedule.max_steps",
     "objective.moco_lambda",
@@ -55,6 +62,7 @@ _NOT_NEGATIVE = (
 # 32 bits.
 _AT_MOST = {
     "image_size": 8192,
+    "data.picture_size": 8192,
     "evaluate.image_size": 8192,
     "queue.size": 2**26,
     "bank.size": 2**26,
@@ -94,7 +102,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for name in _NOT_NEGATIVE:
         if not value[name] >= 0:
             raise UserError(f"config.{name} is {value[name]}; it must not be negative.")
-    make_view(config.data.policy, config.image_size)
+    _check_views(config)
     parse_codecs(config.evaluate.codecs)
     if not 0 <= config.objective.key_momentum <= 1:
         raise UserError(
@@ -121,6 +129,30 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         )
     if not value["data.train"]:
         raise UserError("config.data.train is empty; give a folder of pictures, as data=FOLDER.")
+
+
+def _check_views(config: ml_collections.ConfigDict) -> None:
+    make_view(config.data.policy, config.image_size)
+    if config.data.views == "device":
+        make_device_view(config.data.policy, config.image_size)
+    elif config.data.keep:
+        raise UserError(
+            f"config.data.keep is {config.data.keep!r} with views made on the host, which decodes for each; set"
+            " config.data.views to 'device', or keep to ''."
+        )
+    mixed = config.data.mixup + config.data.cutmix
+    if mixed > 1:
+        raise UserError(
+            f"config.data.mixup {config.data.mixup} and cutmix {config.data.cutmix} are probabilities that exclude each"
+            " other; their sum is at most 1."
+        )
+    objective = config.objective
+    others = objective.moco_lambda + objective.kld_lambda + objective.regress_lambda
+    if mixed and (others or not objective.sscd_lambda):
+        raise UserError(
+            "config.data.mixup and cutmix need SSCD's objective alone, whose targets may be soft: set"
+            " objective.sscd_lambda above 0, and moco_lambda, kld_lambda and regress_lambda to 0."
+        )
 
 
 def check_training_set(images: ImageSet, config: ml_collections.ConfigDict) -> None:

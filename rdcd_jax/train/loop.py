@@ -15,16 +15,15 @@ import numpy as np
 from flax import nnx
 
 from rdcd_jax import models
-from rdcd_jax.data.pipeline import Batches, make_batches
 from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.runs import evaluate_disc_run
 from rdcd_jax.progress import Reporter
-from rdcd_jax.train import record
+from rdcd_jax.train import feed, record
 from rdcd_jax.train.check import check_config, check_training_set
 from rdcd_jax.train.checkpoints import Checkpoints
 from rdcd_jax.train.finish import calibrate_batch_norm, whitened_projector
-from rdcd_jax.train.mesh import make_mesh, replicate, split_batch
+from rdcd_jax.train.mesh import make_mesh, replicate
 from rdcd_jax.train.optim import learning_rate_schedule, make_optimizer
 from rdcd_jax.train.rng import stream
 from rdcd_jax.train.state import TrainState, init_state, split
@@ -36,6 +35,7 @@ from rdcd_jax.weights.library import Model, evaluation_mode, export_model, load_
 FREE = (
     "devices",
     "data.workers",
+    "data.keep",
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
@@ -128,7 +128,8 @@ def train_and_evaluate(
         rng=stream(config.seed, "memory"),
     )
     step_function = jax.jit(
-        make_train_step(graph, optimizer, objective, describe_teacher), donate_argnums=0
+        make_train_step(graph, optimizer, objective, describe_teacher, feed.make_views(config)),
+        donate_argnums=0,
     )
     evaluator = Evaluator(config, student, images, workdir)
 
@@ -149,20 +150,9 @@ def train_and_evaluate(
         step = int(state.step)
         metrics = record.Metrics(workdir, step)
         stack.callback(metrics.close)
-        batches = make_batches(
-            images,
-            policy=config.data.policy,
-            image_size=config.image_size,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            start_step=step,
-            views=2 if objective.moco_lambda > 0 or objective.sscd_lambda > 0 else 1,
-            workers=config.data.workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        stack.enter_context(batches)
-        device_batches = prefetched(batches, features, mesh, workdir, images)
+        kept = feed.kept_pictures(config, images)
+        batches = stack.enter_context(feed.read_batches(config, images, kept, step))
+        device_batches = feed.on_devices(batches, config, images, kept, features, mesh, workdir)
         reporter = stack.enter_context(Reporter("Training", total_steps, step))
         stop = stack.enter_context(stop_on_sigterm())
         dropout = replicate(stream(config.seed, "dropout"), mesh)
@@ -231,31 +221,6 @@ def make_student(config: ml_collections.ConfigDict, feature_dim: int) -> nnx.Mod
     if projector is not None and projector.out_features == config.student.dim:
         nnx.update(student.projector, nnx.state(projector))
     return student
-
-
-def prefetched(batches: Batches, features: np.ndarray | None, mesh, workdir: pathlib.Path, images):
-    """Batches on their devices, one ahead of the step, with the teacher's cached features where there are any.
-
-    Lists the unreadable pictures that come by in `unreadable.txt`.
-    """
-    listing = workdir / "unreadable.txt"
-    listed = set(listing.read_text(encoding="utf-8").splitlines()) if listing.exists() else set()
-
-    def put(batch):
-        unreadable = {images.paths[place] for place in batch["unreadable"] if place >= 0}
-        if unreadable - listed:
-            with listing.open("a", encoding="utf-8") as file:
-                file.writelines(f"{path}\n" for path in sorted(unreadable - listed))
-            listed.update(unreadable)
-        arrays = {name: batch[name] for name in ("query", "key") if name in batch}
-        if features is not None:
-            arrays["teacher"] = features[batch["index"]]
-        return split_batch(arrays, mesh)
-
-    ahead = put(next(batches))
-    for batch in batches:
-        current, ahead = ahead, put(batch)
-        yield current
 
 
 class StepLog:

@@ -74,6 +74,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     objective: Objective,
     describe_teacher: Callable[[Tree, jax.Array], jax.Array] | None,
+    make_views: Callable[[Batch, jax.Array], Batch] | None = None,
 ) -> Callable[[TrainState, Tree, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """Makes the step.
 
@@ -83,12 +84,14 @@ def make_train_step(
         objective: what to minimise.
         describe_teacher: maps the teacher's arrays and normalised images [B, H, W, 3] to features [B, F]; not called
             where the batch brings `teacher` features, nor where no term needs them.
+        make_views: maps a batch and the step's number to one of views; None where the batch holds them, see `feed`.
 
     Returns:
         A function of the state, the teacher's arrays, a batch and the run's dropout key that gives the
         next state and scalar metrics. The batch holds `query` views and (with `moco_lambda` or
-        `sscd_lambda`) `key` views, uint8 [B, H, W, 3], and optionally `teacher` [B, F]. B is the global
-        batch: under a jit over a mesh BatchNorm is synchronised.
+        `sscd_lambda`) `key` views, uint8 [B, H, W, 3], optionally `teacher` [B, F], and where views are mixed the
+        `targets` of `losses.sscd_info_nce` [2 B, B]. B is the global batch: under a jit over a
+        mesh BatchNorm is synchronised.
 
     Source: RDCD, section 3 and its training code for the order of things: the key encoder moves first, the losses see
     queue and bank as they were before this batch, and the batch is enqueued last.
@@ -98,15 +101,16 @@ def make_train_step(
     regress = objective.regress_lambda > 0
     repeat = objective.sscd_lambda > 0
 
-    def loss(params, state, images, key_descriptor, teacher_feature, rng):
+    def loss(params, state, images, targets, key_descriptor, teacher_feature, rng):
         feature, descriptor, batch_stats = forward(student, params, state.batch_stats, images, rng)
         total, metrics = jnp.zeros((), feature.dtype), {}
         if repeat:
-            pictures = jnp.tile(jnp.arange(len(images) // 2), 2)
+            if targets is None:
+                targets = jnp.tile(jnp.arange(len(images) // 2), 2)
             info_nce = losses.sscd_info_nce(
-                descriptor, pictures, temperature=objective.sscd_temperature
+                descriptor, targets, temperature=objective.sscd_temperature
             )
-            entropy = objective.entropy_lambda * losses.differential_entropy(descriptor, pictures)
+            entropy = objective.entropy_lambda * losses.differential_entropy(descriptor, targets)
             total += objective.sscd_lambda * (info_nce + entropy)
             metrics |= {"sscd_info_nce": info_nce, "entropy": entropy}
             # From here on the query views alone.
@@ -138,6 +142,8 @@ def make_train_step(
         state: TrainState, teacher: Tree, batch: Batch, rng: jax.Array
     ) -> tuple[TrainState, Metrics]:
         query_rng, key_rng = jax.random.split(at_step(rng, state.step))
+        if make_views is not None:
+            batch = make_views(batch, state.step)
         images = normalize_images(batch["query"])
 
         # 1. The momentum encoder moves towards the student, then describes the key view in training mode.
@@ -163,7 +169,13 @@ def make_train_step(
 
         # 3. Losses against queue and bank as the last step left them, and the update.
         (total, (metrics, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(
-            state.params, state, images, key_descriptor, teacher_feature, query_rng
+            state.params,
+            state,
+            images,
+            batch.get("targets"),
+            key_descriptor,
+            teacher_feature,
+            query_rng,
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
