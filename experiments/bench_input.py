@@ -12,6 +12,7 @@ the two alternate in one run and medians are compared. The result goes to experi
 import argparse
 import contextlib
 import functools
+import importlib.metadata
 import io
 import itertools
 import json
@@ -34,7 +35,7 @@ from rdcd_jax.data.policies import POLICIES, Step  # noqa: E402
 from rdcd_jax.data.sources import find_images  # noqa: E402
 
 RESULT = ROOT / "experiments" / "results" / "bench_input.json"
-SIDE, BATCH, WARM_UP = 224, 32, 3
+SIDE, BATCH, WARM_UP = 224, 32, 6
 
 
 def make_pictures(folder: pathlib.Path, count: int) -> None:
@@ -283,7 +284,8 @@ def main() -> None:
         for policy, each in speeds.items()
     }
     result = {
-        "settings": vars(options),
+        "settings": vars(options)
+        | {name: importlib.metadata.version(name) for name in ("torch", "torchvision")},
         "views a second and core (decode: pictures)": speeds,
         "medians": medians,
         "here / torchvision": {

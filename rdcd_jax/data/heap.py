@@ -3,7 +3,7 @@
 import ctypes
 import platform
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 
 def keep_freed_memory() -> None:
@@ -15,5 +15,7 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(_TRIM_THRESHOLD, 256 << 20)
+        # Threads with a heap of their own would give it back all the same.
+        libc.mallopt(_ARENA_MAX, 1)
         # The most that glibc takes.
         libc.mallopt(_MMAP_THRESHOLD, 32 << 20)
