@@ -68,9 +68,10 @@ def base_config(
     config.init_from = ""
 
     config.data = ml_collections.ConfigDict()
-    # A folder of pictures, a text file of paths, or sample:train, the bundled ones.
+    # Any source of pictures (a folder, packed shards, tfds:NAME/SPLIT, ...), or sample:train, the bundled ones.
     config.data.train = data
-    # SIMCLR, STRONG_BLUR, ADVANCED or MILD; the last two also as ADVANCED_NO_OVERLAY and MILD_NO_OVERLAY.
+    # SIMCLR, STRONG_BLUR, ADVANCED or MILD, the last two also as ADVANCED_NO_OVERLAY and MILD_NO_OVERLAY; or one's own
+    # steps, written out: "hflip 0.5; resized_crop 1 scale=0.3,1 ratio=0.75,1.33; blur 0.3 radius=0.3,1.5".
     config.data.policy = "ADVANCED"
     # Processes that decode and augment; 0 does it in a thread of the main process.
     config.data.workers = 0

@@ -6,6 +6,8 @@ import pathlib
 import sys
 
 from rdcd_jax import __version__
+from rdcd_jax.cli_data import SOURCE, add_data
+from rdcd_jax.cli_parts import add_ids_option, positive, reported, tell_unreadable, verb
 from rdcd_jax.errors import UserError, one_line
 from rdcd_jax.files import cache_folder
 
@@ -26,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     # A config's fields are known only when it is loaded.
     unknown = [word for word in rest if options.verb != "train" or not word.startswith("--config.")]
     if unknown:
-        parser.error(f"unknown argument {unknown[0]}; see `rdcd-jax {options.verb} --help`")
+        words = ["rdcd-jax", options.verb, *filter(None, [getattr(options, "action", None)])]
+        parser.error(f"unknown argument {unknown[0]}; see `{' '.join(words)} --help`")
     # JAX, which is imported later, keeps what it compiled there; the next start of the same program need not compile.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -58,32 +61,18 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_embed(verbs)
     _add_evaluate(verbs)
-    _add_data(verbs)
+    add_data(verbs)
     _add_weights(verbs)
     return parser
 
 
-def _verb(verbs, name: str, run, about: str, example: str) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(
-        name,
-        help=about,
-        description=about,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
-    parser.set_defaults(run=run, usage_error=parser.error)
-    return parser
-
-
 def _add_demo(verbs) -> None:
-    parser = _verb(
+    parser = verb(
         verbs,
         "demo",
-        _demo,
         "Distil a student from the teacher on the bundled pictures, and find edited copies with it.",
         "rdcd-jax demo --out=demo-out",
+        _demo,
     )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("demo-out"))
 
@@ -95,12 +84,12 @@ def _demo(options, rest) -> None:
 
 
 def _add_train(verbs) -> None:
-    parser = _verb(
+    parser = verb(
         verbs,
         "train",
-        _train,
         "Train a student, or continue the run that the workdir holds.",
         "rdcd-jax train --config=configs/rdcd.py:dim=128,data=FOLDER --workdir=runs/first --config.batch_size=64",
+        _train,
     )
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run")
     parser.add_argument("--init-from", metavar="MODEL", help="model to start the student from")
@@ -130,25 +119,19 @@ def _train(options, rest) -> None:
 
 
 def _add_embed(verbs) -> None:
-    parser = _verb(
+    parser = verb(
         verbs,
         "embed",
-        _embed,
         "Describe pictures and write their descriptors.",
         "rdcd-jax embed --model=runs/first/export --images=FOLDER --out=descriptors.npz",
+        _embed,
     )
     parser.add_argument(
         "--model", required=True, help="a shipped student, an export folder, or KIND:PATH"
     )
-    parser.add_argument(
-        "--images",
-        required=True,
-        help="a folder, a text file of paths, packed shards, or tfds:NAME/SPLIT",
-    )
+    parser.add_argument("--images", required=True, help=SOURCE)
     parser.add_argument("--out", required=True, type=pathlib.Path, help="an .npz or .h5 file")
-    parser.add_argument(
-        "--ids", choices=("name", "path"), default="name", help="what a picture is called by"
-    )
+    add_ids_option(parser)
     _add_embedding_options(parser)
 
 
@@ -156,14 +139,7 @@ def _add_embedding_options(parser) -> None:
     parser.add_argument(
         "--image-size", type=int, metavar="S", help="side in pixels; the model's own by default"
     )
-    parser.add_argument("--batch-size", type=_positive, default=32, metavar="B")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="B")
 
 
 def _embed(options, rest) -> None:
@@ -173,20 +149,21 @@ def _embed(options, rest) -> None:
 
     images = find_images(options.images, ids=options.ids)
     model = load_model(options.model).at_size(options.image_size)
-    found, unreadable = embed_to_file(
-        model, images, options.out, batch_size=options.batch_size, on_progress=_reported()
-    )
-    _tell_unreadable(len(unreadable), f"{options.out}.unreadable.txt")
+    with reported() as report:
+        found, unreadable = embed_to_file(
+            model, images, options.out, batch_size=options.batch_size, on_progress=report
+        )
+    tell_unreadable(len(unreadable), f"{options.out}.unreadable.txt")
     print(f"{len(found.ids)} descriptors of {found.descriptors.shape[1]} numbers in {options.out}.")
 
 
 def _add_evaluate(verbs) -> None:
-    parser = _verb(
+    parser = verb(
         verbs,
         "evaluate",
-        _evaluate,
         "Evaluate a model, or descriptor files, by the protocol of DISC2021.",
         "rdcd-jax evaluate disc --model=runs/first/export --data=DISC --out=results --codecs='Flat;PCAW64,L2norm,Flat'",
+        _evaluate,
     )
     parser.add_argument("protocol", choices=("disc",))
     parser.add_argument("--model", help="a shipped student, an export folder, or KIND:PATH")
@@ -230,15 +207,16 @@ def _evaluate(options, rest) -> None:
         from rdcd_jax.weights.library import load_model
 
         model = load_model(options.model).at_size(options.image_size)
-        rows, _, unreadable = runs.evaluate_disc_run(
-            model,
-            options.data,
-            options.out,
-            batch_size=options.batch_size,
-            on_progress=_reported(),
-            **shared,
-        )
-        _tell_unreadable(len(unreadable), options.out / "unreadable.txt")
+        with reported() as report:
+            rows, _, unreadable = runs.evaluate_disc_run(
+                model,
+                options.data,
+                options.out,
+                batch_size=options.batch_size,
+                on_progress=report,
+                **shared,
+            )
+        tell_unreadable(len(unreadable), options.out / "unreadable.txt")
     elif given == ["queries", "references", "ground_truth"]:
         rows, _ = runs.evaluate_disc_files(
             options.queries, options.references, options.ground_truth, options.out, **shared
@@ -262,70 +240,13 @@ def print_rows(rows) -> None:
     Console(width=100 if not sys.stdout.isatty() else None).print(table)
 
 
-def _add_data(verbs) -> None:
-    about = "Prepare and inspect sets of pictures."
-    parser = verbs.add_parser("data", help=about, description=about, allow_abbrev=False)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    _add_data_pack(actions)
-
-
-def _add_data_pack(actions) -> None:
-    parser = _verb(
-        actions,
-        "pack",
-        _data_pack,
-        "Pack pictures into shards of records, or go on with it where it was ended.",
-        "rdcd-jax data pack FOLDER packed --short-side=320",
-    )
-    parser.add_argument(
-        "source",
-        help="a folder, a text file of paths, a .zip or .tar, packed shards, or tfds:NAME/SPLIT",
-    )
-    parser.add_argument("out", type=pathlib.Path, help="folder for the shards")
-    parser.add_argument(
-        "--short-side",
-        type=_positive,
-        metavar="N",
-        help="reduce larger pictures to this short side in pixels, and store JPEGs; files are stored unchanged without",
-    )
-    parser.add_argument("--quality", type=_positive, help="of these JPEGs, 1 to 100 (95)")
-    split = parser.add_mutually_exclusive_group()
-    split.add_argument("--shards", type=_positive, metavar="N", help="how many to make")
-    split.add_argument("--shard-size", type=_positive, metavar="N", help="pictures in one (2048)")
-    parser.add_argument(
-        "--workers", type=_positive, default=os.cpu_count() or 1, help="processes (all cores)"
-    )
-    parser.add_argument(
-        "--ids", choices=("name", "path"), default="name", help="what a picture is called by"
-    )
-
-
-def _data_pack(options, rest) -> None:
-    from rdcd_jax.data.pack import UNREADABLE, pack_images
-
-    report = _reported()
-    packed = pack_images(
-        options.source,
-        options.out,
-        ids=options.ids,
-        short_side=options.short_side,
-        quality=options.quality,
-        shards=options.shards,
-        shard_size=options.shard_size,
-        workers=options.workers,
-        on_progress=lambda done, total: report("Packing", done, total),
-    )
-    _tell_unreadable(len(packed.unreadable), options.out / UNREADABLE)
-    print(f"{options.out} holds {packed.pictures} pictures; shards: {packed.shards}.")
-
-
 def _add_weights(verbs) -> None:
-    parser = _verb(
+    parser = verb(
         verbs,
         "weights",
-        _weights,
         "Import foreign weights into the user's cache, or list what is there.",
         "rdcd-jax weights import sscd-torchvision sscd_disc_mixup.torchvision.pt",
+        _weights,
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|import")
     actions.add_parser("list", help="what the cache and the package hold")
@@ -359,33 +280,10 @@ def _weights(options, rest) -> None:
         print(f"Nothing is imported yet. {store.TEACHER_HELP}")
 
 
-def _reported():
-    """A progress callback of one bar after another."""
-    from rdcd_jax.progress import Reporter
-
-    reporters: dict[str, Reporter] = {}
-
-    def report(what: str, done: int, total: int) -> None:
-        if what not in reporters:
-            reporters[what] = Reporter(what, total).__enter__()
-        reporters[what].update(done)
-        if done >= total:
-            reporters[what].__exit__()
-
-    return report
-
-
-def _tell_unreadable(count: int, where: object) -> None:
-    if count:
-        print(
-            f"{count} pictures could not be read and were left out; {where} lists them.",
-            file=sys.stderr,
-        )
-
-
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}."
+        # Of two, the second is what a file written aside was to become.
+        return f"{error.filename2 or error.filename}: {error.strerror}."
     if isinstance(error, MemoryError):
         return f"There is not enough memory ({error}); use smaller batches or pictures."
     return str(error)

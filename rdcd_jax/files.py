@@ -8,6 +8,8 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
+from rdcd_jax.errors import UserError
+
 
 @contextlib.contextmanager
 def write_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
@@ -32,6 +34,24 @@ def write_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def require_writable(path: str | os.PathLike) -> None:
+    """Refuses a path that `write_aside` cannot write, so that it is told before the work and not after.
+
+    Args:
+        path: the file to be written; missing parent folders are made.
+
+    Raises:
+        UserError: it is a folder.
+        OSError: nothing can be written beside it.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -1,4 +1,5 @@
 import functools
+import io
 
 import numpy as np
 import pytest
@@ -6,6 +7,8 @@ from PIL import Image
 from torch_support import import_torchvision
 
 from rdcd_jax.data import augment, overlays
+from rdcd_jax.data.decode import decode_rgb
+from rdcd_jax.data.sources import find_images
 
 
 @pytest.fixture(scope="module")
@@ -17,23 +20,15 @@ def image():
     return Image.fromarray((np.asarray(coarse) + noise).clip(0, 255).astype(np.uint8))
 
 
+@pytest.fixture(scope="module")
+def photograph():
+    """One of the bundled pictures, with its own detail, 212 x 160 or so."""
+    image = decode_rgb(find_images("sample:train").paths[0])
+    return image.crop((0, 0, image.width // 2 * 2, image.height // 2 * 2))
+
+
 def same(a, b):
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
-@pytest.mark.parametrize("factor", [0.2, 0.77, 1.0, 1.8])
-def test_colour_changes_equal_torchvisions(image, factor):
-    functional = import_torchvision().transforms.functional
-    same(augment.brightness(image, factor), functional.adjust_brightness(image, factor))
-    same(augment.contrast(image, factor), functional.adjust_contrast(image, factor))
-    same(augment.saturation(image, factor), functional.adjust_saturation(image, factor))
-
-
-@pytest.mark.parametrize("turn", [-0.5, -0.2, -0.001, 0.0, 0.13, 0.5])
-def test_hue_equals_torchvisions(image, turn):
-    same(
-        augment.hue(image, turn), import_torchvision().transforms.functional.adjust_hue(image, turn)
-    )
 
 
 def test_geometry_and_grey_equal_torchvisions(image):
@@ -48,6 +43,24 @@ def test_geometry_and_grey_equal_torchvisions(image):
     same(augment.resized_crop(image, box, 24), want)
     v2 = import_torchvision().transforms.v2.functional
     same(v2.resized_crop(image, top, left, bottom - top, right - left, [24, 24]), want)
+
+
+@pytest.mark.parametrize("size", [(96, 64), (95, 64), (64, 64), (33, 50)])
+@pytest.mark.parametrize("degrees", [0, 37, 90, 180, 213.5, 270, -90, 450])
+def test_a_part_of_a_rotation_is_that_part_of_the_whole(image, size, degrees):
+    image = image.resize(size)
+    whole = image.rotate(degrees, Image.Resampling.BILINEAR)
+    same(augment.rotate(image, degrees), whole)
+    box = (5, 9, 31, 44)
+    part, want = augment.rotate(image, degrees, box), whole.crop(box)
+    assert part.size == want.size
+    # A place is computed in another order, which may round the other way.
+    np.testing.assert_allclose(np.asarray(part, int), np.asarray(want, int), atol=1)
+
+
+def test_a_part_of_a_flip_is_that_part_of_the_whole(image):
+    for box in ((0, 0, 96, 64), (5, 9, 31, 44), (70, 0, 96, 1)):
+        same(augment.hflip(image, box), augment.hflip(image).crop(box))
 
 
 def crop_boxes(width, height, count, scale=(0.08, 1), ratio=(3 / 4, 4 / 3), seed=0):
@@ -99,13 +112,11 @@ def test_crop_reads_nothing_outside_its_box():
         assert np.asarray(cut).max() == 0
 
 
-def test_blur_keeps_the_mean_and_removes_detail(image):
-    before, after = (
-        np.asarray(image).astype(float),
-        np.asarray(augment.blur(image, 5)).astype(float),
-    )
-    np.testing.assert_allclose(after.mean(), before.mean(), atol=2)
-    assert np.abs(np.diff(after, axis=1)).mean() < 0.2 * np.abs(np.diff(before, axis=1)).mean()
+def test_jpeg_is_pillows(photograph):
+    for quality in (0, 42, 100):
+        file = io.BytesIO()
+        photograph.save(file, "JPEG", quality=quality)
+        same(augment.jpeg(photograph, quality), Image.open(file))
 
 
 def test_jpeg_loses_more_at_lower_quality(image):
@@ -168,14 +179,14 @@ def test_text_colour_opacity_and_place(font):
 
 def test_the_longest_line_that_fits(font):
     text = "abcdefghij" * 10
-    count = augment.longest_fit(text, font, 200, 100)
+    count = augment.longest_fit(text, font, 200)
     assert 5 < count < 40
-    assert font.getbbox(text[:count])[2] <= 200 < font.getbbox(text[: count + 1])[2]
-    for length in (0, 1, 2, 7, 63, 64, 65, 100):
-        assert augment.longest_fit(text[:length], font, 10**6, 100) == length
-        if length > 1:
-            width = font.getbbox(text[:length])[2]
-            assert augment.longest_fit(text, font, width, 100) == length
-            assert augment.longest_fit(text[:length], font, width - 1, 100) == length - 1
-    assert augment.longest_fit(text, font, 200, 3) == 0
-    assert augment.longest_fit(text, font, 1, 100) == 0
+    assert augment.fits(text[: count - 1], font, 200, 100)
+    assert not augment.fits(text[: count + 2], font, 200, 100)
+    for length in (0, 1, 2, 7, 63, 100):
+        assert augment.longest_fit(text[:length], font, 10**6) == length
+    assert augment.longest_fit(text, font, 1) == 0
+    width, height = font.getbbox(text)[2:]
+    assert augment.fits(text, font, width, height)
+    assert not augment.fits(text, font, width - 1, height)
+    assert not augment.fits(text, font, width, height - 1)

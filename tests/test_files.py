@@ -4,7 +4,8 @@ import stat
 
 import pytest
 
-from rdcd_jax.files import cache_folder, write_aside, write_json, write_text
+from rdcd_jax.errors import UserError
+from rdcd_jax.files import cache_folder, require_writable, write_aside, write_json, write_text
 
 
 def test_the_old_file_stays_whole_when_the_block_raises(tmp_path):
@@ -66,3 +67,15 @@ def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "rdcd_jax"
+
+
+def test_places_that_cannot_be_written_are_told_before(tmp_path):
+    require_writable(tmp_path / "new" / "a.txt")
+    (tmp_path / "new" / "a.txt").write_text("old")
+    require_writable(tmp_path / "new" / "a.txt")
+    assert (tmp_path / "new" / "a.txt").read_text() == "old"
+    assert os.listdir(tmp_path / "new") == ["a.txt"]
+    with pytest.raises(UserError, match="new: is a folder"):
+        require_writable(tmp_path / "new")
+    with pytest.raises(OSError, match=r"a\.txt"):
+        require_writable(tmp_path / "new" / "a.txt" / "b.txt")

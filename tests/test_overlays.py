@@ -4,8 +4,9 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from rdcd_jax.data import overlays
+from rdcd_jax.data import augment, overlays
 from rdcd_jax.data.policies import make_view
 from rdcd_jax.errors import UserError
 
@@ -65,4 +66,15 @@ def test_a_list_of_characters_cannot_run_code(tmp_path):
     with pytest.raises(pickle.UnpicklingError, match="print"):
         overlays.characters(path)
     path.with_suffix(".pkl").write_bytes(pickle.dumps([65, 66]))
-    assert overlays.characters(path) == [65, 66]
+    assert overlays.characters(path).tolist() == [65, 66]
+
+
+@needs_augly
+def test_emoji_are_read_once_and_given_unchanged():
+    path = overlays.emoji_files()[0]
+    emoji = overlays.read_emoji(path)
+    before = emoji.tobytes()
+    grey = Image.new("RGB", (60, 40), (100, 100, 100))
+    augment.overlay_emoji(grey, emoji, size=0.5, opacity=0.5, position=(0, 0))
+    assert overlays.read_emoji(path) is emoji and emoji.tobytes() == before
+    assert overlays.read_emoji.cache_info().maxsize is not None

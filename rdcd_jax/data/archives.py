@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 
 from rdcd_jax.errors import UnreadableImageError, UserError
 
+# What is taken for an archive; of the compressed ones only to say that they must be decompressed first.
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # A member is read into memory whole.
 _MOST_BYTES = 2**30

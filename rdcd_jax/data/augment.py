@@ -1,28 +1,71 @@
 """The operations that make an edited copy of a picture; every parameter is given by the caller.
 
-Each takes an RGB Pillow picture and returns a new one. What is drawn at random, and how often an
-operation fires, is said in `policies`; here only `random_crop_box` draws, from the generator given.
+Each takes an RGB Pillow picture and returns a new one; changes of colour are in `jitter`, blur in `blur`. What is drawn
+at random is said in `operations`, and how often in `policies`; here only `random_crop_box` draws, from the generator
+given.
 """
 
-import bisect
 import io
 import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 Box = tuple[int, int, int, int]
 
 
-def hflip(image: Image.Image) -> Image.Image:
-    """Mirrors left and right."""
+def hflip(image: Image.Image, box: Box | None = None) -> Image.Image:
+    """Mirrors left and right.
+
+    Args:
+        image: the picture.
+        box: the part of the mirrored picture to give; None for all.
+
+    Source: torchvision's hflip.
+    """
+    if box is not None:
+        left, top, right, bottom = box
+        image = image.crop((image.width - right, top, image.width - left, bottom))
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
-def rotate(image: Image.Image, degrees: float) -> Image.Image:
-    """Turns counter-clockwise about the centre; the frame stays, so what it gains is black."""
-    return image.rotate(degrees, Image.Resampling.BILINEAR)
+def rotate(image: Image.Image, degrees: float, box: Box | None = None) -> Image.Image:
+    """Turns counter-clockwise about the centre; the frame stays, so what it gains is black.
+
+    Args:
+        image: the picture.
+        degrees: any number.
+        box: the part of the turned picture to give, the only one that is computed; None for all.
+
+    Returns:
+        A new picture of the box's size.
+
+    Source: Pillow's `rotate` (bilinear), which torchvision uses too.
+    """
+    width, height = image.size
+    left, top, right, bottom = box or (0, 0, width, height)
+    quarters = degrees % 360 / 90
+    if quarters in (1, 3) and (width - height) % 2 == 0:
+        turned = image.transpose(
+            Image.Transpose.ROTATE_90 if quarters == 1 else Image.Transpose.ROTATE_270
+        )
+        # Outside of a picture, crop gives black.
+        x, y = (height - width) // 2, (width - height) // 2
+        return turned.crop((left + x, top + y, right + x, bottom + y))
+    if quarters in (0, 2):
+        return image.rotate(degrees).crop((left, top, right, bottom))
+    angle = math.radians(degrees)
+    # Rounded, so that a quarter turn is exact.
+    cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    # Where the box's corner lies, seen from the centre.
+    x, y = left - width / 2, top - height / 2
+    return image.transform(
+        (right - left, bottom - top),
+        Image.Transform.AFFINE,
+        (cos, -sin, cos * x - sin * y + width / 2, sin, cos, sin * x + cos * y + height / 2),
+        Image.Resampling.BILINEAR,
+    )
 
 
 def random_crop_box(
@@ -70,50 +113,24 @@ def resized_crop(image: Image.Image, box: Box, size: int) -> Image.Image:
     """Cuts `box` out and resizes it to `size` x `size` pixels (bilinear, antialiased).
 
     Pillow could do both at once, but would then mix pixels from outside the box into the border.
+
+    Source: torchvision's resized_crop.
     """
     return image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
 
 
-def brightness(image: Image.Image, factor: float) -> Image.Image:
-    """Multiplies every value; 0 gives black, 1 the picture."""
-    return ImageEnhance.Brightness(image).enhance(factor)
-
-
-def contrast(image: Image.Image, factor: float) -> Image.Image:
-    """Moves every value away from the mean grey; 0 gives that grey, 1 the picture."""
-    return ImageEnhance.Contrast(image).enhance(factor)
-
-
-def saturation(image: Image.Image, factor: float) -> Image.Image:
-    """Moves every pixel away from its own grey; 0 gives a grey picture, 1 the picture."""
-    return ImageEnhance.Color(image).enhance(factor)
-
-
-def hue(image: Image.Image, turn: float) -> Image.Image:
-    """Shifts the hue round its circle by `turn`, a fraction in [-0.5, 0.5], rounded towards 0."""
-    h, s, v = image.convert("HSV").split()
-    shift = int(turn * 255)
-    h = h.point([(level + shift) % 256 for level in range(256)])
-    return Image.merge("HSV", (h, s, v)).convert("RGB")
-
-
 def grey(image: Image.Image) -> Image.Image:
-    """Removes colour; the picture keeps three (equal) channels."""
+    """Removes colour; the picture keeps three (equal) channels. Source: torchvision's rgb_to_grayscale."""
     return image.convert("L").convert("RGB")
 
 
-def blur(image: Image.Image, radius: float) -> Image.Image:
-    """Gaussian blur of standard deviation `radius` pixels, as Pillow approximates it by boxes."""
-    return image.filter(ImageFilter.GaussianBlur(radius))
-
-
 def jpeg(image: Image.Image, quality: int) -> Image.Image:
-    """Leaves the marks of JPEG compression at `quality`, 0 (worst) to 100."""
+    """Leaves the marks of JPEG compression at `quality`, 0 (worst) to 100. Source: AugLy's encoding_quality."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     with Image.open(buffer, formats=("JPEG",)) as image:
         image.load()
-        return image.copy()
+        return image
 
 
 def overlay_emoji(
@@ -135,6 +152,8 @@ def overlay_emoji(
 
     Returns:
         A new picture; unchanged where the emoji would be smaller than a pixel.
+
+    Source: AugLy's overlay_emoji.
 
     Differs: the reference pastes most emoji on an opaque square, since it looks for transparency
     only in files that are not palettes; here the background shows through, as AugLy itself does it.
@@ -171,6 +190,8 @@ def overlay_text(
 
     Returns:
         A new picture.
+
+    Source: AugLy's overlay_text.
     """
     width, height = _text_size(text, font)
     image = image.copy()
@@ -181,19 +202,22 @@ def overlay_text(
     return image
 
 
-def longest_fit(text: str, font: ImageFont.FreeTypeFont, width: int, height: int) -> int:
-    """How many of the first characters of `text` fit on one line of `width` x `height` pixels."""
+def longest_fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> int:
+    """How many of the first characters of `text` fit on a line of `width` pixels.
 
-    def too_large(count: int) -> bool:
-        w, h = _text_size(text[:count], font)
-        return w > width or h > height
+    Each is measured by itself, since measuring a line costs as much as it is long; kerning and what the last one's
+    shape gains beyond its advance are left out, so `fits` has the last word.
+    """
+    count, reached = 0, 0.0
+    while count < len(text) and (reached := reached + font.getlength(text[count])) <= width:
+        count += 1
+    return count
 
-    # Measuring costs as much as the text is long, so the search starts at its short end.
-    high = 1
-    while high < len(text) and not too_large(high):
-        high *= 2
-    counts = range(1, len(text) + 1)
-    return bisect.bisect_left(counts, True, lo=high // 2, hi=min(high, len(text)), key=too_large)
+
+def fits(text: str, font: ImageFont.FreeTypeFont, width: int, height: int) -> bool:
+    """Whether the line is no larger than `width` x `height` pixels."""
+    w, h = _text_size(text, font)
+    return w <= width and h <= height
 
 
 def _text_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:

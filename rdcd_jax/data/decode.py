@@ -143,7 +143,9 @@ def resize_short_edge(image: Image.Image, size: int) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
-        return image.copy()
+        # Loaded, a JPEG no longer needs its file, and a copy would cost an eighth of the decoding.
+        image.load()
+        return image if image.format in ("JPEG", "MPO") else image.copy()
     if image.mode == "F" or image.mode.startswith("I"):
         return _deep_grey(np.asarray(image)).convert("RGB")
     if image.mode in ("P", "PA", "RGBa"):

@@ -10,6 +10,7 @@ import io
 import pathlib
 import pickle
 
+import numpy as np
 from PIL import Image, ImageFont
 
 from rdcd_jax.errors import UserError
@@ -46,12 +47,15 @@ def font_files() -> tuple[pathlib.Path, ...]:
     return tuple(font for font in fonts if font.with_suffix(".pkl").is_file())
 
 
+@functools.lru_cache(1024)
 def read_emoji(path: pathlib.Path) -> Image.Image:
-    """The emoji at `path`, RGBA."""
+    """The emoji at `path`, RGBA; the same object each time, not to be changed."""
     with Image.open(path) as image:
         return image.convert("RGBA")
 
 
+# A few: a line is measured when it is drawn, and written soon after; the font's own program for a size runs only once.
+@functools.lru_cache(4)
 def read_font(path: pathlib.Path, size: int) -> ImageFont.FreeTypeFont:
     """The font at `path`, `size` pixels high.
 
@@ -61,9 +65,10 @@ def read_font(path: pathlib.Path, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
-def characters(path: pathlib.Path) -> list[int]:
-    """The code points that the font at `path` can write."""
-    return _Plain(io.BytesIO(path.with_suffix(".pkl").read_bytes())).load()
+@functools.lru_cache(1024)
+def characters(path: pathlib.Path) -> np.ndarray:
+    """The code points that the font at `path` can write, [N] int64."""
+    return np.array(_Plain(io.BytesIO(path.with_suffix(".pkl").read_bytes())).load(), np.int64)
 
 
 class _Plain(pickle.Unpickler):

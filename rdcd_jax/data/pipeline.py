@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
+from rdcd_jax.data.heap import keep_freed_memory
 from rdcd_jax.data.kept import Kept, Squash
 from rdcd_jax.data.policies import Policy, View, make_view
 from rdcd_jax.data.sources import ImageSet
@@ -343,4 +344,5 @@ def _kill_workers() -> None:
 
 
 def _start_worker(index: int, count: int) -> None:
+    keep_freed_memory()
     follow_parent()

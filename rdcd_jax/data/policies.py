@@ -1,17 +1,22 @@
-"""Which operations make a view, how often each fires and from which ranges it draws."""
+"""Which operations make a view, how often each fires and from which ranges it draws.
+
+A policy is a tuple of steps, taken in their order. One of a user's own is given as such a tuple, or, in a config or on
+the command line, as a line of text:
+
+    config.data.policy = "hflip 0.5; resized_crop 1 scale=0.3,1 ratio=0.75,1.33; blur 0.3 radius=0.3,1.5"
+"""
 
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
-from rdcd_jax.data import augment, overlays
+from rdcd_jax.data import overlays
+from rdcd_jax.data.operations import OPERATIONS, Drawn, Range
 from rdcd_jax.errors import UserError
-
-Range = tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Step:
     """One line of a policy.
 
     Attributes:
-        operation: a name from the table at the end of this file.
+        operation: a name from `operations.OPERATIONS`.
         probability: that it fires, independently of the others.
         ranges: (low, high) of each of its parameters, both included; `rotate_by_one_of` takes the
             values themselves.
@@ -72,8 +77,8 @@ ADVANCED: Policy = (
 )
 # For where no fonts and emoji are at hand; not a published policy.
 ADVANCED_NO_OVERLAY: Policy = tuple(step for step in ADVANCED if step not in _OVERLAYS)
-# ADVANCED for views of 64 to 128 pixels and short runs: blur in proportion to the view, milder crops and colours; not a
-# published policy.
+# ADVANCED for views of 64 to 128 pixels and short runs: blur in proportion to the view, milder crops and colours; not
+# a published policy.
 MILD: Policy = (
     Step("hflip", 0.5),
     Step("rotate_by_one_of", 0.05, {"degrees": (90, 180, 270)}),
@@ -106,17 +111,45 @@ POLICIES: Mapping[str, Policy] = {
 }
 
 
-def find_policy(policy: str | Policy) -> Policy:
+# What a parameter may range over; the others, of any number.
+_WITHIN = {
+    "scale": (1e-6, 1),
+    "ratio": (1e-3, 1e3),
+    "size": (0, 1),
+    "opacity": (0, 1),
+    "brightness": (0, 100),
+    "contrast": (0, 100),
+    "saturation": (0, 100),
+    "hue": (-0.5, 0.5),
+    "radius": (0, 1000),
+    "quality": (0, 100),
+    "degrees": (-1e6, 1e6),
+}
+
+# What is drawn from the whole numbers of its range.
+_WHOLE = (("rotate", "degrees"), ("jpeg", "quality"))
+
+
+def find_policy(policy: str | Sequence[Step]) -> Policy:
     """The policy of that name, or the one given, checked.
 
+    Args:
+        policy: a name from `POLICIES`; or steps, also as text: separated by `;`, each an operation, its probability,
+            and `name=low,high` for each of its parameters.
+
     Raises:
-        UserError: an unknown policy, operation or parameter, a parameter without its range, a
-            probability outside 0..1, or not exactly one certain `resized_crop`.
+        UserError: an unknown policy, operation or parameter, a parameter without its range or with one that makes no
+            sense, a probability outside 0..1, or not exactly one certain `resized_crop`.
     """
     if isinstance(policy, str):
-        if policy not in POLICIES:
-            raise UserError(f"Unknown policy {policy!r}: choose one of {', '.join(POLICIES)}.")
-        return POLICIES[policy]
+        if policy in POLICIES:
+            return POLICIES[policy]
+        if len(policy.split()) <= 1:
+            raise UserError(
+                f"Unknown policy {policy!r}: choose one of {', '.join(POLICIES)}, or write out the steps, such as"
+                " 'hflip 0.5; resized_crop 1 scale=0.3,1 ratio=0.75,1.33'."
+            )
+        policy = [_read_step(text) for text in policy.split(";") if text.strip()]
     for step in policy:
         _check(step)
     if [step.probability for step in policy if step.operation == "resized_crop"] != [1]:
@@ -141,10 +174,41 @@ class View:
         Returns:
             [image_size, image_size, 3] uint8.
         """
+        return self.apply(image, self.draw(image.size, rng))
+
+    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> list[Drawn]:
+        """What is done to make one view.
+
+        Args:
+            size: width and height of the picture.
+            rng: where every random number comes from.
+
+        Returns:
+            The operations that fire, with their parameters, in their order.
+        """
+        drawn = []
         for step in self.policy:
             if rng.random() < step.probability:
-                operation = OPERATIONS[step.operation]
-                image = operation(image, rng, self.image_size, **step.ranges)
+                draw = OPERATIONS[step.operation].draw
+                values = draw(rng, size, self.image_size, **step.ranges)
+                if values is not None:
+                    drawn.append(Drawn(step.operation, values))
+            if step.operation == "resized_crop":
+                size = (self.image_size, self.image_size)
+        return drawn
+
+    def apply(self, image: Image.Image, drawn: Sequence[Drawn]) -> np.ndarray:
+        """The view that was drawn.
+
+        Args:
+            image: RGB, of the size that was drawn for.
+            drawn: from `draw`.
+
+        Returns:
+            [image_size, image_size, 3] uint8.
+        """
+        for operation, values in _moving_only_what_is_cropped(drawn):
+            image = OPERATIONS[operation].apply(image, **values)
         return np.array(image)
 
     @property
@@ -155,11 +219,11 @@ class View:
         return math.ceil(self.image_size / math.sqrt(crop.ranges["scale"][0] * narrowest))
 
 
-def make_view(policy: str | Policy, image_size: int) -> View:
+def make_view(policy: str | Sequence[Step], image_size: int) -> View:
     """A function (RGB picture, generator) -> [image_size, image_size, 3] uint8.
 
     Args:
-        policy: a name from `POLICIES`, or the steps themselves.
+        policy: see `find_policy`.
         image_size: side of the square views in pixels, at least 1.
 
     Raises:
@@ -173,6 +237,44 @@ def make_view(policy: str | Policy, image_size: int) -> View:
     return View(policy, image_size)
 
 
+def _moving_only_what_is_cropped(drawn: Sequence[Drawn]) -> list[Drawn]:
+    """The same operations; where a crop follows a flip or rotation, only the crop's box is moved."""
+    drawn = list(drawn)
+    for i in range(1, len(drawn)):
+        move, crop = drawn[i - 1], drawn[i]
+        if crop.operation == "resized_crop" and move.operation in _MOVES:
+            left, top, right, bottom = box = crop.values["box"]
+            whole = (0, 0, right - left, bottom - top)
+            drawn[i - 1] = Drawn(move.operation, {**move.values, "box": box})
+            drawn[i] = Drawn(crop.operation, {**crop.values, "box": whole})
+    return drawn
+
+
+# Those that can give a part of their result.
+_MOVES = ("hflip", "rotate_by_one_of", "rotate")
+
+
+def _read_step(text: str) -> Step:
+    operation, *words = text.split()
+    try:
+        probability, *ranges = words
+        pairs = [word.split("=") for word in ranges]
+        values = {name: tuple(map(_number, numbers.split(","))) for name, numbers in pairs}
+        if len(values) < len(pairs):
+            raise ValueError
+        return Step(operation, float(probability), values)
+    except ValueError:
+        raise UserError(
+            f"The step {text.strip()!r} should be an operation, its probability, and name=low,high for each of its"
+            " parameters, such as 'blur 0.3 radius=0.3,1.5'."
+        ) from None
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
 def _check(step: Step) -> None:
     if step.operation not in OPERATIONS:
         raise UserError(
@@ -180,7 +282,7 @@ def _check(step: Step) -> None:
         )
     if not 0 <= step.probability <= 1:
         raise UserError(f"{step.operation}: probability {step.probability} is not within 0 to 1.")
-    known = inspect.signature(OPERATIONS[step.operation]).parameters.values()
+    known = inspect.signature(OPERATIONS[step.operation].draw).parameters.values()
     wanted = {parameter.name for parameter in known if parameter.kind == parameter.KEYWORD_ONLY}
     for name in sorted(wanted ^ set(step.ranges)):
         what = "needs a range for" if name in wanted else "has no parameter"
@@ -191,123 +293,8 @@ def _check(step: Step) -> None:
         one_of = step.operation == "rotate_by_one_of"
         if not values or (not one_of and (len(values) != 2 or values[0] > values[1])):
             raise UserError(f"{step.operation}: {name}={values!r} should be (low, high).")
-
-
-# The operations: draw the parameters, then apply. The numbers are drawn in a fixed order, which is
-# part of what a seed means.
-
-
-def _hflip(image: Image.Image, rng: np.random.Generator, image_size: int) -> Image.Image:
-    return augment.hflip(image)
-
-
-def _rotate_by_one_of(
-    image: Image.Image, rng: np.random.Generator, image_size: int, *, degrees: Range
-) -> Image.Image:
-    return augment.rotate(image, degrees[rng.integers(len(degrees))])
-
-
-def _rotate(
-    image: Image.Image, rng: np.random.Generator, image_size: int, *, degrees: Range
-) -> Image.Image:
-    return augment.rotate(image, int(rng.integers(degrees[0], degrees[1], endpoint=True)))
-
-
-def _overlay_text(
-    image: Image.Image, rng: np.random.Generator, image_size: int, *, size: Range, opacity: Range
-) -> Image.Image:
-    files = overlays.font_files()
-    path = files[rng.integers(len(files))]
-    pixels = int(min(image.size) * rng.uniform(*size))
-    if not pixels:
-        return image
-    font = overlays.read_font(path, pixels)
-    # A hundred characters fill any picture but a very long one; then this much is the line.
-    text = "".join(map(chr, rng.choice(overlays.characters(path), size=100)))
-    try:
-        fits = augment.longest_fit(text, font, *image.size)
-        if not fits:
-            return image
-        return augment.overlay_text(
-            image,
-            text[: rng.integers(fits) + 1],
-            font,
-            colour=tuple(int(level) for level in rng.integers(256, size=3)),
-            opacity=rng.uniform(*opacity),
-            position=(rng.random(), rng.random()),
-        )
-    except OSError:
-        # Some of the fonts list characters whose glyph is broken; then there is no text.
-        return image
-
-
-def _overlay_emoji(
-    image: Image.Image, rng: np.random.Generator, image_size: int, *, size: Range, opacity: Range
-) -> Image.Image:
-    files = overlays.emoji_files()
-    return augment.overlay_emoji(
-        image,
-        overlays.read_emoji(files[rng.integers(len(files))]),
-        size=rng.uniform(*size),
-        opacity=rng.uniform(*opacity),
-        position=(rng.random(), rng.random()),
-    )
-
-
-def _resized_crop(
-    image: Image.Image, rng: np.random.Generator, image_size: int, *, scale: Range, ratio: Range
-) -> Image.Image:
-    box = augment.random_crop_box(*image.size, scale=scale, ratio=ratio, rng=rng)
-    return augment.resized_crop(image, box, image_size)
-
-
-def _jitter(
-    image: Image.Image,
-    rng: np.random.Generator,
-    image_size: int,
-    *,
-    brightness: Range,
-    contrast: Range,
-    saturation: Range,
-    hue: Range,
-) -> Image.Image:
-    changes: list[tuple[Callable[[Image.Image, float], Image.Image], float]] = [
-        (augment.brightness, rng.uniform(*brightness)),
-        (augment.contrast, rng.uniform(*contrast)),
-        (augment.saturation, rng.uniform(*saturation)),
-        (augment.hue, rng.uniform(*hue)),
-    ]
-    for i in rng.permutation(len(changes)):
-        change, amount = changes[i]
-        image = change(image, amount)
-    return image
-
-
-def _grey(image: Image.Image, rng: np.random.Generator, image_size: int) -> Image.Image:
-    return augment.grey(image)
-
-
-def _blur(
-    image: Image.Image, rng: np.random.Generator, image_size: int, *, radius: Range
-) -> Image.Image:
-    return augment.blur(image, rng.uniform(*radius))
-
-
-def _jpeg(
-    image: Image.Image, rng: np.random.Generator, image_size: int, *, quality: Range
-) -> Image.Image:
-    return augment.jpeg(image, int(rng.integers(quality[0], quality[1], endpoint=True)))
-
-
-OPERATIONS: dict[str, Callable[..., Image.Image]] = {
-    "hflip": _hflip,
-    "rotate_by_one_of": _rotate_by_one_of,
-    "rotate": _rotate,
-    "overlay_text": _overlay_text,
-    "overlay_emoji": _overlay_emoji,
-    "resized_crop": _resized_crop,
-    "jitter": _jitter,
-    "grey": _grey,
-    "blur": _blur,
-    "jpeg": _jpeg,
-}
+        low, high = _WITHIN[name]
+        if not all(low <= value <= high for value in values):
+            raise UserError(f"{step.operation}: {name}={values!r} is not within {low} to {high}.")
+        if (step.operation, name) in _WHOLE and not all(value == int(value) for value in values):
+            raise UserError(f"{step.operation}: {name}={values!r} should be whole numbers.")

@@ -16,6 +16,7 @@ from rdcd_jax.files import cache_folder, write_json
 # Of the many shards of a large set, each reader keeps a file and its index open.
 _MOST_OPEN = 512
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.array_record")
+_TFDS_INFO = "dataset_info.json"
 _PACK_AGAIN = "give the same `rdcd-jax data pack` command again, which makes that shard alone anew."
 
 
@@ -219,6 +220,13 @@ def _open_tfds(folder: str, split: str, feature: str):
     return source, threading.Lock()
 
 
+def tfds_folder() -> str:
+    """Where prepared data sets lie: `TFDS_DATA_DIR`, else where tensorflow-datasets keeps them."""
+    # It reads the variable once, when it is imported.
+    where = os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
+    return os.path.expanduser(where)
+
+
 def list_tfds(text: str) -> tuple[list[str], list[str], TfdsReader]:
     """Lists the pictures of tfds:NAME/SPLIT.
 
@@ -226,7 +234,7 @@ def list_tfds(text: str) -> tuple[list[str], list[str], TfdsReader]:
     through once; the cache folder keeps what was found.
 
     Args:
-        text: the source. Prepared data sets are looked for in `TFDS_DATA_DIR`, or where tensorflow-datasets keeps them.
+        text: the source. Prepared data sets are looked for in `tfds_folder`.
 
     Returns:
         Ids and paths of all pictures in order, and what reads them.
@@ -236,13 +244,17 @@ def list_tfds(text: str) -> tuple[list[str], list[str], TfdsReader]:
     """
     import tensorflow_datasets as tfds
 
+    # Importing them also makes them known to tfds.
+    from rdcd_jax.datasets.preparation import BUILDERS
+
     name, _, split = text.removeprefix("tfds:").rpartition("/")
     if not name or not split:
         raise UserError(f"{text}: give a data set and its split, as tfds:NAME/SPLIT.")
-    where = os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
+    where = tfds_folder()
     try:
-        builder = tfds.builder(name, data_dir=os.path.expanduser(where))
-        prepared = builder.is_prepared()
+        builder = tfds.builder(name, data_dir=where)
+        # `is_prepared` would also log a warning where it is not.
+        prepared = os.path.isfile(os.path.join(builder.data_path, _TFDS_INFO))
     except Exception as error:
         # Which of many, and with a list of a thousand data sets, depends on what is wrong with the name.
         reason = str(error).strip().partition("\n")[0]
@@ -250,16 +262,19 @@ def list_tfds(text: str) -> tuple[list[str], list[str], TfdsReader]:
             f"{text}: {reason.rstrip('.') or type(error).__name__} (looked in {where}); prepare the data set there, or"
             " set TFDS_DATA_DIR to the folder that holds it."
         ) from error
+    how = f"tfds build {name} --file_format=array_record"
+    if builder.name in BUILDERS:
+        how = f"rdcd-jax data prepare {builder.name} --manual-dir=DOWNLOADS"
     if not prepared:
         raise UserError(
-            f"{text}: the data set is not prepared in {where}; prepare it there"
-            f" (`tfds build {name} --file_format=array_record`), or set TFDS_DATA_DIR to the folder that holds it."
+            f"{text}: the data set is not prepared in {where}; prepare it there (`{how}`), or set TFDS_DATA_DIR to the"
+            " folder that holds it."
         )
     folder = os.fspath(builder.data_path)
     if builder.info.file_format.value != "array_record":
         raise UserError(
             f"{text}: {folder} is prepared as {builder.info.file_format.value}; prepare it again as records"
-            f" (`tfds build {name} --file_format=array_record`)."
+            f" (`{how}`)."
         )
     if split not in builder.info.splits:
         there = ", ".join(builder.info.splits)
@@ -288,7 +303,7 @@ def list_tfds(text: str) -> tuple[list[str], list[str], TfdsReader]:
 
 
 def _tfds_ids(text: str, reader: TfdsReader) -> list[str]:
-    stamp = os.path.getmtime(os.path.join(reader.folder, "dataset_info.json"))
+    stamp = os.path.getmtime(os.path.join(reader.folder, _TFDS_INFO))
     key = hashlib.sha256(f"{reader!r} {stamp}".encode()).hexdigest()[:32]
     kept = cache_folder() / "listings" / f"{key}.json"
     try:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import tensorflow_datasets as tfds
 
 from rdcd_jax.data.sources import ImageSet, find_images
+from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.ground_truth import read_ground_truth, require_known_ids
 
 # A million DISC pictures make 489 shards of some 200 MB: enough to spread, few enough to list.
@@ -52,7 +53,17 @@ class PictureBuilder(tfds.core.ShardBasedBuilder):
     @classmethod
     @abc.abstractmethod
     def find_splits(cls, root: pathlib.Path) -> dict[str, Split]:
-        """Lists the pictures of each split below `root`; UserError says what is missing."""
+        """Lists the pictures of each split.
+
+        Args:
+            root: the manual folder.
+
+        Returns:
+            Splits by name.
+
+        Raises:
+            UserError: a part that is missing, empty or ambiguous, or copies and originals that do not fit.
+        """
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -76,6 +87,10 @@ class PictureBuilder(tfds.core.ShardBasedBuilder):
         # split, and takes shard 10's length for shard 2's.
         infos = []
         for name, split in self.find_splits(pathlib.Path(dl_manager.manual_dir)).items():
+            if split.images.reader is not None:
+                raise UserError(
+                    f"{split.images.source}: holds packed pictures; a benchmark is prepared from its own files."
+                )
             starts = range(0, len(split.images), SHARD_PICTURES)
             self._shards = {name: [_Shard(name, split, i, self.on_progress) for i in starts]}
             super()._download_and_prepare(dl_manager, download_config)

@@ -40,17 +40,7 @@ class Copydays(PictureBuilder):
 
     @classmethod
     def find_splits(cls, root: pathlib.Path) -> dict[str, Split]:
-        """Lists the pictures of each split.
-
-        Args:
-            root: the manual folder.
-
-        Returns:
-            Splits by name.
-
-        Raises:
-            UserError: a part that is missing, empty or ambiguous, or a copy whose original is not there.
-        """
+        """Splits by folder; a copy is its original's by the start of its name. See the base."""
         originals = find_images(find_part(root, "folder of originals", ORIGINAL_FOLDERS))
         by_block: dict[str, str] = {}
         for id_ in originals.ids:

@@ -48,17 +48,7 @@ class Disc2021(PictureBuilder):
 
     @classmethod
     def find_splits(cls, root: pathlib.Path) -> dict[str, Split]:
-        """Lists the pictures of each split.
-
-        Args:
-            root: the manual folder.
-
-        Returns:
-            Splits by name.
-
-        Raises:
-            UserError: a part that is missing, empty or ambiguous, or a ground truth that does not fit.
-        """
+        """Splits by the folders found; queries with their ground truth. See the base."""
         references = Split(
             find_images(find_part(root, "reference folder", REFERENCE_FOLDERS)),
         )

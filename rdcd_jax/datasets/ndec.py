@@ -36,17 +36,7 @@ class Ndec(PictureBuilder):
 
     @classmethod
     def find_splits(cls, root: pathlib.Path) -> dict[str, Split]:
-        """Lists the pictures of each split.
-
-        Args:
-            root: the manual folder.
-
-        Returns:
-            Splits by name.
-
-        Raises:
-            UserError: a part that is missing, empty or ambiguous, or a ground truth that does not fit.
-        """
+        """Splits by the folders found; queries with their ground truth. See the base."""
         queries = find_part(root, "query folder", NDEC_QUERY_FOLDERS)
         truth = find_part(root, "ground-truth file", NDEC_GROUND_TRUTH_FILES)
         references = Split(find_images(find_part(root, "reference folder", REFERENCE_FOLDERS)))

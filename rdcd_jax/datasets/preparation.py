@@ -1,11 +1,14 @@
 """Preparing a benchmark: from the folders of its download to ArrayRecord shards."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import pathlib
 
 import tensorflow_datasets as tfds
 
+from rdcd_jax.data.records import tfds_folder
 from rdcd_jax.datasets.builder import Progress
 from rdcd_jax.datasets.copydays import Copydays
 from rdcd_jax.datasets.disc2021 import Disc2021
@@ -46,7 +49,7 @@ def prepare(
         name: disc2021, ndec or copydays.
         manual_dir: the folder that holds what was downloaded; the builder's
             `MANUAL_DOWNLOAD_INSTRUCTIONS` say what belongs there.
-        data_dir: tfds's data folder; None is tfds's own (`TFDS_DATA_DIR`, else `~/tensorflow_datasets`).
+        data_dir: tfds's data folder; `records.tfds_folder` for None.
         beam_options: options of an Apache Beam pipeline, as on its command line, such as
             "--runner=FlinkRunner --flink_master=HOST:8081"; shards are then written wherever it runs. Without,
             this process writes them one by one.
@@ -68,12 +71,14 @@ def prepare(
         instructions = " ".join(BUILDERS[name].MANUAL_DOWNLOAD_INSTRUCTIONS.split())
         raise UserError(f"{manual_dir}: {what}. {instructions}")
     beam = {} if beam_options is None else _beam(beam_options)
-    builder = BUILDERS[name](data_dir=data_dir)
+    builder = BUILDERS[name](data_dir=tfds_folder() if data_dir is None else data_dir)
     builder.on_progress = None if beam else on_progress
     was_there = bool(builder.info.splits)
     config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False, **beam)
     try:
-        builder.download_and_prepare(download_config=config)
+        # tfds prints that it downloads, which it does not.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(download_config=config)
     except RuntimeError as error:
         if beam:
             raise

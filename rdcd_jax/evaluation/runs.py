@@ -26,7 +26,7 @@ from rdcd_jax.evaluation.ground_truth import (
     require_known_ids,
 )
 from rdcd_jax.evaluation.score_norm import parse_score_norms
-from rdcd_jax.files import write_text
+from rdcd_jax.files import require_writable, write_text
 
 DEFAULT_CODECS = "Flat"
 # Without a training set there is nothing to normalise by.
@@ -75,8 +75,11 @@ def embed_to_file(
 
     Raises:
         UserError: no pictures, none readable, or `out` of another kind.
+        OSError: `out` cannot be written.
     """
-    descriptor_suffix(out)  # Told before the pictures are described.
+    # Told before the pictures are described.
+    descriptor_suffix(out)
+    require_writable(out)
     images = images if isinstance(images, ImageSet) else find_images(images)
     told = None if on_progress is None else functools.partial(on_progress, images.source)
     descriptors, unreadable = _embedded(model, images, batch_size, told)

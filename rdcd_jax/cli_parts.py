@@ -1,0 +1,79 @@
+"""What the verbs of the command line share."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+
+def verb(
+    verbs, name: str, about: str, example: str, run: Callable | None = None
+) -> argparse.ArgumentParser:
+    """Adds a verb to a parser's.
+
+    Args:
+        verbs: what `add_subparsers` gave.
+        name: the verb.
+        about: a sentence.
+        example: a command line.
+        run: called with the options and the words that are none; None for a verb that has verbs of its own.
+
+    Returns:
+        The verb's parser.
+    """
+    parser = verbs.add_parser(
+        name,
+        help=about,
+        description=about,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if run is not None:
+        parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+        parser.set_defaults(run=run, usage_error=parser.error)
+    return parser
+
+
+def positive(text: str) -> int:
+    """An option's whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def add_ids_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --ids."""
+    parser.add_argument(
+        "--ids", choices=("name", "path"), default="name", help="what a picture is called by"
+    )
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[Callable[[str, int, int], None]]:
+    """Gives a progress callback (what, done, total) that shows one bar after another."""
+    from rdcd_jax.progress import Reporter
+
+    reporters: dict[str, Reporter] = {}
+    # A bar left open by a failure would keep the terminal's cursor hidden.
+    with contextlib.ExitStack() as shown:
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in reporters:
+                shown.close()
+                reporters[what] = shown.enter_context(Reporter(what, total))
+            reporters[what].update(done)
+            if done >= total:
+                shown.close()
+
+        yield report
+
+
+def tell_unreadable(count: int, where: object) -> None:
+    """Says on stderr how many pictures were left out, if any, and what lists them."""
+    if count:
+        print(
+            f"{count} pictures could not be read and were left out; {where} lists them.",
+            file=sys.stderr,
+        )
