@@ -14,7 +14,9 @@ from rdcd_jax.train import feed
 from rdcd_jax.train.check import check_config
 from rdcd_jax.train.loop import train_and_evaluate
 
-DEVICE = {"data.views": "device", "data.policy": "STRONG_BLUR", "schedule.max_steps": 4}
+# Compiles in a fraction of the time that a published policy takes.
+POLICY = "hflip 0.5; resized_crop 1 scale=0.3,1 ratio=0.75,1.33; grey 0.2"
+DEVICE = {"data.views": "device", "data.policy": POLICY, "schedule.max_steps": 4}
 # SSCD's objective alone.
 SSCD = {
     "objective.moco_lambda": 0.0,
