@@ -99,7 +99,7 @@ class Emoji(OverTorchvision):
 
 
 class Blur(OverTorchvision):
-    """Pillow's blur, as the published pipeline uses it; torchvision's own takes several times as long."""
+    """Pillow's blur, as the published pipeline uses it."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Blurs."""
