@@ -10,9 +10,11 @@ from rdcd_jax.augmentation.jpeg import jpeg
 from rdcd_jax.augmentation.overlay import draw_atlas, overlay_emoji, overlay_text
 from rdcd_jax.augmentation.views import OPERATIONS, make_device_view, needs_atlas
 from rdcd_jax.data import augment, overlays, policies
+from rdcd_jax.data.kept import keep_pictures
 from rdcd_jax.data.policies import Step, make_view
 from rdcd_jax.data.sources import find_images
 from rdcd_jax.errors import UserError
+from rdcd_jax.weights.library import load_model
 
 SIDE = 112
 
@@ -228,6 +230,27 @@ def test_views_have_the_statistics_of_the_host_s(pictures, atlas, name):
         a, b = statistic(ours.astype(np.float32)), statistic(theirs.astype(np.float32))
         error = np.hypot(a.std(), b.std()) / np.sqrt(len(a))
         assert abs(a.mean() - b.mean()) < 4 * error
+
+
+def test_a_model_sees_the_views_as_it_sees_the_host_s(atlas):
+    """The shipped student's similarity of a view to its picture, the same on average for either kind."""
+    images = find_images("sample:train").subset(range(0, 800, 50))
+    model, count = load_model("rdcd-effb0-start").at_size(64), 12
+    kept = keep_pictures(images, 128, on_device=False)
+    whole = model.describe(keep_pictures(images, 64, on_device=False).pictures)
+    host, rng = make_view("ADVANCED", 64), np.random.default_rng(0)
+    device = jax.jit(make_device_view("ADVANCED", 64))
+    pictures = [images.decode(place) for place in range(len(images))]
+    ours, theirs = [], []
+    for number in range(count):
+        made = device(kept.pictures, jnp.asarray(kept.aspects), atlas, jax.random.key(number))
+        ours.append(np.sum(model.describe(np.asarray(made)) * whole, axis=1))
+        views = np.stack([host(picture, rng) for picture in pictures])
+        theirs.append(np.sum(model.describe(views) * whole, axis=1))
+    ours, theirs = np.array(ours), np.array(theirs)
+    error = np.hypot(ours.std(), theirs.std()) / np.sqrt(ours.size)
+    assert abs(ours.mean() - theirs.mean()) < 4 * error
+    assert abs(ours.std() / theirs.std() - 1) < 0.25
 
 
 def test_a_step_fires_as_often_as_it_says(pictures):

@@ -1,0 +1,128 @@
+"""Times what making views inside the step adds to it, on whatever device JAX finds.
+
+    python experiments/bench_views.py [--batch 32] [--size 224] [--rounds 5] [--policy ADVANCED]
+
+The paper's step (EfficientNet-B0, ResNet-50 teacher, queue and bank of 65,536; bfloat16 trunk with --bfloat16) with
+views that arrive ready, and with the same pictures kept on the device and made into views in the step; both alternate.
+The result goes to experiments/results/bench_views_PLATFORM.json. On an accelerator use a batch of 256 or more.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from flax import nnx  # noqa: E402
+
+from rdcd_jax import models  # noqa: E402
+from rdcd_jax.augmentation.overlay import draw_atlas  # noqa: E402
+from rdcd_jax.augmentation.views import needs_atlas  # noqa: E402
+from rdcd_jax.data.kept import keep_pictures  # noqa: E402
+from rdcd_jax.data.sources import find_images  # noqa: E402
+from rdcd_jax.files import write_json  # noqa: E402
+from rdcd_jax.train import feed  # noqa: E402
+from rdcd_jax.train.config import load_config  # noqa: E402
+from rdcd_jax.train.optim import make_optimizer  # noqa: E402
+from rdcd_jax.train.record import environment  # noqa: E402
+from rdcd_jax.train.state import init_state, split  # noqa: E402
+from rdcd_jax.train.step import Objective, make_train_step  # noqa: E402
+from rdcd_jax.weights.library import evaluation_mode  # noqa: E402
+
+
+def main() -> None:
+    """Alternates the two, and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--policy", default="ADVANCED")
+    parser.add_argument("--bfloat16", action="store_true")
+    options = parser.parse_args()
+
+    config = load_config(f"{ROOT / 'configs' / 'rdcd.py'}:data=sample:train", [])
+    config.image_size, config.data.policy, config.data.views = (
+        options.size,
+        options.policy,
+        "device",
+    )
+    images = find_images(config.data.train)
+    images = images.subset(range(min(len(images), max(options.batch, 256))))
+    kept = keep_pictures(images, feed.picture_size(config), on_device=True)
+    dtype = jnp.bfloat16 if options.bfloat16 else None
+    student = models.build("efficientnet_b0", dim=128, rngs=nnx.Rngs(0), dtype=dtype)
+    teacher = evaluation_mode(models.build("resnet50", dim=None, rngs=nnx.Rngs(1), dtype=dtype))
+    teacher_graph, teacher_arrays = nnx.split(teacher)
+    optimizer = make_optimizer("sgd", lambda step: 0.01, weight_decay=1e-6, momentum=0.9)
+    state = init_state(
+        student,
+        optimizer,
+        queue_size=65536,
+        bank_size=65536,
+        dim=128,
+        feature_dim=512,
+        rng=jax.random.key(0),
+    )
+
+    def describe(arrays, x):
+        return nnx.merge(teacher_graph, arrays)(x)[1]
+
+    make_views = feed.make_views(config)
+    graph = split(student)[0]
+    rng = jax.random.key(1)
+    place = np.arange(options.batch, dtype=np.int32) % len(images)
+    pictures = {"pictures": kept.pictures, "aspects": kept.aspects, "index": place}
+    if needs_atlas(options.policy):
+        pictures["atlas"] = draw_atlas()
+    pictures = jax.device_put(pictures)
+    ready = jax.jit(make_views)(pictures, jnp.int32(0))
+    batches = {
+        "views in the step": (make_views, pictures),
+        "views ready": (None, {name: ready[name] for name in ("query", "key")}),
+    }
+    teacher_arrays = nnx.as_pure(teacher_arrays)
+    steps, compile_seconds = {}, {}
+    for name, (maker, batch) in batches.items():
+        begun = time.perf_counter()
+        step = make_train_step(graph, optimizer, Objective(), describe, maker)
+        steps[name] = (
+            jax.jit(step, donate_argnums=0).lower(state, teacher_arrays, batch, rng).compile()
+        )
+        compile_seconds[name] = round(time.perf_counter() - begun, 1)
+    times = {name: [] for name in steps}
+    for number in range(options.rounds + 1):
+        for name, step in steps.items():
+            # Once unmeasured: in training one step follows the other.
+            for _ in range(2):
+                begun = time.perf_counter()
+                state, metrics = step(state, teacher_arrays, batches[name][1], rng)
+                jax.block_until_ready(metrics)
+            if number:
+                times[name].append(time.perf_counter() - begun)
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    result = {
+        "environment": environment(),
+        "settings": {**vars(options), "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "")},
+        "seconds a step": {name: round(value, 4) for name, value in medians.items()},
+        "views' share of the step": round(
+            1 - medians["views ready"] / medians["views in the step"], 4
+        ),
+        "seconds to compile": compile_seconds,
+        "all": times,
+    }
+    print(json.dumps(result, indent=2))
+    write_json(
+        ROOT / "experiments" / "results" / f"bench_views_{jax.default_backend()}.json", result
+    )
+
+
+if __name__ == "__main__":
+    main()
