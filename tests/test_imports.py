@@ -4,6 +4,7 @@ import ast
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -88,6 +89,12 @@ def test_nothing_foreign_at_import_time(name):
 def test_torch_and_tensorflow_are_imported_nowhere():
     for name, names in ANYWHERE.items():
         assert not {"torch", "torchvision", "tensorflow"} & tops(names), name
+
+
+def test_every_package_is_installed():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = {module_name(path) for path in PACKAGE.rglob("__init__.py")}
+    assert packages == {*settings["tool"]["setuptools"]["packages"]} - {"rdcd_jax.configs"}
 
 
 def test_only_checkpoints_imports_orbax():

@@ -74,29 +74,26 @@ def list_archive(path: str) -> tuple[list[str], ArchiveReader]:
     try:
         if path.endswith(".zip"):
             with zipfile.ZipFile(path) as archive:
-                members = [
-                    (each.filename, each.file_size)
-                    for each in archive.infolist()
-                    if not each.is_dir()
-                ]
-                locked = [each.filename for each in archive.infolist() if each.flag_bits & 1]
+                entries = archive.infolist()
+            names = [each.filename for each in entries]
+            members = [(each.filename, each.file_size) for each in entries if not each.is_dir()]
+            locked = [each.filename for each in entries if each.flag_bits & 1]
         else:
             with tarfile.open(path, "r:") as archive:
-                # A link or device holds no picture.
-                members = [(each.name, each.size) for each in archive if not each.isdir()]
-                regular = {each.name for each in archive if each.isreg()}
-                locked = []
+                entries = archive.getmembers()
+            names = [each.name for each in entries]
+            # A link or device holds no picture.
+            members = [(each.name, each.size) for each in entries if each.isreg()]
+            locked = []
     except (ValueError, EOFError, OverflowError, *_BROKEN) as error:
         raise UserError(
             f"{path} cannot be read as an archive ({error}); it must be a whole .zip, or a .tar that is not compressed"
             " (decompress a .tar.gz first)."
         ) from error
-    for name, _ in members:
+    for name in names:
         _require_inside(path, name)
     if locked:
         raise UserError(f"{path}: {locked[0]} is encrypted; make an archive without a password.")
-    if not path.endswith(".zip"):
-        members = [(name, size) for name, size in members if name in regular]
     members = sorted(
         (name, size)
         for name, size in members
