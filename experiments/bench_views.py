@@ -25,10 +25,11 @@ from flax import nnx  # noqa: E402
 
 from rdcd_jax import models  # noqa: E402
 from rdcd_jax.augmentation.overlay import draw_atlas  # noqa: E402
-from rdcd_jax.augmentation.views import needs_atlas  # noqa: E402
 from rdcd_jax.data.kept import keep_pictures  # noqa: E402
+from rdcd_jax.data.policies import has_overlays  # noqa: E402
 from rdcd_jax.data.sources import find_images  # noqa: E402
 from rdcd_jax.files import write_json  # noqa: E402
+from rdcd_jax.huge_pages import restart_with_huge_pages  # noqa: E402
 from rdcd_jax.train import feed  # noqa: E402
 from rdcd_jax.train.config import load_config  # noqa: E402
 from rdcd_jax.train.optim import make_optimizer  # noqa: E402
@@ -40,6 +41,7 @@ from rdcd_jax.weights.library import evaluation_mode  # noqa: E402
 
 def main() -> None:
     """Alternates the two, and writes the result."""
+    restart_with_huge_pages()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224)
@@ -80,7 +82,7 @@ def main() -> None:
     rng = jax.random.key(1)
     place = np.arange(options.batch, dtype=np.int32) % len(images)
     pictures = {"pictures": kept.pictures, "aspects": kept.aspects, "index": place}
-    if needs_atlas(options.policy):
+    if has_overlays(options.policy):
         pictures["atlas"] = draw_atlas()
     pictures = jax.device_put(pictures)
     ready = jax.jit(make_views)(pictures, jnp.int32(0))

@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from rdcd_jax.augmentation import colour, geometry
 from rdcd_jax.augmentation.jpeg import jpeg
 from rdcd_jax.augmentation.overlay import draw_atlas, overlay_emoji, overlay_text
-from rdcd_jax.augmentation.views import OPERATIONS, make_device_view, needs_atlas
+from rdcd_jax.augmentation.views import OPERATIONS, make_device_view
 from rdcd_jax.data import augment, overlays, policies
 from rdcd_jax.data.kept import keep_pictures
 from rdcd_jax.data.policies import Step, make_view
@@ -233,7 +233,7 @@ def test_views_have_the_statistics_of_the_host_s(pictures, atlas, name):
     aspect = jnp.full(len(pictures) * count, 144 / SIDE)
     repeated = jnp.asarray(np.repeat(squashed, count, axis=0))
     ours = np.asarray(
-        device(repeated, aspect, atlas if needs_atlas(name) else None, jax.random.key(0))
+        device(repeated, aspect, atlas if policies.has_overlays(name) else None, jax.random.key(0))
     )
     assert ours.dtype == np.uint8
     host, rng = make_view(name, size), np.random.default_rng(0)

@@ -16,11 +16,6 @@ Range = Sequence[float]
 _NEED_THE_VIEW = ("blur", "jpeg")
 
 
-def needs_atlas(policy: str | Policy) -> bool:
-    """Whether a policy overlays text or emoji."""
-    return any(step.operation.startswith("overlay_") for step in find_policy(policy))
-
-
 def make_device_view(
     policy: str | Policy, image_size: int
 ) -> Callable[[jax.Array, jax.Array, Atlas | None, jax.Array], jax.Array]:
@@ -32,8 +27,8 @@ def make_device_view(
 
     Returns:
         A function of pictures [B, T, T, 3] uint8 that were squashed to a square, their true width / height [B], the
-        atlas (None where `needs_atlas` is false) and a key, that gives views [B, S, S, 3] uint8. What is drawn for a
-        picture depends on the key and the picture's place in the batch.
+        atlas (None where `policies.has_overlays` is false) and a key, that gives views [B, S, S, 3] uint8. What is
+        drawn for a picture depends on the key and the picture's place in the batch.
 
     Raises:
         UserError: as `find_policy`; or the policy blurs or compresses before it crops.

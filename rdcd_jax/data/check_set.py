@@ -5,7 +5,6 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import io
-import itertools
 import multiprocessing
 import os
 import warnings
@@ -18,7 +17,7 @@ from rdcd_jax.data.decode import FORMATS, decode_rgb
 from rdcd_jax.data.duplicates import ROW, Group, Overlap, find_duplicates
 from rdcd_jax.data.perceptual import perceptual_hash
 from rdcd_jax.data.sources import ImageSet, find_images
-from rdcd_jax.data.workers import follow_parent
+from rdcd_jax.data.workers import follow_parent, mapped_ahead
 from rdcd_jax.errors import UnreadableImageError, UserError, one_line
 
 # Called with the source being read, pictures done and in all.
@@ -227,19 +226,11 @@ def _mapped(
         workers, multiprocessing.get_context("spawn"), follow_parent
     )
     try:
-        waiting = collections.deque(
-            pool.submit(_measure, each)
-            for each in itertools.islice(chunks, workers * _CHUNKS_AHEAD)
-        )
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(_measure, each) for each in itertools.islice(chunks, 1))
+        yield from mapped_ahead(pool, _measure, chunks, workers * _CHUNKS_AHEAD)
     except concurrent.futures.process.BrokenProcessPool:
         raise UserError(
             "A process that decoded pictures was killed, probably for want of memory; use fewer workers."
         ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _measure(images: ImageSet) -> tuple[np.ndarray, list[tuple[int, str]]]:

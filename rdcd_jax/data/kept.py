@@ -10,10 +10,13 @@ from PIL import Image
 
 from rdcd_jax.data.decode import resize_square
 from rdcd_jax.data.sources import ImageSet
+from rdcd_jax.data.workers import mapped_ahead
 from rdcd_jax.errors import UnreadableImageError, UserError
 
 # Of the machine's memory; the rest is the training's.
 _MOST_MEMORY = 0.6
+# Pictures that are decoded ahead of the progress told.
+_AHEAD = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Squash:
         return self.size
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> dict:
-        """ "picture" [T, T, 3] uint8, and "aspect", the true width / height."""
+        """Gives "picture" [T, T, 3] uint8 and "aspect", the true width / height."""
         picture = np.asarray(resize_square(image, self.size))
         return {"picture": picture, "aspect": np.float32(image.width / image.height)}
 
@@ -103,14 +106,14 @@ def keep_pictures(
             pictures[place], aspects[place] = found["picture"], found["aspect"]
 
     # Pillow lets other threads run while it decodes.
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, _ in enumerate(pool.map(decode, range(len(images)))):
-            if on_progress:
-                on_progress(done + 1, len(images))
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    places = range(len(images))
+    for done, _ in enumerate(mapped_ahead(pool, decode, places, _AHEAD), start=1):
+        if on_progress:
+            on_progress(done, len(images))
     good = np.flatnonzero(readable)
     if not len(good):
         raise UserError(f"{images.source}: none of the {len(images)} pictures can be read.")
-    places = np.arange(len(images))
-    shown = good[np.searchsorted(good, places) % len(good)]
+    shown = good[np.searchsorted(good, np.arange(len(images))) % len(good)]
     pictures[~readable], aspects[~readable] = pictures[shown[~readable]], aspects[shown[~readable]]
     return Kept(pictures, aspects, shown, on_device)

@@ -219,6 +219,11 @@ class View:
         return math.ceil(self.image_size / math.sqrt(crop.ranges["scale"][0] * narrowest))
 
 
+def has_overlays(policy: str | Sequence[Step]) -> bool:
+    """Whether a policy, see `find_policy`, overlays text or emoji."""
+    return any(step.operation.startswith("overlay_") for step in find_policy(policy))
+
+
 def make_view(policy: str | Sequence[Step], image_size: int) -> View:
     """A function (RGB picture, generator) -> [image_size, image_size, 3] uint8.
 
@@ -232,7 +237,7 @@ def make_view(policy: str | Sequence[Step], image_size: int) -> View:
     policy = find_policy(policy)
     if image_size < 1:
         raise UserError(f"image_size={image_size}: a view needs a side of at least one pixel.")
-    if any(step.operation.startswith("overlay_") for step in policy):
+    if has_overlays(policy):
         overlays.assets_folder()  # told here, before any worker starts
     return View(policy, image_size)
 

@@ -1,10 +1,31 @@
-"""What processes that work for this one need to know."""
+"""Work given to other threads and processes, and what such processes need to know."""
 
+import collections
+import concurrent.futures
+import itertools
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
+from typing import Any
+
+
+def mapped_ahead(
+    pool: concurrent.futures.Executor, function: Callable, items: Iterable, ahead: int
+) -> Iterator[Any]:
+    """Yields the function's results in the items' order, `ahead` of them being made meanwhile; then ends the pool."""
+    items = iter(items)
+    try:
+        waiting = collections.deque(
+            pool.submit(function, item) for item in itertools.islice(items, ahead)
+        )
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def follow_parent() -> None:

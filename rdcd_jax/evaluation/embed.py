@@ -1,9 +1,8 @@
 """Descriptors of many pictures: decoding in the background, the model a batch at a time."""
 
-import collections
 import concurrent.futures
+import contextlib
 import dataclasses
-import itertools
 import os
 from collections.abc import Callable, Iterator
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from rdcd_jax.data.decode import resize_square
 from rdcd_jax.data.sources import ImageSet
+from rdcd_jax.data.workers import mapped_ahead
 from rdcd_jax.errors import UnreadableImageError, UserError
 from rdcd_jax.evaluation.descriptors import Descriptors
 from rdcd_jax.evaluation.exact import rows_not_finite
@@ -110,16 +110,7 @@ def _decoded(
 
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
     pool = concurrent.futures.ThreadPoolExecutor(threads, "decode")
-    try:
-        work = enumerate(images.ids)
-        waiting = collections.deque(
-            (image_id, pool.submit(load, place))
-            for place, image_id in itertools.islice(work, ahead)
-        )
-        while waiting:
-            image_id, picture = waiting.popleft()
-            yield image_id, picture.result()
-            for place, next_id in itertools.islice(work, 1):
-                waiting.append((next_id, pool.submit(load, place)))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    pictures = mapped_ahead(pool, load, range(len(images)), ahead)
+    # Closed with this, so that whoever stops early does not wait for the rest.
+    with contextlib.closing(pictures):
+        yield from zip(images.ids, pictures, strict=True)

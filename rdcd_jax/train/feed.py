@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 
 from rdcd_jax.augmentation.mix import mixed
 from rdcd_jax.augmentation.overlay import draw_atlas
-from rdcd_jax.augmentation.views import make_device_view, needs_atlas
+from rdcd_jax.augmentation.views import make_device_view
 from rdcd_jax.data.kept import Kept, keep_pictures
 from rdcd_jax.data.pipeline import Batches, make_batches
+from rdcd_jax.data.policies import has_overlays
 from rdcd_jax.data.sources import ImageSet
 from rdcd_jax.progress import Reporter
 from rdcd_jax.train.mesh import replicate, split_batch
@@ -121,7 +122,7 @@ def on_devices(
     listing = workdir / "unreadable.txt"
     listed = set(listing.read_text(encoding="utf-8").splitlines()) if listing.exists() else set()
     constant = {}
-    if config.data.views == "device" and needs_atlas(config.data.policy):
+    if config.data.views == "device" and has_overlays(config.data.policy):
         constant["atlas"] = replicate(draw_atlas(), mesh)
     if kept and kept.on_device:
         constant["pictures"] = replicate(kept.pictures, mesh)
