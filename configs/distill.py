@@ -1,10 +1,11 @@
-"""Distillation for small budgets: the teacher's relations and features, with SSCD's objective instead of a queue.
+"""Distillation for small budgets: the student learns to describe a view as the teacher describes that very view.
 
-The teacher describes each training picture once, unedited; the student learns to give that description to edited views
-(regression and relational KL) and to keep pictures apart within the batch (SSCD). Where configs/rdcd.py needs a GPU and
-long queues, this trains in hours on a CPU.
+Nothing else is learned with gradients: the compact descriptor is the whitening of the student's features, as it is of
+the teacher's own. Teacher and student see the same pixels, crop and edits included, so that each view is a lesson of
+its own and a few thousand pictures teach for many epochs. Where configs/rdcd.py needs a GPU, this trains on a CPU.
 
---config=configs/distill.py:dim=128,image_size=64,epochs=20,data=FOLDER
+--config=configs/distill.py:dim=128,image_size=96,epochs=40,data=FOLDER
+--config=configs/distill.py:data=FOLDER --config.teacher.model=onnxruntime
 """
 
 import ml_collections
@@ -15,13 +16,12 @@ from configs.warm_start import get_config as warm_start
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The config for an argument such as `dim=64,data=FOLDER`."""
-    given = parse_arg(arg, dim=128, image_size=64, epochs=20, data="", smoke=False)
+    given = parse_arg(arg, dim=128, image_size=96, epochs=40, data="", smoke=False)
     config = warm_start(
         f"dim={given.dim},image_size={given.image_size},epochs={given.epochs},data={given.data}"
     )
-    config.teacher.features = "cached"
-    config.objective.kld_lambda = 0.3
-    config.objective.regress_lambda = 5.0
-    config.bank.size = 4096
-    config.optimizer.learning_rate = 4e-3
+    config.student.projector = "whitened"
+    config.objective.sscd_lambda = 0.0
+    config.objective.regress_lambda = 1.0
+    config.optimizer.learning_rate = 16e-3
     return make_smoke(config) if given.smoke else config

@@ -145,10 +145,10 @@ def _add_embedding_options(parser) -> None:
 def _embed(options, rest) -> None:
     from rdcd_jax.data.sources import find_images
     from rdcd_jax.evaluation.runs import embed_to_file
-    from rdcd_jax.weights.library import load_model
+    from rdcd_jax.weights.library import load_describer
 
     images = find_images(options.images, ids=options.ids)
-    model = load_model(options.model).at_size(options.image_size)
+    model = load_describer(options.model).at_size(options.image_size)
     with reported() as report:
         found, unreadable = embed_to_file(
             model, images, options.out, batch_size=options.batch_size, on_progress=report
@@ -204,9 +204,9 @@ def _evaluate(options, rest) -> None:
         if getattr(options, name)
     ]
     if given == ["model", "data"]:
-        from rdcd_jax.weights.library import load_model
+        from rdcd_jax.weights.library import load_describer
 
-        model = load_model(options.model).at_size(options.image_size)
+        model = load_describer(options.model).at_size(options.image_size)
         with reported() as report:
             rows, _, unreadable = runs.evaluate_disc_run(
                 model,

@@ -13,6 +13,7 @@ from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.codecs import parse_codecs
 from rdcd_jax.evaluation.ground_truth import find_disc_layout
 from rdcd_jax.train.record import flat
+from rdcd_jax.weights.onnx_model import KIND as ONNX_RUN
 
 # The names of DISC2021's queries.
 _DISC_QUERY = re.compile(r"Q\d{5}")
@@ -139,6 +140,13 @@ def _check_views(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"config.data.keep is {config.data.keep!r} with views made on the host, which decodes for each; set"
             " config.data.views to 'device', or keep to ''."
+        )
+    teacher = config.teacher
+    on_host = teacher.features == "live" and teacher.model.partition(":")[0] == ONNX_RUN
+    if on_host and config.data.views == "device":
+        raise UserError(
+            f"config.teacher.model = {teacher.model} describes views on the host, but config.data.views is 'device';"
+            " set it to 'host', or use a teacher that JAX runs."
         )
     mixed = config.data.mixup + config.data.cutmix
     if mixed > 1:

@@ -1,7 +1,7 @@
 """Batches on their way into the step: onto the devices, and into views where those are made there."""
 
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -111,11 +111,11 @@ def on_devices(
     config: ml_collections.ConfigDict,
     images: ImageSet,
     kept: Kept | None,
-    features: np.ndarray | None,
+    features_of: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None,
     mesh: Mesh,
     workdir: pathlib.Path,
 ) -> Iterator[Batch]:
-    """Batches on their devices, one ahead of the step, with the teacher's cached features where there are any.
+    """Batches on their devices, one ahead of the step, with the teacher's features where the host has them.
 
     Lists the unreadable pictures that come by in `unreadable.txt`.
     """
@@ -138,8 +138,8 @@ def on_devices(
         arrays = {name: batch[name] for name in names if name in batch}
         if "pictures" in constant:
             arrays["index"] = batch["index"].astype(np.int32)
-        if features is not None:
-            arrays["teacher"] = features[batch["index"]]
+        if features_of is not None:
+            arrays["teacher"] = features_of(batch)
         return {**split_batch(arrays, mesh), **constant}
 
     ahead = put(next(batches))

@@ -28,7 +28,7 @@ from rdcd_jax.train.optim import learning_rate_schedule, make_optimizer
 from rdcd_jax.train.rng import stream
 from rdcd_jax.train.state import TrainState, init_state, split
 from rdcd_jax.train.step import Objective, make_train_step
-from rdcd_jax.train.teacher import cached_features, live_teacher
+from rdcd_jax.train.teacher import Teacher, make_teacher
 from rdcd_jax.weights.library import Model, evaluation_mode, export_model, load_model
 
 # Fields that say how a run is watched and stored, not what it computes: they may change when it is continued.
@@ -79,13 +79,10 @@ def train_and_evaluate(
 
     objective = Objective(**config.objective)
     wants_teacher = objective.kld_lambda > 0 or objective.regress_lambda > 0
-    describe_teacher, teacher, features = None, None, None
-    feature_dim = 512
-    if wants_teacher and config.teacher.features == "live":
-        describe_teacher, teacher, feature_dim = live_teacher(config.teacher)
-    elif wants_teacher:
-        images, features = cached_features(config.teacher, images, workdir)
-        feature_dim = features.shape[1]
+    teacher = Teacher(images)
+    if wants_teacher:
+        teacher = make_teacher(config.teacher, images, workdir)
+    images, feature_dim = teacher.images, teacher.feature_dim
 
     steps_per_epoch = len(images) // config.batch_size
     if not steps_per_epoch:
@@ -128,7 +125,7 @@ def train_and_evaluate(
         rng=stream(config.seed, "memory"),
     )
     step_function = jax.jit(
-        make_train_step(graph, optimizer, objective, describe_teacher, feed.make_views(config)),
+        make_train_step(graph, optimizer, objective, teacher.describe, feed.make_views(config)),
         donate_argnums=0,
     )
     evaluator = Evaluator(config, student, images, workdir)
@@ -143,7 +140,7 @@ def train_and_evaluate(
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         state = replicate(state, mesh)
-        teacher = replicate(teacher, mesh)
+        teacher_arrays = replicate(teacher.arrays, mesh)
         checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
         stack.callback(checkpoints.close)
         state = checkpoints.restore(state) or state
@@ -152,7 +149,9 @@ def train_and_evaluate(
         stack.callback(metrics.close)
         kept = feed.kept_pictures(config, images)
         batches = stack.enter_context(feed.read_batches(config, images, kept, step))
-        device_batches = feed.on_devices(batches, config, images, kept, features, mesh, workdir)
+        device_batches = feed.on_devices(
+            batches, config, images, kept, teacher.features_of, mesh, workdir
+        )
         reporter = stack.enter_context(Reporter("Training", total_steps, step))
         stop = stack.enter_context(stop_on_sigterm())
         dropout = replicate(stream(config.seed, "dropout"), mesh)
@@ -169,7 +168,7 @@ def train_and_evaluate(
                 evaluator.export(model, step)
                 checkpoints.require(step)
                 break
-            state, scalars = step_function(state, teacher, next(device_batches), dropout)
+            state, scalars = step_function(state, teacher_arrays, next(device_batches), dropout)
             step += 1
             log.add(step, scalars)
             last = step == total_steps

@@ -1,7 +1,8 @@
-"""The teacher of a run: live in the step, or its descriptors of the training pictures, made once."""
+"""The teacher of a run: live in the step or beside it, or its descriptors of the training pictures, made once."""
 
+import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import ml_collections
@@ -16,36 +17,81 @@ from rdcd_jax.models.layers import BatchNorm
 from rdcd_jax.progress import Reporter
 from rdcd_jax.train.record import TEACHER_FEATURES
 from rdcd_jax.train.state import Tree
-from rdcd_jax.weights.library import load_model
+from rdcd_jax.weights.library import Model, load_describer
+
+# Of a student without a teacher: as many as SSCD's teachers have.
+FEATURE_DIM = 512
 
 
-def live_teacher(
-    config: ml_collections.ConfigDict,
-) -> tuple[Callable[[Tree, jax.Array], jax.Array], Tree, int]:
-    """A teacher that describes each query view inside the step.
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """What a run needs of its teacher; without one, the pictures alone.
+
+    Attributes:
+        images: the training pictures; with cached features, those that have one.
+        feature_dim: F.
+        describe: for the step: maps `arrays` and normalised images [B, H, W, 3] to features [B, F].
+        arrays: the teacher's weights.
+        features_of: for the host: maps a batch to features [B, F] float32, where the step does not make them.
+    """
+
+    images: ImageSet
+    feature_dim: int = FEATURE_DIM
+    describe: Callable[[Tree, jax.Array], jax.Array] | None = None
+    arrays: Tree | None = None
+    features_of: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
+
+
+def make_teacher(
+    config: ml_collections.ConfigDict, images: ImageSet, workdir: pathlib.Path
+) -> Teacher:
+    """The teacher that a config's `teacher` part describes.
 
     Args:
         config: the `teacher` part of a run's config.
-
-    Returns:
-        A function of (arrays, normalised images [B, H, W, 3]) to features [B, F]; the arrays; F.
+        images: the training pictures.
+        workdir: see `cached_features`.
 
     Raises:
-        UserError: for `bn = batch` with a teacher whose batch norm was folded away.
+        UserError: see `live_teacher` and `cached_features`.
     """
-    model = load_model(config.model)
-    if config.bn == "batch" and is_folded(model.module):
+    if config.features != "live":
+        images, features = cached_features(config, images, workdir)
+        return Teacher(
+            images, features.shape[1], features_of=lambda batch: features[batch["index"]]
+        )
+    model = load_describer(config.model)
+    if isinstance(model, Model):
+        describe, arrays = live_teacher(model, config.bn)
+        return Teacher(images, model.dim, describe=describe, arrays=arrays)
+    return Teacher(images, model.dim, features_of=lambda batch: model.describe(batch["query"]))
+
+
+def live_teacher(model: Model, bn: str) -> tuple[Callable[[Tree, jax.Array], jax.Array], Tree]:
+    """A teacher that describes each query view inside the step.
+
+    Args:
+        model: the teacher.
+        bn: what its batch norm uses, `running` (statistics) or `batch`.
+
+    Returns:
+        A function of (arrays, normalised images [B, H, W, 3]) to features [B, F]; the arrays.
+
+    Raises:
+        UserError: for `batch` with a teacher whose batch norm was folded away.
+    """
+    if bn == "batch" and is_folded(model.module):
         raise UserError(
-            f"config.teacher.bn is 'batch', but the batch norm of {config.model} was folded into its convolutions and"
+            f"config.teacher.bn is 'batch', but the batch norm of {model.name} was folded into its convolutions and"
             " has no statistics of its own; use 'running', or the teacher's unfolded weights (sscd-torchvision:PATH)."
         )
-    module = nnx.view(model.module, only=BatchNorm, use_running_average=config.bn == "running")
+    module = nnx.view(model.module, only=BatchNorm, use_running_average=bn == "running")
     graph, arrays = nnx.split(module)
 
     def describe(arrays: Tree, images: jax.Array) -> jax.Array:
         return nnx.merge(graph, arrays)(images)[1]
 
-    return describe, nnx.as_pure(arrays), model.dim
+    return describe, nnx.as_pure(arrays)
 
 
 def is_folded(module: nnx.Module) -> bool:
@@ -76,7 +122,7 @@ def cached_features(
     if config.features != "cached":
         path = pathlib.Path(config.features)
     elif not path.exists():
-        model = load_model(config.model)
+        model = load_describer(config.model)
         with Reporter("Teacher's descriptors", len(images)) as reporter:
             found, _ = embed_images(
                 model.describe,

@@ -18,6 +18,8 @@ from rdcd_jax.models import build
 from rdcd_jax.models.descriptor import DescriptorNet, normalize_images
 from rdcd_jax.models.registry import network
 from rdcd_jax.weights import convert, store
+from rdcd_jax.weights.onnx_model import IMAGE_SIZE, OnnxModel
+from rdcd_jax.weights.onnx_model import KIND as ONNX_RUN
 
 SHIPPED = importlib.resources.files("rdcd_jax") / "students"
 WEIGHTS, CARD = "weights.safetensors", "model.json"
@@ -116,6 +118,24 @@ def load_model(spec: str, *, trunk: bool = False) -> Model:
         f"There is no model '{spec}'; give a shipped student ({', '.join(shipped_names())}), an export folder, or a"
         f" foreign file as KIND:PATH with KIND one of {', '.join(store.KINDS)}."
     )
+
+
+def load_describer(spec: str) -> Model | OnnxModel:
+    """Loads whatever describes pictures: a model as `load_model` does, or an ONNX file that onnxruntime runs.
+
+    Args:
+        spec: see `load_model`; or `onnxruntime:PATH`, and `onnxruntime` alone for the installed package's teacher.
+
+    Raises:
+        UserError: see `load_model`; without onnxruntime, or for a file that it cannot run.
+    """
+    kind, _, path = spec.partition(":")
+    if kind != ONNX_RUN:
+        return load_model(spec)
+    path = path or store.find_installed("sscd-onnx")
+    if path is None:
+        raise UserError(f"'{ONNX_RUN}' needs a file, as {ONNX_RUN}:PATH. {store.TEACHER_HELP}")
+    return OnnxModel(spec, image_size=IMAGE_SIZE, path=pathlib.Path(path))
 
 
 def shipped_names() -> list[str]:
@@ -226,7 +246,7 @@ def _imported(path: pathlib.Path) -> Model:
 
     # Fresh weights are drawn only where some are wanted.
     module = make() if fresh else nnx.eval_shape(make)
-    return _filled(kind, name, module, tensors, 288, source=path, fresh=fresh)
+    return _filled(kind, name, module, tensors, IMAGE_SIZE, source=path, fresh=fresh)
 
 
 def _filled(
