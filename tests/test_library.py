@@ -63,6 +63,23 @@ def test_half_precision_export_loses_little(pictures, tmp_path):
     assert np.sum(full.describe(pictures) * half.describe(pictures), axis=1).min() >= 1 - 1e-5
 
 
+def test_a_nested_student_is_the_first_numbers_of_another(toys, pictures, tmp_path):
+    whole = make_export(tmp_path / "whole", dim=12, seed=1)
+    card = json.loads((whole / "model.json").read_text())
+    part = tmp_path / "part"
+    part.mkdir()
+    (part / "model.json").write_text(json.dumps({**card, "dim": 8, "first_of": "whole"}))
+    first = load_model(str(whole)).describe(pictures)[:, :8]
+    first = first / np.linalg.norm(first, axis=1, keepdims=True)
+    np.testing.assert_allclose(load_model(str(part)).describe(pictures), first, atol=1e-6)
+    for change in ({"dim": 13}, {"first_of": "gone"}):
+        (part / "model.json").write_text(
+            json.dumps({**card, "dim": 8, "first_of": "whole", **change})
+        )
+        with pytest.raises(UserError, match=r"weights\.safetensors"):
+            load_model(str(part))
+
+
 def test_sscd_without_any_teacher_tells_how_to_get_one(monkeypatch, tmp_path):
     monkeypatch.setenv("RDCD_JAX_CACHE", str(tmp_path))
     monkeypatch.setattr("rdcd_jax.weights.store.find_installed", lambda kind: None)
@@ -76,6 +93,7 @@ def test_sscd_without_any_teacher_tells_how_to_get_one(monkeypatch, tmp_path):
         ("image_size", ["-1", "1e999", "2147483647", "8.5", "null", "[]", "NaN"]),
         ("feature_dim", ["0", "9223372036854775808", "null"]),
         ("dim", ["0", "Infinity", "17", "99999"]),
+        ("first_of", ["7", "null", "[]"]),
         ("name", ["7", "null", '"\\ud800"', "[" * 50_000]),
         ("network", ["7", "null", '"alexnet"']),
     ],

@@ -23,6 +23,8 @@ from rdcd_jax.weights.onnx_model import KIND as ONNX_RUN
 
 SHIPPED = importlib.resources.files("rdcd_jax") / "students"
 WEIGHTS, CARD = "weights.safetensors", "model.json"
+# The card's entry of a student whose descriptor is the first numbers of another's, in a folder beside its own.
+FIRST_OF = "first_of"
 # Larger descriptors and pictures than a model can be meant for.
 _MOST_SIZE = 8192
 
@@ -191,7 +193,7 @@ def _load_export(folder: pathlib.Path, name: str | None = None) -> Model:
         card = json.loads(path.read_text(encoding="utf-8"))
         sizes = {key: _size(card, key) for key in ("dim", "feature_dim", "image_size")}
         name, network_name = name or card["name"], card["network"]
-        for text in (name, network_name):
+        for text in (name, network_name, card.get(FIRST_OF, "")):
             text.encode()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
@@ -203,8 +205,11 @@ def _load_export(folder: pathlib.Path, name: str | None = None) -> Model:
         module = nnx.eval_shape(lambda: build(network_name, **sizes, rngs=nnx.Rngs(0)))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    weights = folder / WEIGHTS
+    weights = folder.parent / card[FIRST_OF] / WEIGHTS if FIRST_OF in card else folder / WEIGHTS
     tensors = read_safetensors(weights)
+    if FIRST_OF in card:
+        for key in tensors.keys() & {"projector.weight", "projector.bias"}:
+            tensors[key] = tensors[key][: sizes["dim"]]
     return _filled(name, network_name, module, tensors, image_size, source=weights)
 
 

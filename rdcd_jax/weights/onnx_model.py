@@ -58,8 +58,13 @@ def _session(path: str | os.PathLike):
         ) from None
     if not pathlib.Path(path).is_file():
         raise UserError(f"{path}: there is no such file; give the path of an ONNX file.")
+    options = onnxruntime.SessionOptions()
+    # Its threads would wait for work at full speed, and take the cores from the student's step.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:
         # onnxruntime's errors have no common class of their own.
         raise UserError(
