@@ -63,7 +63,7 @@ def make_teacher(
     model = load_describer(config.model)
     if isinstance(model, Model):
         describe, arrays = live_teacher(model, config.bn)
-        return Teacher(images, model.dim, describe=describe, arrays=arrays)
+        return Teacher(images, model.feature_dim, describe=describe, arrays=arrays)
     return Teacher(images, model.dim, features_of=lambda batch: model.describe(batch["query"]))
 
 
@@ -71,7 +71,7 @@ def live_teacher(model: Model, bn: str) -> tuple[Callable[[Tree, jax.Array], jax
     """A teacher that describes each query view inside the step.
 
     Args:
-        model: the teacher.
+        model: the teacher; of a student that teaches, the relational feature.
         bn: what its batch norm uses, `running` (statistics) or `batch`.
 
     Returns:
@@ -89,7 +89,7 @@ def live_teacher(model: Model, bn: str) -> tuple[Callable[[Tree, jax.Array], jax
     graph, arrays = nnx.split(module)
 
     def describe(arrays: Tree, images: jax.Array) -> jax.Array:
-        return nnx.merge(graph, arrays)(images)[1]
+        return nnx.merge(graph, arrays)(images)[0]
 
     return describe, nnx.as_pure(arrays)
 
