@@ -78,9 +78,8 @@ def train_and_evaluate(
     record.begin(workdir, config.to_dict(), FREE, images.fingerprint())
 
     objective = Objective(**config.objective)
-    wants_teacher = objective.kld_lambda > 0 or objective.regress_lambda > 0
     teacher = Teacher(images)
-    if wants_teacher:
+    if objective.kld_lambda + objective.regress_lambda + objective.compress_lambda > 0:
         teacher = make_teacher(config.teacher, images, workdir)
     images, feature_dim = teacher.images, teacher.feature_dim
 
