@@ -101,7 +101,7 @@ def base_config(
 
     config.teacher = ml_collections.ConfigDict()
     # A model: sscd-onnx, sscd-torchvision:PATH, an export folder; sscd takes whichever is at hand. onnxruntime:PATH, or
-    # onnxruntime alone, leaves an ONNX file to onnxruntime on the host, where a CPU runs the quantised SSCD far quicker.
+    # onnxruntime alone, leaves an ONNX file to onnxruntime on the host, where a CPU runs the quantised SSCD far faster.
     config.teacher.model = "sscd"
     # What batch norm uses: running (statistics) or batch.
     config.teacher.bn = "running"

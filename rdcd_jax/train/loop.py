@@ -31,18 +31,22 @@ from rdcd_jax.train.step import Objective, make_train_step
 from rdcd_jax.train.teacher import Teacher, make_teacher
 from rdcd_jax.weights.library import Model, evaluation_mode, export_model, load_model
 
-# Fields that say how a run is watched and stored, not what it computes: they may change when it is continued.
-FREE = (
+# Fields that say how a run is watched and stored, not what comes of it.
+WATCHING = (
     "devices",
     "data.workers",
     "data.keep",
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "evaluate.every",
+)
+# Fields that may change when a run is continued: these, how far it goes, and what it is judged by.
+FREE = (
+    *WATCHING,
     "schedule.max_steps",
     "evaluate.data",
     "evaluate.training",
-    "evaluate.every",
     "evaluate.image_size",
     "evaluate.codecs",
 )
