@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from toy import CONFIGS, add_toys, make_pictures
@@ -11,8 +12,11 @@ from toy import CONFIGS, add_toys, make_pictures
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.descriptors import Descriptors, write_descriptors
 from rdcd_jax.train.check import check_config
+from rdcd_jax.train.config import load_config
+from rdcd_jax.train.loop import train_and_evaluate
 from rdcd_jax.train.results import Result, portable, read_results
 from rdcd_jax.train.sweep import load_sweep
+from rdcd_jax.weights.library import load_model
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 CONFIG = """
@@ -237,6 +241,20 @@ def test_baselines_cover_the_paper_s_table():
     for config, *_ in methods.values():
         assert (config.batch_size, config.queue.size, config.bank.size) == (64, 2286, 2286)
         assert config.evaluate.codecs == "Flat;PCAW128,L2norm,Flat"
+
+
+@pytest.mark.parametrize("method", ["rsd", "compress"])
+def test_smoke_variants_of_baselines_train(method, toys, pictures, features, tmp_path):
+    arg = f"smoke,method={method},dim=4,pictures=40,data={pictures}"
+    config = load_config(f"{CONFIGS / 'baselines.py'}:{arg}", [])
+    config.student.network = "toy"
+    config.teacher.features = str(features)
+    config.evaluate.image_size = 32
+    config.schedule.max_steps = 2
+    # optax's own AdamW mixes dtypes.
+    with jax.numpy_dtype_promotion("standard"):
+        assert int(train_and_evaluate(config, tmp_path).step) == 2
+    assert load_model(str(tmp_path / "export")).dim == 4
 
 
 def test_an_unknown_method_is_refused():
