@@ -46,7 +46,11 @@ def settings(results: list[Result]) -> tuple[dict[str, str], list[str]]:
     """What was set for all runs alike, and the names of what varies; seeds apart."""
     names = dict.fromkeys(name for result in results for name in result.overrides)
     names.pop("seed", None)
-    values = {name: {setting(result, name) for result in results} for name in names}
+    # What was not trained has no such settings, but those it tells of.
+    values = {
+        name: {setting(each, name) for each in results if each.steps or name in each.overrides}
+        for name in names
+    }
     alike = {name: found.pop() for name, found in values.items() if len(found) == 1}
     return alike, [name for name in names if name not in alike]
 

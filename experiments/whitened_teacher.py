@@ -43,7 +43,7 @@ def whitened(descriptors: pathlib.Path, benchmark: pathlib.Path, dim: int) -> Re
     about = environment()
     return Result(
         name=f"whitened-{dim}",
-        overrides={"method": "whitened teacher", "dim": str(dim)},
+        overrides={"method": "whitened teacher", "student.dim": dim},
         seed=None,
         config={"teacher": {"model": training.model}, "student": {"dim": dim}},
         training_pictures=len(training),

@@ -1,5 +1,6 @@
 """Sweeps from a config file to result files, tables and plots, with the toy student."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -290,7 +291,7 @@ def made_up(method, seed, value, pictures=1000, steps=100):
         name=f"{method}{seed}{pictures}",
         overrides={"method": method, "seed": seed, "data": f"train{pictures}", "lr": "0.1"},
         seed=seed,
-        config={"seed": seed, "batch_size": 64},
+        config={"seed": seed, "batch_size": 64, "student": {"dim": 8}},
         training_pictures=pictures,
         steps=steps,
         training_seconds=60.0 * steps,
@@ -333,6 +334,14 @@ def test_tables_and_plots_come_from_the_files(tmp_path, capsys):
     assert len(lines) == 4 + 3
     # They vary in the number of pictures, and in nothing else.
     assert [path.name for path in tmp_path.glob("*.png")] == ["uap_by_pictures.png"]
+    # What is only evaluated adds a row, and columns of its own alone.
+    untrained = dataclasses.replace(
+        made_up("teacher", None, 0.8, pictures=10, steps=0),
+        overrides={"method": "teacher", "student.dim": 8},
+    )
+    lines = tables.table([*results, untrained]).splitlines()
+    assert lines[0].endswith("The same in all: lr = 0.1, student.dim = 8.")
+    assert lines[-1] == "| teacher |  | Flat | 1 | 10 | 0 | 0.0 | 80.00 | 70.00 |"
     curves = tables.curves(results, "training_pictures", tables.DATA | tables.LENGTH)
     (points,) = curves.values()
     np.testing.assert_allclose(points, [(1000, 70, 0), (4000, 70, 0)])
@@ -369,7 +378,7 @@ def test_whitened_teacher_writes_results_of_the_same_kind(disc, tmp_path, capsys
     words = [str(tmp_path / "d"), str(disc), str(tmp_path / "out"), "--dims"]
     assert main([*words, "4", "8"]) == 0
     results = read_results(tmp_path / "out")
-    assert [result.overrides["dim"] for result in results] == ["4", "8"]
+    assert [result.overrides["student.dim"] for result in results] == [4, 8]
     assert [row["codec"] for row in results[0].figures] == ["PCAW4,L2norm,Flat"] * 2
     assert results[0].training_pictures == 30
     assert main([*words, "64"]) == 1
