@@ -123,6 +123,7 @@ def base_config(
     config.objective.entropy_lambda = 30.0
     config.objective.sscd_temperature = 0.05
     config.objective.regress_lambda = 0.0
+    config.objective.compress_lambda = 0.0
     config.objective.key_momentum = 0.99
 
     config.optimizer = ml_collections.ConfigDict()

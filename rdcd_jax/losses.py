@@ -54,24 +54,34 @@ def hard_negative(query: jax.Array, queue: jax.Array, *, floor: float = 1e-3) ->
 
 
 def relational_kl(
-    student: jax.Array, teacher: jax.Array, bank: jax.Array, *, temperature: float
+    student: jax.Array,
+    teacher: jax.Array,
+    bank: jax.Array,
+    *,
+    temperature: float,
+    student_bank: jax.Array | None = None,
 ) -> jax.Array:
-    """How far the student's relations to a bank of teacher features are from the teacher's own.
+    """How far the student's relations to a bank are from the teacher's own.
 
     Args:
-        student: [B, F] relational features of the query views.
+        student: [B, F] relational features of the query views; of any size [B, D] with a bank of its own.
         teacher: [B, F] teacher features of the same views. Takes no gradient.
         bank: [K, F] past teacher features. Takes no gradient.
         temperature: of both softmaxes (0.04 in the paper).
+        student_bank: [K, D] the student's own descriptors, row i of the picture of the bank's row i, for the student to
+            be compared with; the bank itself where not given. Takes no gradient.
 
     Returns:
-        Scalar, batch mean of KL(softmax(teacher . bank / T) || softmax(student . bank / T)).
+        Scalar, batch mean of KL(softmax(teacher . bank / T) || softmax(student . student_bank / T)).
 
-    Source: RDCD's relational self-supervised distillation, in CompRess's single-queue form (Koohpayegani et al. 2020).
+    Source: RDCD's relational self-supervised distillation, in CompRess's single-queue form (Koohpayegani et al. 2020);
+    with `student_bank` its two-queue form. SEED (Fang et al. 2021) has the same loss, with one queue and a temperature
+    for each side.
     """
-    teacher, bank = jax.lax.stop_gradient((teacher, bank))
+    student_bank = bank if student_bank is None else student_bank
+    teacher, bank, student_bank = jax.lax.stop_gradient((teacher, bank, student_bank))
     targets = jax.nn.log_softmax(_product(teacher, bank.T) / temperature)
-    predictions = jax.nn.log_softmax(_product(student, bank.T) / temperature)
+    predictions = jax.nn.log_softmax(_product(student, student_bank.T) / temperature)
     return jnp.mean(optax.losses.kl_divergence_with_log_targets(predictions, targets))
 
 

@@ -147,7 +147,8 @@ def test_missing_config_file_is_refused():
         ),
         ("student.dtype", "float16", r"config\.student\.dtype is 'float16'"),
         ("student.projector", "white", r"config\.student\.projector is 'white'"),
-        ("student.projector", "whitened", "only these two train the projector"),
+        ("student.projector", "whitened", "only these train the projector"),
+        ("objective.compress_lambda", -1.0, r"config\.objective\.compress_lambda is -1"),
         ("teacher.bn", "none", r"config\.teacher\.bn is 'none'; use one of running, batch"),
         ("data.train", "", r"config\.data\.train is empty"),
         ("data.policy", "WILD", "WILD.*ADVANCED"),
@@ -168,6 +169,19 @@ def test_an_objective_without_a_term_is_refused():
     with pytest.raises(UserError, match=r"config\.objective has no term"):
         check_config(toy_config("x", **nothing))
     check_config(toy_config("x", **nothing, **{"objective.sscd_lambda": 1.0}))
+
+
+def test_compress_needs_queue_and_bank_of_one_size():
+    alone = {"objective.moco_lambda": 0.0, "objective.kld_lambda": 0.0}
+    alone["objective.compress_lambda"] = 1.0
+    check_config(toy_config("x", **alone))
+    match = r"config\.queue\.size is 24 and config\.bank\.size 32, .* give both one size"
+    with pytest.raises(UserError, match=match):
+        check_config(toy_config("x", **alone, **{"bank.size": 32}))
+    with pytest.raises(UserError, match=r"config\.queue\.size is 4, smaller than"):
+        check_config(toy_config("x", **alone, **{"queue.size": 4, "bank.size": 4}))
+    with pytest.raises(UserError, match="only these train the projector"):
+        check_config(toy_config("x", **alone, **{"student.projector": "whitened"}))
 
 
 def test_a_buffer_that_nothing_uses_may_be_small():

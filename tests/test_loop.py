@@ -376,6 +376,8 @@ def test_evaluation_during_a_run(toys, pictures, features, tmp_path):
         ({"sscd_lambda": 0.5}, {"sscd_info_nce", "entropy"} | LOSSES),
         ({"regress_lambda": 2.0}, {"regression"} | LOSSES),
         ({"kld_lambda": 0.0}, {"info_nce", "hard_negative"}),
+        ({"compress_lambda": 1.0, "moco_lambda": 0.0, "kld_lambda": 0.0}, {"compress_kl"}),
+        ({"compress_lambda": 0.5}, {"compress_kl"} | LOSSES),
     ],
 )
 def test_other_objectives_train(toys, pictures, features, tmp_path, changes, names):
@@ -385,7 +387,8 @@ def test_other_objectives_train(toys, pictures, features, tmp_path, changes, nam
     known = names | {"step", "loss", "learning_rate", "images_per_second"}
     for row in metrics_of(tmp_path):
         assert known <= row.keys() <= known | STATISTICS
-    fresh = split(make_student(config, 16 if "relational_kl" in names else 512))[1]
+    taught = bool(names & {"relational_kl", "compress_kl"})
+    fresh = split(make_student(config, 16 if taught else 512))[1]
     assert any(
         np.any(a != b)
         for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(fresh), strict=True)

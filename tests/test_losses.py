@@ -94,6 +94,30 @@ def test_relational_kl(vectors, precision, case):
             np.testing.assert_allclose(bank, expected, rtol=0, atol=rtol)
 
 
+def test_relational_kl_with_a_bank_for_each_side():
+    # Dyadic numbers, so that float32 holds the inputs exactly.
+    student = np.array([[0.5, -0.25], [1.0, 0.75], [-0.5, 0.5]])
+    own = np.array([[1.0, 0.0], [0.25, -1.0], [0.5, 0.5], [-0.75, 0.125]])
+    teacher = np.array([[0.5, 0.0, 1.0], [-1.0, 0.25, 0.5], [0.125, 0.75, -0.5]])
+    bank = np.array([[0.0, 1.0, 0.5], [0.5, 0.5, 0.0], [-0.5, 0.0, 1.0], [1.0, -1.0, 0.25]])
+
+    def softmax(x):
+        return np.exp(x) / np.exp(x).sum(1, keepdims=True)
+
+    p, q = softmax(teacher @ bank.T / 0.25), softmax(student @ own.T / 0.25)
+    golden = np.mean(np.sum(p * np.log(p / q), axis=1))
+
+    def loss(student, teacher, bank, own):
+        return losses.relational_kl(student, teacher, bank, temperature=0.25, student_bank=own)
+
+    arrays = [jnp.asarray(x, jnp.float32) for x in (student, teacher, bank, own)]
+    np.testing.assert_allclose(loss(*arrays), golden, rtol=1e-6)
+    gradient, *others = jax.grad(loss, argnums=(0, 1, 2, 3))(*arrays)
+    np.testing.assert_allclose(gradient, (q - p) @ own / 0.25 / 3, rtol=1e-5)
+    for each in others:
+        np.testing.assert_array_equal(each, 0)
+
+
 @pytest.mark.parametrize("case", range(4))
 def test_sscd(vectors, precision, case):
     name, dtype, rtol, gtol = precision

@@ -203,3 +203,23 @@ def test_bank_may_include_the_batch(vectors):
         state, step, _ = toy_run(data, jnp.float32, bank_includes_batch=include)
         losses.append(float(step(state, None, batch, jax.random.key(0))[1]["relational_kl"]))
     assert losses[1] != pytest.approx(losses[0], rel=1e-3)
+
+
+def test_compress_compares_rows_of_the_same_pictures(vectors):
+    data = vectors("e_trajectory")
+    changes = {"moco_lambda": 0.0, "kld_lambda": 0.0, "compress_lambda": 2.0}
+    state, step, _ = toy_run(data, jnp.float32, **changes)
+    state = state.replace(bank=jnp.concatenate([state.bank, state.bank[:2]]))
+    batch = toy_batch(data, 0, jnp.float32)
+    after, metrics = step(state, None, batch, jax.random.key(0))
+    assert not metrics.keys() & {"info_nce", "relational_kl"}
+    assert float(metrics["compress_kl"]) > 0
+    np.testing.assert_allclose(metrics["loss"], metrics["compress_kl"], rtol=1e-6)
+    size = len(batch["teacher"])
+    np.testing.assert_array_equal(after.bank[:size], batch["teacher"])
+    # The very keys that MoCo would have put there.
+    _, contrast, _ = toy_run(data, jnp.float32, kld_lambda=0.0)
+    keys = contrast(state, None, batch, jax.random.key(0))[0].queue
+    np.testing.assert_allclose(after.queue, keys, atol=1e-6)
+    np.testing.assert_array_equal(after.queue[size:], state.queue[size:])
+    assert int(after.queue_position) == int(after.bank_position) == size

@@ -56,6 +56,7 @@ _NOT_NEGATIVE = (
     "objective.sscd_lambda",
     "objective.entropy_lambda",
     "objective.regress_lambda",
+    "objective.compress_lambda",
     "student.calibrate",
     "optimizer.weight_decay",
 )
@@ -109,24 +110,34 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"config.objective.key_momentum is {config.objective.key_momentum}; it lies between 0 and 1."
         )
-    used = {"queue": config.objective.moco_lambda, "bank": config.objective.kld_lambda}
+    objective = config.objective
+    used = {
+        "queue": objective.moco_lambda + objective.compress_lambda,
+        "bank": objective.kld_lambda + objective.compress_lambda,
+    }
     for name, weight in used.items():
         if weight and config[name].size < config.batch_size:
             raise UserError(
                 f"config.{name}.size is {config[name].size}, smaller than config.batch_size = {config.batch_size};"
                 f" a {name} holds at least one batch."
             )
-    objective = config.objective
-    on_descriptor = objective.moco_lambda + objective.sscd_lambda > 0
+    if objective.compress_lambda and config.queue.size != config.bank.size:
+        raise UserError(
+            f"config.queue.size is {config.queue.size} and config.bank.size {config.bank.size}, but"
+            " objective.compress_lambda compares them row by row; give both one size."
+        )
+    on_descriptor = objective.moco_lambda + objective.sscd_lambda + objective.compress_lambda > 0
     if not on_descriptor and not objective.kld_lambda + objective.regress_lambda > 0:
         raise UserError(
-            "config.objective has no term: set moco_lambda, sscd_lambda, kld_lambda or regress_lambda above 0."
+            "config.objective has no term: set moco_lambda, sscd_lambda, kld_lambda, regress_lambda or compress_lambda"
+            " above 0."
         )
     if on_descriptor == (config.student.projector == "whitened"):
         raise UserError(
             f"config.student.projector is {config.student.projector!r} with objective.moco_lambda"
-            f" {objective.moco_lambda} and sscd_lambda {objective.sscd_lambda}: only these two train the projector, so"
-            " use 'learned' with one of them, and 'whitened' without."
+            f" {objective.moco_lambda}, sscd_lambda {objective.sscd_lambda} and compress_lambda"
+            f" {objective.compress_lambda}: only these train the projector, so use 'learned' with one of them, and"
+            " 'whitened' without."
         )
     if not value["data.train"]:
         raise UserError("config.data.train is empty; give a folder of pictures, as data=FOLDER.")
@@ -155,11 +166,16 @@ def _check_views(config: ml_collections.ConfigDict) -> None:
             " other; their sum is at most 1."
         )
     objective = config.objective
-    others = objective.moco_lambda + objective.kld_lambda + objective.regress_lambda
+    others = (
+        objective.moco_lambda
+        + objective.kld_lambda
+        + objective.regress_lambda
+        + objective.compress_lambda
+    )
     if mixed and (others or not objective.sscd_lambda):
         raise UserError(
             "config.data.mixup and cutmix need SSCD's objective alone, whose targets may be soft: set"
-            " objective.sscd_lambda above 0, and moco_lambda, kld_lambda and regress_lambda to 0."
+            " objective.sscd_lambda above 0, and moco_lambda, kld_lambda, regress_lambda and compress_lambda to 0."
         )
 
 

@@ -43,7 +43,7 @@ def load_config(config: str, overrides: list[str]) -> ml_collections.ConfigDict:
     path = pathlib.Path(config.partition(":")[0])
     if not path.is_file():
         raise UserError(f"{path}: there is no such config file; the project's are in configs/.")
-    with _importable(path.resolve().parent.parent):
+    with importable(path.resolve().parent.parent):
         fields = flat(_parsed(config, []).to_dict())
         for word in overrides:
             name = word.removeprefix("--config.").partition("=")[0]
@@ -73,7 +73,7 @@ def _parsed(config: str, overrides: list[str]) -> ml_collections.ConfigDict:
 
 
 @contextlib.contextmanager
-def _importable(folder: pathlib.Path):
+def importable(folder: pathlib.Path):
     """Lets configs import each other as `configs.NAME`."""
     sys.path.insert(0, str(folder))
     try:

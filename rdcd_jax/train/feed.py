@@ -29,7 +29,8 @@ def picture_size(config: ml_collections.ConfigDict) -> int:
 
 def views_per_picture(config: ml_collections.ConfigDict) -> int:
     """Two where a term compares views."""
-    return 2 if config.objective.moco_lambda > 0 or config.objective.sscd_lambda > 0 else 1
+    objective = config.objective
+    return 2 if objective.moco_lambda + objective.sscd_lambda + objective.compress_lambda > 0 else 1
 
 
 def make_views(config: ml_collections.ConfigDict) -> Callable[[Batch, jax.Array], Batch] | None:

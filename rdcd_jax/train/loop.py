@@ -31,18 +31,22 @@ from rdcd_jax.train.step import Objective, make_train_step
 from rdcd_jax.train.teacher import Teacher, make_teacher
 from rdcd_jax.weights.library import Model, evaluation_mode, export_model, load_model
 
-# Fields that say how a run is watched and stored, not what it computes: they may change when it is continued.
-FREE = (
+# Fields that say how a run is watched and stored, not what comes of it.
+WATCHING = (
     "devices",
     "data.workers",
     "data.keep",
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "evaluate.every",
+)
+# Fields that may change when a run is continued: these, how far it goes, and what it is judged by.
+FREE = (
+    *WATCHING,
     "schedule.max_steps",
     "evaluate.data",
     "evaluate.training",
-    "evaluate.every",
     "evaluate.image_size",
     "evaluate.codecs",
 )
@@ -78,9 +82,8 @@ def train_and_evaluate(
     record.begin(workdir, config.to_dict(), FREE, images.fingerprint())
 
     objective = Objective(**config.objective)
-    wants_teacher = objective.kld_lambda > 0 or objective.regress_lambda > 0
     teacher = Teacher(images)
-    if wants_teacher:
+    if objective.kld_lambda + objective.regress_lambda + objective.compress_lambda > 0:
         teacher = make_teacher(config.teacher, images, workdir)
     images, feature_dim = teacher.images, teacher.feature_dim
 

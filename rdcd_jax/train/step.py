@@ -24,22 +24,26 @@ class Objective:
 
     total = moco_lambda * (InfoNCE + hn_lambda * hard negative) + kld_lambda * relational KL
             + sscd_lambda * (SSCD's InfoNCE + entropy_lambda * entropy term) + regress_lambda * regression
+            + compress_lambda * relational KL of the descriptor
 
-    RDCD has the first two; the others are SSCD's own objective and a regression of the teacher's feature, for warm
-    starts and baselines. A term of weight 0 is left out of the computation; without `moco_lambda` there is no key
-    encoder at work, and with `sscd_lambda` the student itself describes both views.
+    RDCD has the first two; the others are SSCD's own objective, a regression of the teacher's feature, and a
+    distillation of the compact descriptor itself, for warm starts and baselines. A term of weight 0 is left out of the
+    computation; without `moco_lambda` and `compress_lambda` there is no key encoder at work, and with `sscd_lambda` the
+    student itself describes both views.
 
     Attributes:
         moco_lambda: weight of the two terms on the compact descriptor.
         hn_lambda: weight of the hard-negative term within them.
         temperature: of InfoNCE.
         kld_lambda: weight of the relational KL on the wide feature.
-        kld_temperature: of its softmaxes.
+        kld_temperature: of the softmaxes of a relational KL.
         bank_includes_batch: puts the batch's own teacher features in front of the bank.
         sscd_lambda: weight of the two terms on the descriptors of both views within the batch.
         entropy_lambda: weight of the entropy term within them (30 in SSCD).
         sscd_temperature: of SSCD's InfoNCE.
         regress_lambda: weight of 1 - <feature, teacher's feature>.
+        compress_lambda: weight of the relational KL between the descriptor against the queue of past keys and the
+            teacher's feature against the bank; row i of either is of the same picture, so both have one size.
         key_momentum: m of the key encoder's moving average.
     """
 
@@ -53,6 +57,7 @@ class Objective:
     entropy_lambda: float = 30.0
     sscd_temperature: float = 0.05
     regress_lambda: float = 0.0
+    compress_lambda: float = 0.0
     key_momentum: float = 0.99
 
 
@@ -88,10 +93,10 @@ def make_train_step(
 
     Returns:
         A function of the state, the teacher's arrays, a batch and the run's dropout key that gives the
-        next state and scalar metrics. The batch holds `query` views and (with `moco_lambda` or
-        `sscd_lambda`) `key` views, uint8 [B, H, W, 3], optionally `teacher` [B, F], and where views are mixed the
-        `targets` of `losses.sscd_info_nce` [2 B, B]. B is the global batch: under a jit over a
-        mesh BatchNorm is synchronised.
+        next state and scalar metrics. The batch holds `query` views and (with `moco_lambda`,
+        `compress_lambda` or `sscd_lambda`) `key` views, uint8 [B, H, W, 3], optionally `teacher` [B, F], and where
+        views are mixed the `targets` of `losses.sscd_info_nce` [2 B, B]. B is the global batch: under a jit over a mesh
+        BatchNorm is synchronised.
 
     Source: RDCD, section 3 and its training code for the order of things: the key encoder moves first, the losses see
     queue and bank as they were before this batch, and the batch is enqueued last.
@@ -100,6 +105,9 @@ def make_train_step(
     relate = objective.kld_lambda > 0
     regress = objective.regress_lambda > 0
     repeat = objective.sscd_lambda > 0
+    compress = objective.compress_lambda > 0
+    # What keeps the key encoder and its queue, and the teacher's bank, at work.
+    keyed, banked = contrast or compress, relate or compress
 
     def loss(params, state, images, targets, key_descriptor, teacher_feature, rng):
         feature, descriptor, batch_stats = forward(student, params, state.batch_stats, images, rng)
@@ -122,6 +130,7 @@ def make_train_step(
             hard = objective.hn_lambda * losses.hard_negative(descriptor, state.queue)
             total += objective.moco_lambda * (info_nce + hard)
             metrics |= {"info_nce": info_nce, "hard_negative": hard}
+        if keyed:
             metrics |= descriptor_statistics(descriptor, key_descriptor, state.queue)
         if relate:
             bank = state.bank
@@ -136,6 +145,15 @@ def make_train_step(
             distance = 1 - jnp.mean(jnp.sum(feature * teacher_feature, axis=-1))
             total += objective.regress_lambda * distance
             metrics["regression"] = objective.regress_lambda * distance
+        if compress:
+            metrics["compress_kl"] = objective.compress_lambda * losses.relational_kl(
+                descriptor,
+                teacher_feature,
+                state.bank,
+                temperature=objective.kld_temperature,
+                student_bank=state.queue,
+            )
+            total += metrics["compress_kl"]
         return total, (metrics, batch_stats)
 
     def step(
@@ -148,7 +166,7 @@ def make_train_step(
 
         # 1. The momentum encoder moves towards the student, then describes the key view in training mode.
         changes, key_descriptor = {}, None
-        if contrast:
+        if keyed:
             key_params = optax.incremental_update(
                 state.params, state.key_params, 1 - objective.key_momentum
             )
@@ -159,7 +177,7 @@ def make_train_step(
 
         # 2. The teacher sees the query view only.
         teacher_feature = None
-        if relate or regress:
+        if banked or regress:
             teacher_feature = (
                 batch["teacher"] if "teacher" in batch else describe_teacher(teacher, images)
             )
@@ -181,10 +199,10 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
 
         # 4. Only now this batch enters queue and bank.
-        if contrast:
+        if keyed:
             queue, position = enqueue(state.queue, key_descriptor, state.queue_position)
             changes |= {"queue": queue, "queue_position": position}
-        if relate:
+        if banked:
             bank, position = enqueue(state.bank, teacher_feature, state.bank_position)
             changes |= {"bank": bank, "bank_position": position}
 
