@@ -229,14 +229,20 @@ def _evaluate(options, rest) -> None:
 
 
 def print_rows(rows) -> None:
-    """Prints a DISC table, figures in percent."""
+    """Prints a DISC table, figures in percent, and the score from which on nine of ten matches are true."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("codec", "score norm", "µAP", "accuracy@1", "recall@P90")
+    table = Table("codec", "score norm", "µAP", "accuracy@1", "recall@P90", "score there")
     for row in rows:
         codec, norm, *values = row.cells().values()
-        table.add_row(codec, norm, *("-" if v is None else f"{100 * v:.1f}" for v in values))
+        threshold = row.metrics.threshold_at_p90
+        table.add_row(
+            codec,
+            norm,
+            *("-" if v is None else f"{100 * v:.1f}" for v in values),
+            "-" if threshold is None else f"{threshold:.3f}",
+        )
     Console(width=100 if not sys.stdout.isatty() else None).print(table)
 
 
