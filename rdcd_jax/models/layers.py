@@ -84,8 +84,23 @@ class BatchNorm(nnx.BatchNorm):
     Differs from `nnx.BatchNorm` in nothing else; `momentum` is flax's, 1 - torch's.
     """
 
-    def __init__(self, channels: int, *, momentum: float = 0.9, dtype=None, rngs: nnx.Rngs):
-        super().__init__(channels, momentum=momentum, epsilon=1e-5, dtype=dtype, rngs=rngs)
+    def __init__(
+        self,
+        channels: int,
+        *,
+        momentum: float = 0.9,
+        scale_init: nnx.Initializer = jax.nn.initializers.ones,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            channels,
+            momentum=momentum,
+            epsilon=1e-5,
+            scale_init=scale_init,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises x [B, H, W, C] per channel; in training mode also moves `mean` and `var`."""

@@ -22,7 +22,7 @@ _CHOICES = {
     "data.views": ("host", "device"),
     "data.keep": ("", "host", "device"),
     "student.dtype": ("float32", "bfloat16"),
-    "student.projector": ("learned", "whitened"),
+    "student.projector": ("learned", "whitened", "none"),
     "teacher.bn": ("running", "batch"),
     "optimizer.name": ("sgd", "adamw", "lars"),
 }
@@ -122,11 +122,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             "config.objective has no term: set moco_lambda, sscd_lambda, kld_lambda or regress_lambda above 0."
         )
-    if on_descriptor == (config.student.projector == "whitened"):
+    projector = config.student.projector
+    if projector != "none" and on_descriptor == (projector == "whitened"):
         raise UserError(
-            f"config.student.projector is {config.student.projector!r} with objective.moco_lambda"
+            f"config.student.projector is {projector!r} with objective.moco_lambda"
             f" {objective.moco_lambda} and sscd_lambda {objective.sscd_lambda}: only these two train the projector, so"
-            " use 'learned' with one of them, and 'whitened' without."
+            " use 'learned' with one of them, 'whitened' without, or 'none'."
         )
     if not value["data.train"]:
         raise UserError("config.data.train is empty; give a folder of pictures, as data=FOLDER.")
