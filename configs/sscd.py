@@ -1,7 +1,7 @@
 """SSCD as published: InfoNCE within a large batch with an entropy term, no teacher, no queue and no projector.
 
 The wide linear head gives the descriptor itself. ResNet-50 starts as published (the residual branches at 0, see
-rdcd_jax/models/resnet.py); SSCD trains no EfficientNet, which keeps torchvision's initial weights and dropout.
+rdcd_jax/models/resnet.py). The published code has no EfficientNet: it keeps torchvision's initial weights and dropout.
 
 --config=configs/sscd.py:student=resnet50,dim=512,data=FOLDER
 --config=configs/sscd.py:student=efficientnet_b0,dim=128,entropy=10,data=FOLDER --config.batch_size=512

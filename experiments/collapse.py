@@ -1,6 +1,6 @@
 """Whether SSCD's entropy term prevents collapse: one student, trained with it at several weights.
 
-    python experiments/collapse.py BENCHMARK OUT [--train SOURCE] [--weights 0 30] [--epochs 2]
+    python experiments/collapse.py BENCHMARK OUT [--train SOURCE] [--weights 0 30] [--steps 100]
 
 BENCHMARK is a DISC-shaped folder (minidisc); only its training pictures are trained on. SOURCE is the same pictures
 where they are read faster (packed shards). OUT keeps the runs, which continue where they were stopped. Everything but
@@ -50,14 +50,14 @@ def run_config(options: argparse.Namespace, weight: float):
     config.student.dropout = False
     config.student.calibrate = 1024
     config.image_size = 48
-    config.batch_size = 128
+    config.batch_size = 64
     config.data.policy = "MILD"
     config.data.mixup = config.data.cutmix = 0.0
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 4e-3
+    config.optimizer.learning_rate = 8e-3
     config.optimizer.weight_decay = 0.05
-    config.schedule.epochs = options.epochs
-    config.schedule.warmup_epochs = 0
+    config.schedule.epochs, config.schedule.warmup_epochs = 1, 0
+    config.schedule.max_steps = options.steps
     config.log_every = 10
     config.checkpoint_every = 50
     config.evaluate.data = str(options.benchmark)
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--train", help="default: the benchmark's training pictures")
     parser.add_argument("--weights", type=float, nargs="+", default=(0.0, 30.0))
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=100, help="of each run")
     options = parser.parse_args()
     options.train = options.train or str(options.benchmark / "train")
     paths = find_images(options.benchmark / "train").paths[::3][:3000]
@@ -133,6 +133,8 @@ def main() -> None:
         workdir = options.out / name.replace(" ", "_")
         state = train_and_evaluate(config, workdir)
         folders[name] = workdir / "evaluations" / str(int(state.step))
+        if not folders[name].is_dir():
+            raise SystemExit(f"{name} was stopped; start again to continue it.")
     found = {name: figures(folder) for name, folder in folders.items()}
     config = config.to_dict()
     write_json(

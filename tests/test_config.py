@@ -147,7 +147,7 @@ def test_missing_config_file_is_refused():
         ),
         ("student.dtype", "float16", r"config\.student\.dtype is 'float16'"),
         ("student.projector", "white", r"config\.student\.projector is 'white'"),
-        ("student.projector", "whitened", "only these two train the projector"),
+        ("student.projector", "whitened", "only these two train the projector.*or 'none'"),
         ("teacher.bn", "none", r"config\.teacher\.bn is 'none'; use one of running, batch"),
         ("data.train", "", r"config\.data\.train is empty"),
         ("data.policy", "WILD", "WILD.*ADVANCED"),
@@ -168,6 +168,15 @@ def test_an_objective_without_a_term_is_refused():
     with pytest.raises(UserError, match=r"config\.objective has no term"):
         check_config(toy_config("x", **nothing))
     check_config(toy_config("x", **nothing, **{"objective.sscd_lambda": 1.0}))
+
+
+def test_a_learned_projector_needs_a_term():
+    changes = {"objective.moco_lambda": 0.0}
+    with pytest.raises(UserError, match="projector is 'learned' with objective.moco_lambda 0.0"):
+        check_config(toy_config("x", **changes))
+    for projector in ("whitened", "none"):
+        check_config(toy_config("x", **changes, **{"student.projector": projector}))
+    check_config(toy_config("x", **{"student.projector": "none"}))
 
 
 def test_a_buffer_that_nothing_uses_may_be_small():

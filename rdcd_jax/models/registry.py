@@ -10,7 +10,8 @@ from flax import nnx
 from rdcd_jax.errors import UserError
 from rdcd_jax.models.descriptor import DescriptorNet
 from rdcd_jax.models.efficientnet import EfficientNetB0
-from rdcd_jax.models.resnet import ResNet50, torch_linear
+from rdcd_jax.models.layers import torch_linear
+from rdcd_jax.models.resnet import ResNet50
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,18 +11,6 @@ WIDTHS = (64, 128, 256, 512)
 EXPANSION = 4
 
 
-def torch_linear(features_in: int, features_out: int, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer with torch's default initialisation: weight and bias uniform in +-1/sqrt(features_in)."""
-    bound = features_in**-0.5
-    return nnx.Linear(
-        features_in,
-        features_out,
-        kernel_init=nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-        bias_init=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
-        rngs=rngs,
-    )
-
-
 class Bottleneck(nnx.Module):
     """1x1, 3x3 (with the stride), 1x1, and a residual, whose branch starts at 0.
 
