@@ -1,6 +1,6 @@
 """Whether SSCD's entropy term prevents collapse: one student, trained with it at several weights.
 
-    python experiments/collapse.py BENCHMARK OUT [--train SOURCE] [--weights 0 30] [--steps 100]
+    python experiments/collapse.py BENCHMARK OUT [--train SOURCE] [--weights 0 3 10 30] [--steps 100]
 
 BENCHMARK is a DISC-shaped folder (minidisc); only its training pictures are trained on. SOURCE is the same pictures
 where they are read faster (packed shards). OUT keeps the runs, which continue where they were stopped. Everything but
@@ -56,7 +56,9 @@ def run_config(options: argparse.Namespace, weight: float):
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 8e-3
     config.optimizer.weight_decay = 0.05
-    config.schedule.epochs, config.schedule.warmup_epochs = 1, 0
+    steps_per_epoch = len(find_images(options.train)) // config.batch_size
+    config.schedule.epochs = -(-options.steps // steps_per_epoch)
+    config.schedule.warmup_epochs = 0
     config.schedule.max_steps = options.steps
     config.log_every = 10
     config.checkpoint_every = 50
@@ -70,7 +72,7 @@ def run_config(options: argparse.Namespace, weight: float):
 def start(config, options: argparse.Namespace) -> pathlib.Path:
     """Evaluates the student before its training."""
     folder = options.out / "start"
-    if not (folder / "predictions.csv").is_file():
+    if not is_evaluated(folder):
         module = evaluation_mode(make_student(config, DIM))
         model = Model("start", config.student.network, module, config.evaluate.image_size)
         calibrate_batch_norm(model, find_images(config.data.train), config.student.calibrate)
@@ -78,6 +80,11 @@ def start(config, options: argparse.Namespace) -> pathlib.Path:
             model, options.benchmark, folder, training=config.evaluate.training, codecs="Flat"
         )
     return folder
+
+
+def is_evaluated(folder: pathlib.Path) -> bool:
+    """Whether an evaluation is there, whose last file this is."""
+    return (folder / "predictions.csv").is_file()
 
 
 def figures(folder: pathlib.Path) -> dict:
@@ -118,7 +125,7 @@ def main() -> None:
     parser.add_argument("benchmark", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--train", help="default: the benchmark's training pictures")
-    parser.add_argument("--weights", type=float, nargs="+", default=(0.0, 30.0))
+    parser.add_argument("--weights", type=float, nargs="+", default=(0.0, 3.0, 10.0, 30.0))
     parser.add_argument("--steps", type=int, default=100, help="of each run")
     options = parser.parse_args()
     options.train = options.train or str(options.benchmark / "train")
@@ -131,9 +138,10 @@ def main() -> None:
     folders = {"start": start(next(iter(configs.values())), options)}
     for name, config in configs.items():
         workdir = options.out / name.replace(" ", "_")
-        state = train_and_evaluate(config, workdir)
-        folders[name] = workdir / "evaluations" / str(int(state.step))
-        if not folders[name].is_dir():
+        folders[name] = workdir / "evaluations" / str(options.steps)
+        if not is_evaluated(folders[name]):
+            train_and_evaluate(config, workdir)
+        if not is_evaluated(folders[name]):
             raise SystemExit(f"{name} was stopped; start again to continue it.")
     found = {name: figures(folder) for name, folder in folders.items()}
     config = config.to_dict()
@@ -143,7 +151,7 @@ def main() -> None:
             "benchmark": options.benchmark.name,
             "environment": environment(),
             "figures": found,
-            "steps": int(state.step),
+            "steps": options.steps,
             # The runs differ in objective.entropy_lambda alone.
             "config": {key: v for key, v in config.items() if key not in ("data", "evaluate")},
             "policy": config["data"]["policy"],

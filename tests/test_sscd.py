@@ -46,7 +46,7 @@ def test_the_published_recipe():
 @pytest.fixture
 def short_networks(monkeypatch):
     """Registers `short_resnet50` and `short_efficientnet_b0`."""
-    monkeypatch.setattr(resnet, "BLOCKS", (2, 1, 1, 1))
+    monkeypatch.setattr(resnet, "BLOCKS", (1, 1, 1, 1))
     monkeypatch.setattr(resnet, "WIDTHS", (8, 8, 8, 8))
     monkeypatch.setattr(efficientnet, "STAGES", STAGES)
     for name in ("resnet50", "efficientnet_b0"):
@@ -87,11 +87,11 @@ def test_residual_branches_of_a_fresh_resnet_start_at_zero(short_networks):
     fresh = models.build("short_resnet50", dim=None, feature_dim=23, rngs=nnx.Rngs(0))
     tensors = nnx.to_flat_state(nnx.state(fresh, nnx.Param))
     scales = {path: np.asarray(leaf[...]) for path, leaf in tensors if path[-1] == "scale"}
-    # 1 before the blocks, 3 in each of 5, and 4 shortcuts.
-    assert len(scales) == 20
+    # 1 before the blocks, 3 in each of 4, and 4 shortcuts.
+    assert len(scales) == 17
     zero = {path for path, scale in scales.items() if np.all(scale == 0)}
     assert zero == {path for path in scales if path[-2] == "bn3"}
-    assert len(zero) == 5
+    assert len(zero) == 4
     assert all(np.all(scale == 1) for path, scale in scales.items() if path not in zero)
     # The block is then its shortcut alone.
     block = resnet.Bottleneck(32, 8, stride=1, dtype=None, rngs=nnx.Rngs(0))
