@@ -109,8 +109,8 @@ def draw(found: dict[str, dict]) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for name, each in found.items():
         spectrum = np.asarray(each["singular_values"])
-        norms = ", ".join(f"{value:.1f} with {norm}" for norm, value in each["uAP"].items())
-        label = f"{name}: rank {each['effective_rank']}, µAP {norms}"
+        plain, normalised = each["uAP"].values()
+        label = f"{name}: effective rank {each['effective_rank']:.0f}, µAP {plain:.1f} (SN {normalised:.1f})"
         axes.semilogy(np.arange(1, len(spectrum) + 1), spectrum, label=label)
     axes.set_xlabel("direction")
     axes.set_ylabel("singular value of the references' descriptors")
