@@ -93,7 +93,8 @@ def base_config(
     config.student.dtype = "float32"
     # Dropout and stochastic depth in training, as published.
     config.student.dropout = True
-    # learned, or whitened: fitted at the end to the student's own features, for runs without a term on the descriptor.
+    # learned; whitened: fitted at the end to the student's own features, for runs without a term on the descriptor; or
+    # none: the feature itself is the descriptor, of student.dim numbers, as of SSCD.
     config.student.projector = "learned"
     # Unedited training pictures to measure BatchNorm's statistics on at the end, at the evaluation size; 0 keeps the
     # training views' own.

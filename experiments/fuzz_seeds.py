@@ -48,7 +48,7 @@ def shrink_networks() -> None:
     """
     registry.NETWORKS["tiny"] = registry.Network(TinyBackbone, FEATURE)
     layers = {f"backbone.{name}": f"backbone.{name}" for name in ("conv", "bn", "fc")}
-    tables.LAYERS["tiny"] = lambda: layers | {"projector": "projector"}
+    tables.LAYERS["tiny"] = lambda: layers
     for kind, row in store.KINDS.items():
         if row.fresh is None:
             store.KINDS[kind] = dataclasses.replace(row, network="tiny", layers=None)

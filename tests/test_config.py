@@ -147,7 +147,7 @@ def test_missing_config_file_is_refused():
         ),
         ("student.dtype", "float16", r"config\.student\.dtype is 'float16'"),
         ("student.projector", "white", r"config\.student\.projector is 'white'"),
-        ("student.projector", "whitened", "only these train the projector"),
+        ("student.projector", "whitened", "only these train the projector.*or 'none'"),
         ("objective.compress_lambda", -1.0, r"config\.objective\.compress_lambda is -1"),
         ("teacher.bn", "none", r"config\.teacher\.bn is 'none'; use one of running, batch"),
         ("data.train", "", r"config\.data\.train is empty"),
@@ -182,6 +182,15 @@ def test_compress_needs_queue_and_bank_of_one_size():
         check_config(toy_config("x", **alone, **{"queue.size": 4, "bank.size": 4}))
     with pytest.raises(UserError, match="only these train the projector"):
         check_config(toy_config("x", **alone, **{"student.projector": "whitened"}))
+
+
+def test_a_learned_projector_needs_a_term():
+    changes = {"objective.moco_lambda": 0.0}
+    with pytest.raises(UserError, match="projector is 'learned' with objective.moco_lambda 0.0"):
+        check_config(toy_config("x", **changes))
+    for projector in ("whitened", "none"):
+        check_config(toy_config("x", **changes, **{"student.projector": projector}))
+    check_config(toy_config("x", **{"student.projector": "none"}))
 
 
 def test_a_buffer_that_nothing_uses_may_be_small():

@@ -123,7 +123,8 @@ def test_a_trunk_to_start_from(cache, tmp_path):
     kept, metadata = store.read_imported(store.import_weights("efficientnet-lite0", source))
     assert "Apache" in metadata["licence"]
     assert metadata["network"] == "efficientnet_b0"
-    model = load_model("efficientnet-lite0", trunk=True)
+    model = load_model("efficientnet-lite0", trunk=True, feature_dim=48)
+    assert model.feature_dim == model.dim == 48
     filled = convert.to_torch(model.module, "efficientnet_b0")
     for key, array in kept.items():
         np.testing.assert_array_equal(filled[key], array)

@@ -39,7 +39,7 @@ class ToyBackbone(nnx.Module):
 
 def add_toys(monkeypatch):
     """Registers the networks `toy` and `other_toy` for the length of a test."""
-    layers = ["backbone.conv", "backbone.bn", "backbone.fc", "projector"]
+    layers = ["backbone.conv", "backbone.bn", "backbone.fc"]
     for name in ("toy", "other_toy"):
         row = registry.Network(ToyBackbone, FEATURE)
         monkeypatch.setitem(registry.NETWORKS, name, row)

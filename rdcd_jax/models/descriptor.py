@@ -26,11 +26,11 @@ def normalize_images(images: jax.Array) -> jax.Array:
 
 
 class DescriptorNet(nnx.Module):
-    """A backbone with its wide head, and for a student the linear projector to the compact descriptor.
+    """A backbone with its wide head, and for RDCD's student the linear projector to the compact descriptor.
 
     Args:
         backbone: maps images [B, H, W, 3] to features [B, F], not normalised.
-        projector: maps [B, F] to [B, D], or None for a teacher, whose descriptor is its feature.
+        projector: maps [B, F] to [B, D], or None where the feature is the descriptor, as of SSCD.
 
     Source: RDCD's `get_encoder`; the projector sees the feature before its normalisation.
     """

@@ -75,6 +75,18 @@ def conv(
     )
 
 
+def torch_linear(features_in: int, features_out: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer with torch's default initialisation: weight and bias uniform in +-1/sqrt(features_in)."""
+    bound = features_in**-0.5
+    return nnx.Linear(
+        features_in,
+        features_out,
+        kernel_init=nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+        bias_init=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
+        rngs=rngs,
+    )
+
+
 class BatchNorm(nnx.BatchNorm):
     """Batch normalisation with torch's bookkeeping.
 
@@ -84,8 +96,23 @@ class BatchNorm(nnx.BatchNorm):
     Differs from `nnx.BatchNorm` in nothing else; `momentum` is flax's, 1 - torch's.
     """
 
-    def __init__(self, channels: int, *, momentum: float = 0.9, dtype=None, rngs: nnx.Rngs):
-        super().__init__(channels, momentum=momentum, epsilon=1e-5, dtype=dtype, rngs=rngs)
+    def __init__(
+        self,
+        channels: int,
+        *,
+        momentum: float = 0.9,
+        scale_init: nnx.Initializer = jax.nn.initializers.ones,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            channels,
+            momentum=momentum,
+            epsilon=1e-5,
+            scale_init=scale_init,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises x [B, H, W, C] per channel; in training mode also moves `mean` and `var`."""

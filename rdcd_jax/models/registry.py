@@ -10,7 +10,8 @@ from flax import nnx
 from rdcd_jax.errors import UserError
 from rdcd_jax.models.descriptor import DescriptorNet
 from rdcd_jax.models.efficientnet import EfficientNetB0
-from rdcd_jax.models.resnet import ResNet50, torch_linear
+from rdcd_jax.models.layers import torch_linear
+from rdcd_jax.models.resnet import ResNet50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,8 @@ def build(
 
     Args:
         name: `efficientnet_b0` or `resnet50`.
-        dim: size D of the descriptor, at most `feature_dim`; None builds a teacher, whose descriptor is its feature.
+        dim: size D of the descriptor, at most `feature_dim`; None builds a network without projector, whose descriptor
+            is its feature, as SSCD's is.
         feature_dim: size F of the relational feature; a student's must equal its teacher's.
         rngs: `params` stream.
         dtype: what the trunk computes in (for example `jnp.bfloat16`); None is float32.

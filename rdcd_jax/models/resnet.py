@@ -11,20 +11,11 @@ WIDTHS = (64, 128, 256, 512)
 EXPANSION = 4
 
 
-def torch_linear(features_in: int, features_out: int, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer with torch's default initialisation: weight and bias uniform in +-1/sqrt(features_in)."""
-    bound = features_in**-0.5
-    return nnx.Linear(
-        features_in,
-        features_out,
-        kernel_init=nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-        bias_init=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
-        rngs=rngs,
-    )
-
-
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 (with the stride), 1x1, and a residual."""
+    """1x1, 3x3 (with the stride), 1x1, and a residual, whose branch starts at 0.
+
+    Source: Goyal et al. 2017, section 5.1, for the last BatchNorm's scale; torchvision's `zero_init_residual`.
+    """
 
     def __init__(self, cin: int, width: int, *, stride: int, dtype, rngs: nnx.Rngs):
         cout = width * EXPANSION
@@ -33,7 +24,7 @@ class Bottleneck(nnx.Module):
         self.conv2 = conv(width, width, 3, stride=stride, dtype=dtype, rngs=rngs)
         self.bn2 = BatchNorm(width, dtype=dtype, rngs=rngs)
         self.conv3 = conv(width, cout, 1, dtype=dtype, rngs=rngs)
-        self.bn3 = BatchNorm(cout, dtype=dtype, rngs=rngs)
+        self.bn3 = BatchNorm(cout, scale_init=jax.nn.initializers.zeros, dtype=dtype, rngs=rngs)
         reshape = stride != 1 or cin != cout
         self.downsample_conv = (
             conv(cin, cout, 1, stride=stride, dtype=dtype, rngs=rngs) if reshape else None
@@ -51,7 +42,7 @@ class Bottleneck(nnx.Module):
 
 
 class ResNet50(nnx.Module):
-    """SSCD's ResNet-50: trunk, GeM, linear head.
+    """SSCD's ResNet-50: trunk, GeM, linear head, with SSCD's initial weights (Xavier uniform in the head).
 
     Args:
         feature_dim: width F of the linear head (512 in SSCD).
@@ -71,7 +62,9 @@ class ResNet50(nnx.Module):
                 channels = width * EXPANSION
             layers.append(nnx.List(blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
-        self.fc = torch_linear(channels, feature_dim, rngs=rngs)
+        self.fc = nnx.Linear(
+            channels, feature_dim, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs
+        )
 
     def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Maps images [B, H, W, 3] float, normalised, to features [B, F] float32, not normalised."""

@@ -22,7 +22,7 @@ _CHOICES = {
     "data.views": ("host", "device"),
     "data.keep": ("", "host", "device"),
     "student.dtype": ("float32", "bfloat16"),
-    "student.projector": ("learned", "whitened"),
+    "student.projector": ("learned", "whitened", "none"),
     "teacher.bn": ("running", "batch"),
     "optimizer.name": ("sgd", "adamw", "lars"),
 }
@@ -132,12 +132,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "config.objective has no term: set moco_lambda, sscd_lambda, kld_lambda, regress_lambda or compress_lambda"
             " above 0."
         )
-    if on_descriptor == (config.student.projector == "whitened"):
+    projector = config.student.projector
+    if projector != "none" and on_descriptor == (projector == "whitened"):
         raise UserError(
-            f"config.student.projector is {config.student.projector!r} with objective.moco_lambda"
-            f" {objective.moco_lambda}, sscd_lambda {objective.sscd_lambda} and compress_lambda"
-            f" {objective.compress_lambda}: only these train the projector, so use 'learned' with one of them, and"
-            " 'whitened' without."
+            f"config.student.projector is {projector!r} with objective.moco_lambda {objective.moco_lambda}, sscd_lambda"
+            f" {objective.sscd_lambda} and compress_lambda {objective.compress_lambda}: only these train the projector,"
+            " so use 'learned' with one of them, 'whitened' without, or 'none'."
         )
     if not value["data.train"]:
         raise UserError("config.data.train is empty; give a folder of pictures, as data=FOLDER.")

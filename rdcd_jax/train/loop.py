@@ -82,9 +82,12 @@ def train_and_evaluate(
     record.begin(workdir, config.to_dict(), FREE, images.fingerprint())
 
     objective = Objective(**config.objective)
-    teacher = Teacher(images)
     if objective.kld_lambda + objective.regress_lambda + objective.compress_lambda > 0:
         teacher = make_teacher(config.teacher, images, workdir)
+    elif config.student.projector == "none":
+        teacher = Teacher(images, config.student.dim)
+    else:
+        teacher = Teacher(images)
     images, feature_dim = teacher.images, teacher.feature_dim
 
     steps_per_epoch = len(images) // config.batch_size
@@ -195,19 +198,33 @@ def make_student(config: ml_collections.ConfigDict, feature_dim: int) -> nnx.Mod
     """The student at the start of a run: `init_from`'s weights, or fresh ones.
 
     A starting model of another descriptor size, or without a projector, keeps its trunk and gets a fresh projector.
+
+    Args:
+        config: of the run.
+        feature_dim: F, the teacher's where there is one.
+
+    Raises:
+        UserError: for sizes or a starting model that do not fit.
     """
+    bare = config.student.projector == "none"
+    if bare and config.student.dim != feature_dim:
+        raise UserError(
+            f"config.student.projector is 'none', so the descriptor is the feature that the teacher's {feature_dim}"
+            f" numbers teach, but config.student.dim is {config.student.dim}; set dim to {feature_dim}, or projector to"
+            " 'learned'."
+        )
     dtype = None if config.student.dtype == "float32" else jnp.dtype(config.student.dtype)
     rngs = nnx.Rngs(params=stream(config.seed, "student"))
     student = models.build(
         config.student.network,
-        dim=config.student.dim,
+        dim=None if bare else config.student.dim,
         feature_dim=feature_dim,
         rngs=rngs,
         dtype=dtype,
     )
     if not config.init_from:
         return student
-    start = load_model(config.init_from, trunk=True)
+    start = load_model(config.init_from, trunk=True, feature_dim=feature_dim)
     if start.network != config.student.network:
         raise UserError(
             f"config.init_from = {config.init_from} is a {start.network}, but config.student.network is"
@@ -215,12 +232,12 @@ def make_student(config: ml_collections.ConfigDict, feature_dim: int) -> nnx.Mod
         )
     if start.feature_dim != feature_dim:
         raise UserError(
-            f"config.init_from = {config.init_from} has not the feature of {feature_dim} numbers that this teacher"
-            " needs; start from another model."
+            f"config.init_from = {config.init_from} has not the feature of {feature_dim} numbers that"
+            f" {'config.student.dim' if bare else 'this teacher'} needs; start from another model."
         )
     nnx.update(student.backbone, nnx.state(start.module.backbone))
     projector = start.module.projector
-    if projector is not None and projector.out_features == config.student.dim:
+    if projector is not None and not bare and projector.out_features == config.student.dim:
         nnx.update(student.projector, nnx.state(projector))
     return student
 

@@ -19,7 +19,7 @@ from rdcd_jax.train.record import TEACHER_FEATURES
 from rdcd_jax.train.state import Tree
 from rdcd_jax.weights.library import Model, load_describer
 
-# Of a student without a teacher: as many as SSCD's teachers have.
+# Of a student with a projector and without a teacher: as many as SSCD's teachers have.
 FEATURE_DIM = 512
 
 

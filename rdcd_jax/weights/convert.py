@@ -139,7 +139,7 @@ def _torch_name(path: tuple, name: str) -> str:
 
 @functools.cache
 def _layers(name: str) -> dict[str, str]:
-    return LAYERS[name]()
+    return LAYERS[name]() | {"projector": "projector"}
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,7 +16,6 @@ from rdcd_jax.errors import UserError
 from rdcd_jax.files import write_aside, write_json
 from rdcd_jax.models import build
 from rdcd_jax.models.descriptor import DescriptorNet, normalize_images
-from rdcd_jax.models.registry import network
 from rdcd_jax.weights import convert, store
 from rdcd_jax.weights.onnx_model import IMAGE_SIZE, OnnxModel
 from rdcd_jax.weights.onnx_model import KIND as ONNX_RUN
@@ -86,7 +85,7 @@ def evaluation_mode(module: DescriptorNet) -> DescriptorNet:
     return nnx.view(module, use_running_average=True, deterministic=True, raise_if_not_found=False)
 
 
-def load_model(spec: str, *, trunk: bool = False) -> Model:
+def load_model(spec: str, *, trunk: bool = False, feature_dim: int = 512) -> Model:
     """Loads a model.
 
     Args:
@@ -95,6 +94,7 @@ def load_model(spec: str, *, trunk: bool = False) -> Model:
             the installed package's file, `sscd` whichever SSCD is at hand.
         trunk: also takes a trunk to start a student from (`efficientnet-lite0`, with or without PATH), and fills up
             with random weights what that lacks.
+        feature_dim: F, the size of such a trunk's random wide head.
 
     Raises:
         UserError: for anything that is none of these, or is damaged.
@@ -107,7 +107,7 @@ def load_model(spec: str, *, trunk: bool = False) -> Model:
             raise UserError(
                 f"'{kind}' is a trunk to start a student from (--init-from={spec}), not a model to describe with."
             )
-        return _load_foreign(kind, path if colon else None)
+        return _load_foreign(kind, path if colon else None, feature_dim)
     shipped = SHIPPED / spec
     if "/" not in spec and (shipped / CARD).is_file():
         return _load_export(pathlib.Path(str(shipped)), name=spec)
@@ -161,14 +161,11 @@ def export_model(
     tensors = convert.to_torch(model.module, model.network)
     dtype = np.float16 if half else np.float32
     tensors = {name: np.ascontiguousarray(value, dtype) for name, value in tensors.items()}
-    projector = model.module.projector
     card = {
         "name": model.name,
         "network": model.network,
-        "dim": None if projector is None else projector.out_features,
-        "feature_dim": network(model.network).feature_dim
-        if projector is None
-        else projector.in_features,
+        "dim": None if model.module.projector is None else model.dim,
+        "feature_dim": model.feature_dim,
         "image_size": model.image_size,
         **(about or {}),
     }
@@ -223,11 +220,11 @@ def _size(card: dict, key: str) -> int | None:
     return value
 
 
-def _load_foreign(kind: str, path: str | None) -> Model:
+def _load_foreign(kind: str, path: str | None, feature_dim: int = 512) -> Model:
     path = path or store.find_installed(kind)
     if path is None:
         raise UserError(f"'{kind}' needs a file, as {kind}:PATH. {store.KINDS[kind].help}")
-    return _imported(store.import_weights(kind, path))
+    return _imported(store.import_weights(kind, path), feature_dim)
 
 
 def _any_sscd() -> Model:
@@ -241,13 +238,14 @@ def _any_sscd() -> Model:
     return _load_foreign("sscd-onnx", None)
 
 
-def _imported(path: pathlib.Path) -> Model:
+def _imported(path: pathlib.Path, feature_dim: int = 512) -> Model:
     tensors, metadata = store.read_imported(path)
     kind, name = metadata["kind"], metadata["network"]
     fresh = store.KINDS[kind].fresh
 
     def make():
-        return build(name, dim=None, rngs=nnx.Rngs(0))
+        sizes = {"feature_dim": feature_dim} if fresh else {}
+        return build(name, dim=None, **sizes, rngs=nnx.Rngs(0))
 
     # Fresh weights are drawn only where some are wanted.
     module = make() if fresh else nnx.eval_shape(make)

@@ -1,4 +1,4 @@
-"""Which torch layer each layer of a network here is. A new network is one more table.
+"""Which torch layer each layer of a trunk here is. A new network is one more table.
 
 A table maps the path of a layer here (`backbone.layer1.0.conv1`) to the layer's name in torch. The
 names within a layer (`kernel` and `weight`, `mean` and `running_mean`) and the layouts are the
@@ -22,7 +22,7 @@ def classy_resnet50() -> dict[str, str]:
 
 
 def efficientnet_b0() -> dict[str, str]:
-    """EfficientNet-B0 student: torchvision's names, with the projector."""
+    """EfficientNet-B0 under torchvision's names."""
     names = {"stem.conv": "features.0.0", "stem.norm": "features.0.1"}
     for s, (expansion, *_, count) in enumerate(efficientnet.STAGES):
         # torchvision numbers what a block has, so a block without expansion starts with its
@@ -38,8 +38,7 @@ def efficientnet_b0() -> dict[str, str]:
     last = len(efficientnet.STAGES) + 1
     names |= {"last.conv": f"features.{last}.0", "last.norm": f"features.{last}.1"}
     names["head"] = "classifier.1"
-    backbone = {f"backbone.{here}": f"backbone.{torch}" for here, torch in names.items()}
-    return backbone | {"projector": "projector"}
+    return {f"backbone.{here}": f"backbone.{torch}" for here, torch in names.items()}
 
 
 def lite0_efficientnet_b0() -> dict[str, str]:
