@@ -1,13 +1,14 @@
 """The shipped students: one EfficientNet-B0 that learned to describe views as SSCD does, in three sizes.
 
-    python experiments/students.py BENCHMARK OUT [--teacher onnxruntime] [--stages 2]
+    python experiments/students.py train BENCHMARK/train OUT [--recipe cpu|gpu] [--benchmark BENCHMARK]
+    python experiments/students.py ship OUT BENCHMARK
 
-BENCHMARK is a DISC-shaped folder (minidisc); only its training pictures are trained on. The trunk starts from ImageNet
-(EfficientNet-Lite0) and sees larger views from stage to stage. OUT keeps the runs, which continue where they were
-stopped; the result goes to experiments/results/students.json, and the student into the package as `rdcd-effb0-256`,
-`-128` and `-64`: the whitening of its features has its directions in order, so the smaller descriptors are the first
-numbers of the largest. The figures are µAP in percent, whitening and score normalisation fitted to every third training
-picture (3,000).
+BENCHMARK is a DISC-shaped folder (minidisc); only its training pictures are trained on, and with --benchmark it is
+evaluated on the way, for the curve. The trunk starts from ImageNet (EfficientNet-Lite0) and sees larger views from
+stage to stage. OUT keeps the runs, which continue where they were stopped. `ship` writes its figures to
+experiments/results/students.json and puts the student into the package as `rdcd-effb0-256`, `-128` and `-64`: the whitening of its features has its
+directions in order, so the smaller descriptors are the first numbers of the largest. The figures are µAP in percent,
+whitening fitted to the training pictures, score normalisation to every third of them (3,000).
 """
 
 import argparse
@@ -26,6 +27,7 @@ from rdcd_jax.evaluation.runs import evaluate_disc_run  # noqa: E402
 from rdcd_jax.files import write_json, write_text  # noqa: E402
 from rdcd_jax.train.loop import train_and_evaluate  # noqa: E402
 from rdcd_jax.train.record import environment  # noqa: E402
+from rdcd_jax.train.results import portable  # noqa: E402
 from rdcd_jax.weights.library import (  # noqa: E402
     CARD,
     FIRST_OF,
@@ -60,44 +62,76 @@ class Stage:
 
 
 # A student does best on pictures somewhat larger than its training views.
-STAGES = (Stage(64, 96, 40, 24, 16e-3), Stage(128, 160, 24, 24, 8e-3))
+RECIPES = {
+    "cpu": (Stage(64, 96, 40, 20, 16e-3), Stage(128, 160, 16, 16, 8e-3)),
+    "gpu": (Stage(128, 160, 60, 40, 16e-3), Stage(224, 288, 40, 40, 8e-3)),
+}
 STUDENTS = ROOT / "rdcd_jax" / "students"
 RESULT = ROOT / "experiments" / "results" / "students.json"
 
 
 def stage_config(options: argparse.Namespace, number: int):
     """The config of a stage; all but the first start from the export of the one before."""
-    stage = STAGES[number]
+    stage = RECIPES[options.recipe][number]
     packed = options.out / "pictures"
     config = distill.get_config(
         f"dim={DIMS[0]},image_size={stage.size},epochs={stage.epochs},data={packed}"
     )
     config.init_from = str(options.out / f"stage{number}" / "export") if number else TRUNK
-    config.teacher.model = options.teacher
     config.optimizer.learning_rate = stage.rate
+    if options.recipe == "gpu":
+        config.batch_size = 256
+        config.optimizer.learning_rate /= 2
+        config.data.views, config.data.keep = "device", "device"
+        config.student.dtype = "bfloat16"
+    else:
+        config.teacher.model = "onnxruntime"
+        config.data.workers = 1
     steps_per_epoch = len(find_images(str(packed))) // config.batch_size
     config.schedule.max_steps = stage.until * steps_per_epoch
-    config.data.workers = 1
     config.checkpoint_every = 250
-    config.evaluate.data = str(options.benchmark)
-    config.evaluate.training = str(options.out / "train3000.txt")
     config.evaluate.every = 10 * steps_per_epoch
     config.evaluate.image_size = stage.evaluation_size
+    if options.benchmark:
+        config.evaluate.data = str(options.benchmark)
+        config.evaluate.training = str(some_training_pictures(options.benchmark, options.out))
     return config
 
 
-def figures(model: Model, options: argparse.Namespace, name: str) -> dict:
+def some_training_pictures(benchmark: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
+    """A list of every third training picture, for score normalisation."""
+    path = out / "train3000.txt"
+    paths = find_images(str(benchmark / "train")).paths[::3][:3000]
+    write_text(path, "".join(f"{picture}\n" for picture in paths))
+    return path
+
+
+def train(options: argparse.Namespace) -> None:
+    """Runs what is not done yet of the stages."""
+    pack_images(options.pictures, options.out / "pictures", short_side=SHORT_SIDE)
+    for number in range(len(RECIPES[options.recipe])):
+        train_and_evaluate(stage_config(options, number), options.out / f"stage{number + 1}")
+
+
+def figures(model: Model, options: argparse.Namespace) -> dict:
     """µAP in percent by normalisation, and the threshold on similarity of 90% precision."""
     rows, _, _ = evaluate_disc_run(
-        model, options.benchmark, options.out / name, training=options.out / "train3000.txt"
+        model,
+        options.benchmark,
+        options.out / f"eval_{model.name}",
+        training=some_training_pictures(options.benchmark, options.out),
     )
     plain, normalised = (row.metrics for row in rows)
     return {
-        "µAP": round(100 * plain.average_precision, 2),
-        "µAP with SN": round(100 * normalised.average_precision, 2),
-        "recall at 90% precision": plain.recall_at_p90 and round(100 * plain.recall_at_p90, 2),
+        "µAP": _percent(plain.average_precision),
+        "µAP with SN": _percent(normalised.average_precision),
+        "recall at 90% precision": _percent(plain.recall_at_p90),
         "similarity at 90% precision": plain.threshold_at_p90 and round(plain.threshold_at_p90, 3),
     }
+
+
+def _percent(value: float | None) -> float | None:
+    return value and round(100 * value, 2)
 
 
 def curve(workdir: pathlib.Path) -> list[dict]:
@@ -128,8 +162,15 @@ def card(measured: dict, pictures: int) -> dict:
     }
 
 
-def ship(model: Model, options: argparse.Namespace, pictures: int) -> dict:
-    """Puts the student into the package in its sizes, each with its card; gives the figures of what ships."""
+def ship(options: argparse.Namespace) -> None:
+    """Puts the student of the last stage into the package in its sizes, and writes the figures of what ships."""
+    stages = sorted(options.out.glob("stage*/export"))
+    records = {
+        folder.parent.name: json.loads((folder.parent / "run.json").read_text())
+        for folder in stages
+    }
+    model = load_model(str(stages[-1]))
+    pictures = json.loads((stages[-1] / CARD).read_text())["trained"]["pictures"]
     names = {f"rdcd-effb0-{dim}": dim for dim in DIMS}
     largest = next(iter(names))
     export_model(STUDENTS / largest, dataclasses.replace(model, name=largest), half=True)
@@ -139,48 +180,42 @@ def ship(model: Model, options: argparse.Namespace, pictures: int) -> dict:
         part = {} if name == largest else {FIRST_OF: largest}
         sizes = {**whole, **part, "name": name, "dim": dim}
         write_json(STUDENTS / name / CARD, sizes)
-        found[name] = figures(load_model(name), options, f"eval_{name}")
+        found[name] = figures(load_model(name), options)
         write_json(STUDENTS / name / CARD, {**sizes, **card(found[name], pictures)})
-    return found
-
-
-def main() -> None:
-    """Runs what is not done yet, and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("benchmark", type=pathlib.Path)
-    parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument(
-        "--teacher", default="onnxruntime", help="sscd where an accelerator runs it"
-    )
-    parser.add_argument("--stages", type=int, default=len(STAGES), help="how many to run")
-    options = parser.parse_args()
-    images = find_images(options.benchmark / "train")
-    write_text(
-        options.out / "train3000.txt", "".join(f"{path}\n" for path in images.paths[::3][:3000])
-    )
-    pack_images(options.benchmark / "train", options.out / "pictures", short_side=SHORT_SIDE)
-
-    stages = {}
-    for number in range(options.stages):
-        config, workdir = stage_config(options, number), options.out / f"stage{number + 1}"
-        train_and_evaluate(config, workdir)
-        paths = ("data", "evaluate", "init_from")
-        settings = {key: v for key, v in config.to_dict().items() if key not in paths}
-        stages[workdir.name] = {
-            **dataclasses.asdict(STAGES[number]),
-            "config": settings,
-            "curve": curve(workdir),
-        }
-    students = ship(load_model(str(workdir / "export")), options, len(images))
     write_json(
         RESULT,
         {
             "benchmark": options.benchmark.name,
             "environment": environment(),
-            "students": students,
-            "stages": stages,
+            "students": found,
+            "stages": {
+                name: {
+                    "config": portable(record["config"]),
+                    "starts": [portable({**start, "command": ""}) for start in record["starts"]],
+                    "curve": curve(options.out / name),
+                }
+                for name, record in records.items()
+            },
         },
     )
+
+
+def main() -> None:
+    """Parses, and runs the part asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = parser.add_subparsers(dest="part", required=True)
+    trainer = parts.add_parser("train")
+    trainer.add_argument("pictures", type=pathlib.Path)
+    trainer.add_argument("out", type=pathlib.Path)
+    trainer.add_argument("--recipe", choices=RECIPES, default="cpu")
+    trainer.add_argument("--benchmark", type=pathlib.Path)
+    shipper = parts.add_parser("ship")
+    shipper.add_argument("out", type=pathlib.Path)
+    shipper.add_argument("benchmark", type=pathlib.Path)
+    options = parser.parse_args()
+    (train if options.part == "train" else ship)(options)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from rdcd_jax.weights.library import Model, evaluation_mode, load_model
 
 SAMPLE = importlib.resources.files("rdcd_jax") / "sample"
 TEACHER_FEATURE = 512
-SHIPPED = "rdcd-effb0-start"
+SHIPPED = "rdcd-effb0-128"
 T = TypeVar("T")
 
 
@@ -79,7 +79,7 @@ def run_demo(out: pathlib.Path) -> None:
             after = load_model(str(out / "run" / "export"))
             rows, predictions = _evaluated(after, sample, out / "after")
             lines.insert(1, ("student after training", config.student.dim, rows))
-        with _timed("Evaluating the shipped starting student"):
+        with _timed("Evaluating the shipped student"):
             rows, _ = _evaluated(load_model(SHIPPED), sample, out / "shipped")
             lines.insert(2, (f"shipped {SHIPPED}, trained for longer", 128, rows))
 

@@ -253,7 +253,7 @@ def test_views_have_the_statistics_of_the_host_s(pictures, atlas, name):
 def test_a_model_sees_the_views_as_it_sees_the_host_s(atlas):
     """The shipped student's similarity of a view to its picture, the same on average for either kind."""
     images = find_images("sample:train").subset(range(0, 800, 50))
-    model, count = load_model("rdcd-effb0-start").at_size(64), 12
+    model, count = load_model("rdcd-effb0-128").at_size(64), 12
     kept = keep_pictures(images, 128, on_device=False)
     whole = model.describe(keep_pictures(images, 64, on_device=False).pictures)
     host, rng = make_view("ADVANCED", 64), np.random.default_rng(0)
