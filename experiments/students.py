@@ -7,10 +7,10 @@ BENCHMARK is a DISC-shaped folder (minidisc); only its training pictures are tra
 evaluated on the way, for the curve. The trunk starts from ImageNet (EfficientNet-Lite0) and sees larger views from
 stage to stage. OUT keeps the runs, which continue where they were stopped.
 
-`ship` writes its figures to experiments/results/students.json and puts the student into the package as `rdcd-effb0-256`,
-`-128` and `-64`: the whitening of its features has its directions in order, so the smaller descriptors are the first
-numbers of the largest. The figures are µAP in percent, whitening fitted to the training pictures, score normalisation to
-every third of them (3,000).
+`ship` writes its figures to experiments/results/students.json and puts the student into the package as
+`rdcd-effb0-256`, `-128` and `-64`: the whitening of its features has its directions in order, so the smaller
+descriptors are the first numbers of the largest. The figures are µAP in percent, whitening fitted to the training
+pictures, score normalisation to every third of them (3,000).
 """
 
 import argparse
