@@ -1,6 +1,6 @@
 """What fine-tuning on a collection unlike photographs gives: the example of docs/finetune.md.
 
-    python experiments/finetune.py BENCHMARK OUT [--kind artwork] [--start rdcd-effb0-128]
+    python experiments/finetune.py BENCHMARK OUT [--kind artwork] [--start rdcd-effb0-128] [--epochs 2]
 
 The collection is the artwork (clip art, game art, icons) among the benchmark's training pictures, as its `sources.tsv`
 tells; it is judged on the references of that kind, with the queries made of them and those made of nothing there. Runs
@@ -69,12 +69,15 @@ def main() -> None:
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--kind", default="artwork")
     parser.add_argument("--start", default="rdcd-effb0-128")
+    parser.add_argument("--epochs", type=int, default=2)
     options = parser.parse_args()
     collection = options.out / "collection"
     counts = make_collection(options.benchmark, collection, options.kind)
     result = {}
     for name, arg in RUNS.items():
-        config = finetune.get_config(f"data={collection / 'train'},start={options.start},{arg}")
+        config = finetune.get_config(
+            f"data={collection / 'train'},start={options.start},epochs={options.epochs},{arg}"
+        )
         config.data.workers = 1
         workdir = options.out / name.replace(" ", "_")
         size = config.evaluate.image_size
