@@ -154,8 +154,8 @@ def card(measured: dict, pictures: int) -> dict:
         "licences": [KINDS["sscd-onnx"].licence, KINDS[TRUNK].licence],
         "figures on a small DISC-shaped benchmark, percent": measured,
         "limits": (
-            "Few pictures, small views, one seed: the teacher finds more, above all where little of a picture is left. It"
-            " tells copies of one picture from other pictures; it does not recognise people, things or places."
+            "Few pictures, small views, one seed; the teacher finds more. It tells copies of one picture from other"
+            " pictures; it does not recognise people, things or places."
         ),
         "threshold": (
             "Call two pictures copies where the inner product of their descriptors is above the similarity at 90%"
