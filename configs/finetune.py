@@ -41,5 +41,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.optimizer.weight_decay = 0.05
     config.schedule.epochs = given.epochs
     config.schedule.warmup_epochs = 1
-    config.evaluate.image_size = 160
+    config.evaluate.image_size = 224
     return make_smoke(config) if given.smoke else config

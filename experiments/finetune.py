@@ -11,7 +11,6 @@ import argparse
 import csv
 import pathlib
 import sys
-import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -23,6 +22,7 @@ from rdcd_jax.evaluation.runs import evaluate_disc_run  # noqa: E402
 from rdcd_jax.files import write_json, write_text  # noqa: E402
 from rdcd_jax.train.loop import train_and_evaluate  # noqa: E402
 from rdcd_jax.train.record import environment  # noqa: E402
+from rdcd_jax.train.results import training_seconds  # noqa: E402
 from rdcd_jax.weights.library import load_model  # noqa: E402
 
 RESULT = ROOT / "experiments" / "results" / "finetune.json"
@@ -84,9 +84,8 @@ def main() -> None:
         if not result:
             before = figures(options.start, collection, options.out / "eval_before", size)
             result["before"] = before
-        start = time.monotonic()
         train_and_evaluate(config, workdir)
-        minutes = round((time.monotonic() - start) / 60, 1)
+        minutes = round(training_seconds(workdir) / 60, 1)
         after = figures(str(workdir / "export"), collection, workdir / "evaluation", size)
         result[name] = {**after, "minutes": minutes}
     settings = {key: v for key, v in config.to_dict().items() if key not in ("data", "evaluate")}

@@ -118,8 +118,6 @@ def run_result(
         return None
     run = _read(workdir / "run.json")
     config, starts = run["config"], run["starts"]
-    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    speeds = [row["images_per_second"] for row in map(json.loads, lines) if "loss" in row]
     commits = dict.fromkeys(start.pop("git_revision") for start in starts)
     environment = {k: v for k, v in starts[-1].items() if k not in ("time", "command")}
     return Result(
@@ -129,12 +127,20 @@ def run_result(
         config=portable(config),
         training_pictures=trained["pictures"],
         steps=step,
-        training_seconds=round(sum(config["batch_size"] / speed for speed in speeds), 1),
+        training_seconds=training_seconds(workdir),
         benchmark=portable(os.path.abspath(config["evaluate"]["data"])),
         figures=_read(figures),
         commits=list(commits),
         environment=environment,
     )
+
+
+def training_seconds(workdir: pathlib.Path) -> float:
+    """What a run's steps took over all its starts, compilation included."""
+    batch_size = _read(workdir / "run.json")["config"]["batch_size"]
+    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    speeds = [row["images_per_second"] for row in map(json.loads, lines) if "loss" in row]
+    return round(sum(batch_size / speed for speed in speeds), 1)
 
 
 def portable(value):
