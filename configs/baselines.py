@@ -17,7 +17,7 @@ experiments/sweep.py configs/baselines.py:pictures=9145,image_size=64,epochs=20,
 
 import ml_collections
 
-from configs.common import base_config, make_smoke, parse_arg
+from configs.common import base_config, make_small, make_smoke, parse_arg
 
 METHODS = {
     "rdcd": {},
@@ -60,7 +60,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
 def _shrink(config: ml_collections.ConfigDict, pictures: int) -> None:
     """Sets a recipe for that many pictures, the same for every method."""
-    config.batch_size = 64
+    # 1e-4 at this batch.
+    make_small(config, batch_size=64, learning_rate=4e-4)
     config.bank.size = max(pictures // 4, config.batch_size)
     # A student that learns in thousands of steps moves fast: in the time that a queue of thousands takes to be renewed,
     # all its descriptors drift away from the old keys together, which lowers the loss and teaches nothing. So eight
@@ -68,15 +69,7 @@ def _shrink(config: ml_collections.ConfigDict, pictures: int) -> None:
     repels = config.objective.moco_lambda > 0
     config.queue.size = min(config.bank.size, 8 * config.batch_size) if repels else config.bank.size
     config.objective.key_momentum = 0.9
-    config.data.policy = "MILD"
-    config.student.dropout = False
-    config.student.calibrate = 2048
     config.objective.entropy_lambda = 5.0
-    config.optimizer.name = "adamw"
-    # 1e-4 at this batch.
-    config.optimizer.learning_rate = 4e-4
-    config.optimizer.weight_decay = 0.05
-    config.schedule.warmup_epochs = 1
     config.evaluate.image_size = config.image_size * 3 // 2
 
 

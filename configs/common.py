@@ -158,6 +158,25 @@ def base_config(
     return config
 
 
+def make_small(config: ml_collections.ConfigDict, *, batch_size: int, learning_rate: float) -> None:
+    """Sets what runs of small budgets share: small batches of mildly edited views, AdamW, one epoch of warm-up, no
+    dropout, BatchNorm's statistics measured at the end.
+
+    Args:
+        config: from `base_config`.
+        batch_size: pictures in a step.
+        learning_rate: per 256 pictures of the batch.
+    """
+    config.batch_size = batch_size
+    config.data.policy = "MILD"
+    config.student.dropout = False
+    config.student.calibrate = 2048
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.weight_decay = 0.05
+    config.schedule.warmup_epochs = 1
+
+
 def make_smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Shrinks a config to some steps that take seconds anywhere, on the bundled sample where `data` is not given."""
     config.data.train = config.data.train or "sample:train"

@@ -10,7 +10,7 @@ the student only adapts. With a teacher its relations are kept; without one the 
 
 import ml_collections
 
-from configs.common import base_config, make_smoke, parse_arg
+from configs.common import base_config, make_small, make_smoke, parse_arg
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -29,17 +29,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config = base_config(given.data, dim=given.dim)
     config.init_from = given.start
     config.image_size = given.image_size
-    config.batch_size = 16
-    config.data.policy = "MILD"
-    config.student.dropout = False
+    make_small(config, batch_size=16, learning_rate=1.6e-3)
     config.student.calibrate = 1024
     config.teacher.model = given.teacher or given.start
     # Well below the number of pictures, or a picture meets its own past keys as negatives.
     config.queue.size = config.bank.size = given.queue
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 1.6e-3
-    config.optimizer.weight_decay = 0.05
     config.schedule.epochs = given.epochs
-    config.schedule.warmup_epochs = 1
     config.evaluate.image_size = 224
     return make_smoke(config) if given.smoke else config

@@ -8,7 +8,7 @@ where a queue of 65,536 takes many more; configs/rdcd.py continues from its expo
 
 import ml_collections
 
-from configs.common import base_config, make_smoke, parse_arg
+from configs.common import base_config, make_small, make_smoke, parse_arg
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -23,20 +23,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         smoke=False,
     )
     config = base_config(given.data, student=given.student, dim=given.dim)
-    config.student.dropout = False
-    config.student.calibrate = 2048
-    config.data.policy = "MILD"
+    make_small(config, batch_size=64, learning_rate=8e-3)
     config.image_size = given.image_size
-    config.batch_size = 64
     config.objective.moco_lambda = config.objective.kld_lambda = 0.0
     config.objective.sscd_lambda = 1.0
     config.objective.entropy_lambda = 5.0
     config.objective.sscd_temperature = 0.07
     config.queue.size = config.bank.size = config.batch_size
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 8e-3
-    config.optimizer.weight_decay = 0.05
     config.schedule.epochs = given.epochs
-    config.schedule.warmup_epochs = 1
     config.evaluate.image_size = 96
     return make_smoke(config) if given.smoke else config

@@ -29,7 +29,7 @@ from rdcd_jax.evaluation.runs import evaluate_disc_run  # noqa: E402
 from rdcd_jax.files import write_json, write_text  # noqa: E402
 from rdcd_jax.train.loop import train_and_evaluate  # noqa: E402
 from rdcd_jax.train.record import environment  # noqa: E402
-from rdcd_jax.train.results import portable  # noqa: E402
+from rdcd_jax.train.results import portable, training_seconds  # noqa: E402
 from rdcd_jax.weights.library import (  # noqa: E402
     CARD,
     FIRST_OF,
@@ -66,7 +66,7 @@ class Stage:
 # A student does best on pictures somewhat larger than its training views.
 RECIPES = {
     "cpu": (Stage(64, 96, 40, 20, 16e-3), Stage(128, 224, 16, 16, 8e-3)),
-    "gpu": (Stage(128, 160, 60, 40, 16e-3), Stage(224, 288, 40, 40, 8e-3)),
+    "gpu": (Stage(128, 160, 60, 40, 8e-3), Stage(224, 288, 40, 40, 4e-3)),
 }
 STUDENTS = ROOT / "rdcd_jax" / "students"
 RESULT = ROOT / "experiments" / "results" / "students.json"
@@ -83,7 +83,6 @@ def stage_config(options: argparse.Namespace, number: int):
     config.optimizer.learning_rate = stage.rate
     if options.recipe == "gpu":
         config.batch_size = 256
-        config.optimizer.learning_rate /= 2
         config.data.views, config.data.keep = "device", "device"
         config.student.dtype = "bfloat16"
     else:
@@ -194,6 +193,7 @@ def ship(options: argparse.Namespace) -> None:
                 name: {
                     "config": portable(record["config"]),
                     "starts": [portable({**start, "command": ""}) for start in record["starts"]],
+                    "minutes": round(training_seconds(options.out / name) / 60, 1),
                     "curve": curve(options.out / name),
                 }
                 for name, record in records.items()

@@ -26,14 +26,8 @@ from rdcd_jax.train.results import Result, read_results  # noqa: E402
 
 NO_NORM = "None"
 # What is set to train on more pictures, and to train longer.
-DATA, LENGTH = (
-    {"data", "data.train", "pictures"},
-    {
-        "epochs",
-        "schedule.epochs",
-        "schedule.max_steps",
-    },
-)
+DATA = {"data", "data.train", "pictures"}
+LENGTH = {"epochs", "schedule.epochs", "schedule.max_steps"}
 
 
 def setting(result: Result, name: str) -> str:

@@ -13,6 +13,7 @@ from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.codecs import parse_codecs
 from rdcd_jax.evaluation.ground_truth import find_disc_layout
 from rdcd_jax.train.record import flat
+from rdcd_jax.train.step import Objective
 from rdcd_jax.weights.onnx_model import KIND as ONNX_RUN
 
 # The names of DISC2021's queries.
@@ -110,7 +111,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"config.objective.key_momentum is {config.objective.key_momentum}; it lies between 0 and 1."
         )
-    objective = config.objective
+    objective = Objective(**config.objective)
     used = {
         "queue": objective.moco_lambda + objective.compress_lambda,
         "bank": objective.kld_lambda + objective.compress_lambda,
@@ -126,14 +127,13 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             f"config.queue.size is {config.queue.size} and config.bank.size {config.bank.size}, but"
             " objective.compress_lambda compares them row by row; give both one size."
         )
-    on_descriptor = objective.moco_lambda + objective.sscd_lambda + objective.compress_lambda > 0
-    if not on_descriptor and not objective.kld_lambda + objective.regress_lambda > 0:
+    if not (objective.compares_views or objective.needs_teacher):
         raise UserError(
             "config.objective has no term: set moco_lambda, sscd_lambda, kld_lambda, regress_lambda or compress_lambda"
             " above 0."
         )
     projector = config.student.projector
-    if projector != "none" and on_descriptor == (projector == "whitened"):
+    if projector != "none" and objective.compares_views == (projector == "whitened"):
         raise UserError(
             f"config.student.projector is {projector!r} with objective.moco_lambda {objective.moco_lambda}, sscd_lambda"
             f" {objective.sscd_lambda} and compress_lambda {objective.compress_lambda}: only these train the projector,"
@@ -165,14 +165,8 @@ def _check_views(config: ml_collections.ConfigDict) -> None:
             f"config.data.mixup {config.data.mixup} and cutmix {config.data.cutmix} are probabilities that exclude each"
             " other; their sum is at most 1."
         )
-    objective = config.objective
-    others = (
-        objective.moco_lambda
-        + objective.kld_lambda
-        + objective.regress_lambda
-        + objective.compress_lambda
-    )
-    if mixed and (others or not objective.sscd_lambda):
+    objective = Objective(**config.objective)
+    if mixed and (objective.moco_lambda or objective.needs_teacher or not objective.sscd_lambda):
         raise UserError(
             "config.data.mixup and cutmix need SSCD's objective alone, whose targets may be soft: set"
             " objective.sscd_lambda above 0, and moco_lambda, kld_lambda, regress_lambda and compress_lambda to 0."

@@ -19,7 +19,7 @@ from rdcd_jax.data.sources import ImageSet
 from rdcd_jax.progress import Reporter
 from rdcd_jax.train.mesh import replicate, split_batch
 from rdcd_jax.train.rng import at_step, stream
-from rdcd_jax.train.step import Batch
+from rdcd_jax.train.step import Batch, Objective
 
 
 def picture_size(config: ml_collections.ConfigDict) -> int:
@@ -29,8 +29,7 @@ def picture_size(config: ml_collections.ConfigDict) -> int:
 
 def views_per_picture(config: ml_collections.ConfigDict) -> int:
     """Two where a term compares views."""
-    objective = config.objective
-    return 2 if objective.moco_lambda + objective.sscd_lambda + objective.compress_lambda > 0 else 1
+    return 2 if Objective(**config.objective).compares_views else 1
 
 
 def make_views(config: ml_collections.ConfigDict) -> Callable[[Batch, jax.Array], Batch] | None:

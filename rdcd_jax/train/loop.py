@@ -82,7 +82,7 @@ def train_and_evaluate(
     record.begin(workdir, config.to_dict(), FREE, images.fingerprint())
 
     objective = Objective(**config.objective)
-    if objective.kld_lambda + objective.regress_lambda + objective.compress_lambda > 0:
+    if objective.needs_teacher:
         teacher = make_teacher(config.teacher, images, workdir)
     elif config.student.projector == "none":
         teacher = Teacher(images, config.student.dim)

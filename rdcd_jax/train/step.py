@@ -60,6 +60,16 @@ class Objective:
     compress_lambda: float = 0.0
     key_momentum: float = 0.99
 
+    @property
+    def compares_views(self) -> bool:
+        """Whether a term is on the descriptors of two views of a picture; such a term trains the projector."""
+        return self.moco_lambda + self.sscd_lambda + self.compress_lambda > 0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a term is on the teacher's features."""
+        return self.kld_lambda + self.regress_lambda + self.compress_lambda > 0
+
 
 def forward(
     graph: nnx.GraphDef, params: Tree, batch_stats: Tree, images: jax.Array, rng: jax.Array
@@ -177,7 +187,7 @@ def make_train_step(
 
         # 2. The teacher sees the query view only.
         teacher_feature = None
-        if banked or regress:
+        if objective.needs_teacher:
             teacher_feature = (
                 batch["teacher"] if "teacher" in batch else describe_teacher(teacher, images)
             )

@@ -17,7 +17,7 @@ from rdcd_jax.files import write_aside, write_json
 from rdcd_jax.models import build
 from rdcd_jax.models.descriptor import DescriptorNet, normalize_images
 from rdcd_jax.weights import convert, store
-from rdcd_jax.weights.onnx_model import IMAGE_SIZE, OnnxModel
+from rdcd_jax.weights.onnx_model import IMAGE_SIZE, OnnxModel, load_onnx_model
 from rdcd_jax.weights.onnx_model import KIND as ONNX_RUN
 
 SHIPPED = importlib.resources.files("rdcd_jax") / "students"
@@ -137,7 +137,7 @@ def load_describer(spec: str) -> Model | OnnxModel:
     path = path or store.find_installed("sscd-onnx")
     if path is None:
         raise UserError(f"'{ONNX_RUN}' needs a file, as {ONNX_RUN}:PATH. {store.TEACHER_HELP}")
-    return OnnxModel(spec, image_size=IMAGE_SIZE, path=pathlib.Path(path))
+    return load_onnx_model(spec, path)
 
 
 def shipped_names() -> list[str]:

@@ -1,12 +1,17 @@
 """A descriptor network in an ONNX file, run by onnxruntime as it is: a quantised teacher is several times faster so."""
 
 import dataclasses
+import functools
 import os
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rdcd_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 KIND = "onnxruntime"
 IMAGE_SIZE = 288
@@ -20,22 +25,24 @@ class OnnxModel:
         name: what its descriptors are called by.
         image_size: S, the side of the square pictures that it is given.
         path: the file; its one input takes uint8 [B, S, S, 3], its first output is [B, D].
+        session: what runs the file.
     """
 
     name: str
     image_size: int
     path: pathlib.Path
+    session: "onnxruntime.InferenceSession"
 
-    def __post_init__(self):
-        # Sessions hold their threads until they are gone: one for each model.
-        object.__setattr__(self, "_session", _session(self.path))
-        object.__setattr__(self, "dim", self.describe(np.zeros((1, 64, 64, 3), np.uint8)).shape[1])
+    @functools.cached_property
+    def dim(self) -> int:
+        """D, the size of the descriptor."""
+        return self.describe(np.zeros((1, 64, 64, 3), np.uint8)).shape[1]
 
     def describe(self, pictures: np.ndarray) -> np.ndarray:
         """Maps pictures [B, S, S, 3] uint8 to descriptors [B, D] float32 of unit length."""
-        (name,) = (node.name for node in self._session.get_inputs())
+        (node,) = self.session.get_inputs()
         try:
-            found = self._session.run(None, {name: np.ascontiguousarray(pictures)})[0]
+            found = self.session.run(None, {node.name: np.ascontiguousarray(pictures)})[0]
         except Exception as error:
             raise UserError(
                 f"{self.path} does not describe pictures {list(pictures.shape)} of type uint8"
@@ -47,6 +54,22 @@ class OnnxModel:
     def at_size(self, image_size: int | None) -> "OnnxModel":
         """The same model for pictures of another side; itself for None."""
         return self if image_size is None else dataclasses.replace(self, image_size=image_size)
+
+
+def load_onnx_model(name: str, path: str | os.PathLike) -> OnnxModel:
+    """A file as a model.
+
+    Args:
+        name: what its descriptors are called by.
+        path: the file.
+
+    Raises:
+        UserError: without onnxruntime, or for a file that it cannot run on pictures.
+    """
+    model = OnnxModel(name, IMAGE_SIZE, pathlib.Path(path), _session(path))
+    # A file that takes something else is told before any picture is read.
+    _ = model.dim
+    return model
 
 
 def _session(path: str | os.PathLike):
