@@ -18,7 +18,12 @@ from rdcd_jax.weights import convert
 from rdcd_jax.weights.library import evaluation_mode
 
 DATA = pathlib.Path(__file__).parent / "data"
-NETWORKS = {"efficientnet_b0": 64, "resnet50": None}
+NETWORKS = {
+    "efficientnet_b0": 64,
+    "fastvit_t12": 64,
+    "mobilenet_v3_large": 64,
+    "resnet50": None,
+}
 
 
 def reference_tensor(key, shape):
@@ -29,6 +34,8 @@ def reference_tensor(key, shape):
         return 0.1 * rng.standard_normal(shape)
     if leaf == "running_var":
         return 0.5 + rng.random(shape)
+    if leaf == "gamma":
+        return 0.5 * rng.random(shape)
     if len(shape) == 1:
         return 0.5 + rng.random(shape)
     gain = 2 if len(shape) == 4 else 1
@@ -157,12 +164,15 @@ def test_an_unknown_network_is_refused():
         models.build("resnet51", dim=None, rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 1, 8), (3, 2, 9), (5, 2, 8), (5, 1, 7)])
-def test_depthwise_forms_agree(kernel, stride, size):
+@pytest.mark.parametrize(
+    ("kernel", "stride", "size", "filters"),
+    [(3, 1, 8, 1), (3, 2, 9, 1), (5, 2, 8, 1), (5, 1, 7, 1), (3, 1, 7, 2), (7, 2, 8, 2)],
+)
+def test_depthwise_forms_agree(kernel, stride, size, filters):
     """The CPU's shifted sums against XLA's grouped convolution, values and both gradients."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(3, size, size, 6)), jnp.float32)
-    w = jnp.asarray(rng.normal(size=(kernel, kernel, 1, 6)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(kernel, kernel, 1, 6 * filters)), jnp.float32)
     strides, padding = (stride, stride), ((kernel // 2,) * 2,) * 2
 
     def grouped(x, w):

@@ -10,7 +10,9 @@ from flax import nnx
 from rdcd_jax.errors import UserError
 from rdcd_jax.models.descriptor import DescriptorNet
 from rdcd_jax.models.efficientnet import EfficientNetB0
+from rdcd_jax.models.fastvit import FastViTT12
 from rdcd_jax.models.layers import torch_linear
+from rdcd_jax.models.mobilenet import MobileNetV3Large
 from rdcd_jax.models.resnet import ResNet50
 
 
@@ -24,6 +26,8 @@ class Network:
 
 NETWORKS = {
     "efficientnet_b0": Network(EfficientNetB0, 512),
+    "fastvit_t12": Network(FastViTT12, 512),
+    "mobilenet_v3_large": Network(MobileNetV3Large, 512),
     "resnet50": Network(ResNet50, 512),
 }
 
@@ -46,7 +50,7 @@ def build(
     """Builds a network with fresh weights.
 
     Args:
-        name: `efficientnet_b0` or `resnet50`.
+        name: a key of `NETWORKS`.
         dim: size D of the descriptor, at most `feature_dim`; None builds a network without projector, whose descriptor
             is its feature, as SSCD's is.
         feature_dim: size F of the relational feature; a student's must equal its teacher's.
