@@ -1,5 +1,6 @@
 """Networks against the reference's own outputs, and against live torchvision where torch is installed."""
 
+import functools
 import pathlib
 import zlib
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from torch_support import import_torchvision
+from torch_support import published_network
 
 from rdcd_jax import models
 from rdcd_jax.errors import UserError
@@ -78,11 +79,16 @@ def test_evaluation_outputs(vectors, reference_network, size):
     name, module = reference_network
     data = vectors("k_models")
     feature, descriptor = nnx.jit(evaluation_mode(module))(images(size, (2, 3, size, size)))
-    np.testing.assert_allclose(feature, data[f"{name}/eval{size}_f64_feat"], rtol=0, atol=5e-6)
+
+    def close(ours, output):
+        exact, single = (data[f"{name}/eval{size}_{bits}_{output}"] for bits in ("f64", "f32"))
+        # MobileNetV3 under these weights is ill-conditioned: the reference's own float32 is 2e-5 off.
+        atol = max(5e-6, 2 * np.abs(single - exact).max())
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=atol)
+
+    close(feature, "feat")
     if NETWORKS[name]:
-        np.testing.assert_allclose(
-            descriptor, data[f"{name}/eval{size}_f64_emb"], rtol=0, atol=5e-6
-        )
+        close(descriptor, "emb")
     else:
         assert (descriptor == feature).all()
 
@@ -149,6 +155,8 @@ def test_parameter_counts():
         4_794_748,
         4_926_076,
     ]
+    assert [count("mobilenet_v3_large", dim) for dim in (64, 512)] == [4_890_736, 5_120_560]
+    assert [count("fastvit_t12", dim) for dim in (64, 512)] == [7_086_336, 7_316_160]
 
 
 @pytest.mark.parametrize(
@@ -185,11 +193,16 @@ def test_depthwise_forms_agree(kernel, stride, size, filters):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
-    ours, pull = jax.vjp(lambda x, w: depthwise(x, w, strides, padding), x, w)
-    theirs, expected = jax.vjp(grouped, x, w)
+    @functools.partial(jax.jit, static_argnums=0)
+    def value_and_gradients(form, x, w, g):
+        value, pull = jax.vjp(form, x, w)
+        return value, pull(g)
+
+    g = jnp.asarray(rng.normal(size=jax.eval_shape(grouped, x, w).shape), jnp.float32)
+    ours, found = value_and_gradients(lambda x, w: depthwise(x, w, strides, padding), x, w, g)
+    theirs, expected = value_and_gradients(grouped, x, w, g)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    g = jnp.asarray(rng.normal(size=ours.shape), jnp.float32)
-    for a, b in zip(pull(g), expected(g), strict=True):
+    for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
@@ -218,18 +231,15 @@ def test_pointwise_gradients_are_the_products(channels):
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
-def test_live_torchvision(name):
+def test_live_torch(name):
     torch = pytest.importorskip("torch")
-    torchvision = import_torchvision()
     torch.manual_seed(0)
     torch.set_num_threads(2)
-
-    class GeM(torch.nn.Module):
-        def forward(self, x):
-            return x.clamp(min=1e-6).pow(3).mean((2, 3), keepdim=True).pow(1 / 3)
-
-    theirs = getattr(torchvision.models, name)(num_classes=512)
-    theirs.avgpool = GeM()
+    theirs = published_network(name, 512)
+    for key, value in theirs.named_parameters():
+        if key.endswith(".gamma"):
+            # At the initial 1e-5 no layer before it would count.
+            torch.nn.init.uniform_(value, 0, 0.5)
     for layer in theirs.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0

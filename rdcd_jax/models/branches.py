@@ -86,11 +86,11 @@ def reparameterised(network: nnx.Module) -> nnx.Module:
     """The network for inference: every `Branches` in it merged into one convolution.
 
     Args:
-        network: in evaluation mode, with concrete weights; it stays as it is.
+        network: with concrete weights; it stays as it is.
 
     Returns:
-        A network of the same outputs but for rounding (1e-6), with fewer parameters and layers; one without branches is
-        returned itself. It is not for training, and has no names in torch.
+        A network of the outputs that the other has in evaluation mode but for rounding (1e-6), with fewer layers; one
+        without branches itself. It is not for training, and `weights.convert` has no names for it.
     """
     if not any(isinstance(module, Branches) for _, module in nnx.iter_modules(network)):
         return network

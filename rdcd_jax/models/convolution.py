@@ -39,11 +39,11 @@ def convolution(
     Returns:
         [B, H', W', O].
     """
-    height, width = kernel.shape[:2]
+    height, width, group_channels, _ = kernel.shape
     strides, padding = tuple(strides), tuple(map(tuple, padding))
     if (height, width) == (1, 1) and feature_group_count == 1 and padding == ((0, 0), (0, 0)):
         return pointwise(inputs[:, :: strides[0], :: strides[1]], kernel[0, 0])
-    if feature_group_count == inputs.shape[-1]:
+    if group_channels == 1 and feature_group_count == inputs.shape[-1]:
         return depthwise(inputs, kernel, strides, padding)
     rest["dimension_numbers"] = _LAYOUT
     return lax.conv_general_dilated(
