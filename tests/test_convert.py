@@ -114,6 +114,19 @@ def test_round_trip_is_exact(student):
         assert back[key].flags.c_contiguous
 
 
+def test_fastvit_s_projector_goes_by_either_name():
+    module, tensors = abstract("fastvit_t12"), random_tensors("fastvit_t12")
+    plain = {key.replace("projector.0.", "projector."): array for key, array in tensors.items()}
+    assert plain.keys() != tensors.keys()
+    convert.load_into(module, plain, "fastvit_t12")
+    back = convert.to_torch(module, "fastvit_t12")
+    assert back.keys() == tensors.keys()
+    for key, array in tensors.items():
+        np.testing.assert_array_equal(back[key], array)
+    with pytest.raises(UserError, match=r"'projector\.0\.weight' twice"):
+        convert.to_state(module, plain | tensors, "fastvit_t12")
+
+
 def test_layouts(student):
     tensors = random_tensors("efficientnet_b0")
     state = convert.to_state(student, tensors, "efficientnet_b0")
