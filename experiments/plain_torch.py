@@ -20,6 +20,8 @@ class Student(torch.nn.Module):
         super().__init__()
         self.backbone = published_network(network, FEATURE)
         self.projector = torch.nn.Linear(FEATURE, dim)
+        if network == "fastvit_t12":
+            self.projector = torch.nn.Sequential(self.projector)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps pictures [B, 3, H, W] to the feature [B, F] and the descriptor [B, D]."""
