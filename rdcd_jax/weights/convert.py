@@ -122,6 +122,12 @@ def to_torch(module: nnx.Module, name: str) -> dict[str, np.ndarray]:
     return arrays
 
 
+def torch_shapes(module: nnx.Module, name: str) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of `to_torch`'s arrays; the module may be abstract."""
+    leaves = ((_torch_name(path, name), leaf) for path, leaf in nnx.to_flat_state(_state(module)))
+    return {key: _torch_shape(leaf.shape) for key, leaf in leaves}
+
+
 # By rank: convolutions are [H, W, in, out] here and [out, in, H, W] in torch, linear layers [in,
 # out] and [out, in].
 _TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
