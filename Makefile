@@ -43,5 +43,5 @@ $(VENV)/.test-0: $(VENV)/.teacher
 # torchvision and timm by hand: their dependencies would bring another torch.
 $(VENV)/.test-1: $(VENV)/.test-0
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --no-deps torchvision==0.28.0
+	$(BIN)/pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31
 	touch $@

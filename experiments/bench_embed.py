@@ -2,10 +2,10 @@
 
     python experiments/bench_embed.py [--images sample:references] [--size 288] [--rounds 3]
 
-Float32, the student's and the teacher's network. Here: `embed_images`, as `rdcd-jax embed` runs it. PyTorch:
-torchvision's networks in channels_last, the same decoding and resizing in a DataLoader with one worker for each core
-but one. The two alternate in one run, each in a process of its own, and medians are compared. The result goes to
-experiments/results/bench_embed.json.
+Float32, the students' networks and the teacher's. Here: `embed_images`, as `rdcd-jax embed` runs it. PyTorch:
+torchvision's and timm's networks in channels_last, the same decoding and resizing in a DataLoader with one worker for
+each core but one. FastViT's branches are merged in both. The two alternate in one run, each in a process of its own,
+and medians are compared. The result goes to experiments/results/bench_embed.json.
 """
 
 import argparse
@@ -23,7 +23,12 @@ from rdcd_jax.huge_pages import asking  # noqa: E402
 
 RESULT = ROOT / "experiments" / "results" / "bench_embed.json"
 
-NETWORKS = {"efficientnet_b0": 128, "resnet50": None}
+NETWORKS = {
+    "efficientnet_b0": 128,
+    "fastvit_t12": 128,
+    "mobilenet_v3_large": 128,
+    "resnet50": None,
+}
 BATCH = 32
 
 
@@ -72,6 +77,7 @@ def torch_runs(source: str, size: int):
     """The same in PyTorch."""
     import torch
     from plain_torch import Student, Teacher
+    from torch_support import import_timm
 
     from rdcd_jax.data.sources import find_images
     from rdcd_jax.models.descriptor import IMAGENET_MEAN, IMAGENET_STD
@@ -79,7 +85,10 @@ def torch_runs(source: str, size: int):
     pictures = Pictures(find_images(source), size)
     mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
 
-    def run(network: torch.nn.Module):
+    def run(name: str, dim: int | None):
+        network = Teacher() if dim is None else Student(dim, name)
+        if name == "fastvit_t12":
+            network = import_timm().utils.reparameterize_model(network.eval())
         network = network.eval().to(memory_format=torch.channels_last)
 
         @torch.inference_mode()
@@ -94,7 +103,7 @@ def torch_runs(source: str, size: int):
 
         return describe
 
-    return {"efficientnet_b0": run(Student(128)), "resnet50": run(Teacher())}
+    return {name: run(name, dim) for name, dim in NETWORKS.items()}
 
 
 def serve(make, source: str, size: int, pipe) -> None:

@@ -8,26 +8,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from torch_support import import_torchvision  # noqa: E402
+from torch_support import published_network  # noqa: E402
 
 FEATURE = 512
 
 
-class GeM(torch.nn.Module):
-    """Generalised-mean pooling, p = 3."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps [B, C, H, W] to [B, C, 1, 1]."""
-        return F.adaptive_avg_pool2d(x.clamp(min=1e-6).pow(3), 1).pow(1 / 3)
-
-
 class Student(torch.nn.Module):
-    """EfficientNet-B0 with GeM, the wide head, and the projector."""
+    """A student with GeM, the wide head, and the projector."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, network: str = "efficientnet_b0"):
         super().__init__()
-        self.backbone = import_torchvision().models.efficientnet_b0(num_classes=FEATURE)
-        self.backbone.avgpool = GeM()
+        self.backbone = published_network(network, FEATURE)
         self.projector = torch.nn.Linear(FEATURE, dim)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,8 +32,7 @@ class Teacher(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.backbone = import_torchvision().models.resnet50(num_classes=FEATURE)
-        self.backbone.avgpool = GeM()
+        self.backbone = published_network("resnet50", FEATURE)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps pictures [B, 3, H, W] to the feature [B, F], twice."""

@@ -1,5 +1,6 @@
 """Networks against the reference's own outputs, and against live torchvision where torch is installed."""
 
+import functools
 import pathlib
 import zlib
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from torch_support import import_torchvision
+from torch_support import published_network
 
 from rdcd_jax import models
 from rdcd_jax.errors import UserError
@@ -18,7 +19,12 @@ from rdcd_jax.weights import convert
 from rdcd_jax.weights.library import evaluation_mode
 
 DATA = pathlib.Path(__file__).parent / "data"
-NETWORKS = {"efficientnet_b0": 64, "resnet50": None}
+NETWORKS = {
+    "efficientnet_b0": 64,
+    "fastvit_t12": 64,
+    "mobilenet_v3_large": 64,
+    "resnet50": None,
+}
 
 
 def reference_tensor(key, shape):
@@ -31,6 +37,8 @@ def reference_tensor(key, shape):
         return 0.1 * rng.standard_normal(shape)
     if leaf == "running_var":
         return 0.5 + rng.random(shape)
+    if leaf == "gamma":
+        return 0.5 * rng.random(shape)
     if len(shape) == 1:
         return 0.5 + rng.random(shape)
     gain = 2 if len(shape) == 4 else 1
@@ -73,11 +81,16 @@ def test_evaluation_outputs(vectors, reference_network, size):
     name, module = reference_network
     data = vectors("k_models")
     feature, descriptor = nnx.jit(evaluation_mode(module))(images(size, (2, 3, size, size)))
-    np.testing.assert_allclose(feature, data[f"{name}/eval{size}_f64_feat"], rtol=0, atol=5e-6)
+
+    def close(ours, output):
+        exact, single = (data[f"{name}/eval{size}_{bits}_{output}"] for bits in ("f64", "f32"))
+        # MobileNetV3 under these weights is ill-conditioned: the reference's own float32 is 2e-5 off.
+        atol = max(5e-6, 2 * np.abs(single - exact).max())
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=atol)
+
+    close(feature, "feat")
     if NETWORKS[name]:
-        np.testing.assert_allclose(
-            descriptor, data[f"{name}/eval{size}_f64_emb"], rtol=0, atol=5e-6
-        )
+        close(descriptor, "emb")
     else:
         assert (descriptor == feature).all()
 
@@ -144,6 +157,8 @@ def test_parameter_counts():
         4_794_748,
         4_926_076,
     ]
+    assert [count("mobilenet_v3_large", dim) for dim in (64, 512)] == [4_890_736, 5_120_560]
+    assert [count("fastvit_t12", dim) for dim in (64, 512)] == [7_086_336, 7_316_160]
 
 
 @pytest.mark.parametrize(
@@ -159,12 +174,15 @@ def test_an_unknown_network_is_refused():
         models.build("resnet51", dim=None, rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 1, 8), (3, 2, 9), (5, 2, 8), (5, 1, 7)])
-def test_depthwise_forms_agree(kernel, stride, size):
+@pytest.mark.parametrize(
+    ("kernel", "stride", "size", "filters"),
+    [(3, 1, 8, 1), (3, 2, 9, 1), (5, 2, 8, 1), (5, 1, 7, 1), (3, 1, 7, 2), (7, 2, 8, 2)],
+)
+def test_depthwise_forms_agree(kernel, stride, size, filters):
     """The CPU's shifted sums against XLA's grouped convolution, values and both gradients."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(3, size, size, 6)), jnp.float32)
-    w = jnp.asarray(rng.normal(size=(kernel, kernel, 1, 6)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(kernel, kernel, 1, 6 * filters)), jnp.float32)
     strides, padding = (stride, stride), ((kernel // 2,) * 2,) * 2
 
     def grouped(x, w):
@@ -177,11 +195,16 @@ def test_depthwise_forms_agree(kernel, stride, size):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
-    ours, pull = jax.vjp(lambda x, w: depthwise(x, w, strides, padding), x, w)
-    theirs, expected = jax.vjp(grouped, x, w)
+    @functools.partial(jax.jit, static_argnums=0)
+    def value_and_gradients(form, x, w, g):
+        value, pull = jax.vjp(form, x, w)
+        return value, pull(g)
+
+    g = jnp.asarray(rng.normal(size=jax.eval_shape(grouped, x, w).shape), jnp.float32)
+    ours, found = value_and_gradients(lambda x, w: depthwise(x, w, strides, padding), x, w, g)
+    theirs, expected = value_and_gradients(grouped, x, w, g)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    g = jnp.asarray(rng.normal(size=ours.shape), jnp.float32)
-    for a, b in zip(pull(g), expected(g), strict=True):
+    for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
@@ -210,18 +233,15 @@ def test_pointwise_gradients_are_the_products(channels):
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
-def test_live_torchvision(name):
+def test_live_torch(name):
     torch = pytest.importorskip("torch")
-    torchvision = import_torchvision()
     torch.manual_seed(0)
     torch.set_num_threads(2)
-
-    class GeM(torch.nn.Module):
-        def forward(self, x):
-            return x.clamp(min=1e-6).pow(3).mean((2, 3), keepdim=True).pow(1 / 3)
-
-    theirs = getattr(torchvision.models, name)(num_classes=512)
-    theirs.avgpool = GeM()
+    theirs = published_network(name, 512)
+    for key, value in theirs.named_parameters():
+        if key.endswith(".gamma"):
+            # At the initial 1e-5 no layer before it would count.
+            torch.nn.init.uniform_(value, 0, 0.5)
     for layer in theirs.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0

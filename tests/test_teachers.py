@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from test_convert import keys
 from test_models import images, reference_tensor
-from torch_support import import_torchvision
+from torch_support import import_timm
 
 from rdcd_jax import models
 from rdcd_jax.errors import UserError
@@ -98,8 +98,7 @@ def short_networks(monkeypatch):
 def timm_network(name):
     """timm's own network, with as few blocks, random weights and the feature that describes."""
     torch = pytest.importorskip("torch")
-    import_torchvision()
-    timm = pytest.importorskip("timm")
+    timm = import_timm()
     torch.manual_seed(0)
 
     def gem(x, axes):

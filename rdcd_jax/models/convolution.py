@@ -37,17 +37,17 @@ def convolution(
         strides: the two strides.
         padding: explicit (low, high) pairs for height and width. 'SAME' is not for us: at stride 2 it pads
             (0, 1) where the published networks pad (1, 1).
-        feature_group_count: groups; C = O = groups takes the depthwise form, wider groups that of `grouped`.
+        feature_group_count: groups; C = groups takes the depthwise form, wider groups that of `grouped`.
         **rest: what else `nnx.Conv` passes on to `lax.conv_general_dilated`.
 
     Returns:
         [B, H', W', O].
     """
-    height, width, group_channels, channels = kernel.shape
+    height, width, group_channels, _ = kernel.shape
     strides, padding = tuple(strides), tuple(map(tuple, padding))
     if (height, width) == (1, 1) and feature_group_count == 1 and padding == ((0, 0), (0, 0)):
         return pointwise(inputs[:, :: strides[0], :: strides[1]], kernel[0, 0])
-    if group_channels == 1 and channels == feature_group_count == inputs.shape[-1]:
+    if group_channels == 1 and feature_group_count == inputs.shape[-1]:
         return depthwise(inputs, kernel, strides, padding)
     if group_channels > 1 and feature_group_count > 1:
         return grouped(inputs, kernel, strides, padding, feature_group_count)
@@ -146,16 +146,16 @@ def depthwise(
     strides: tuple[int, int],
     padding: tuple[tuple[int, int], tuple[int, int]],
 ) -> jax.Array:
-    """Convolves each channel with its own filter.
+    """Convolves each channel with its own filters.
 
     Args:
         inputs: [B, H, W, C].
-        kernel: [KH, KW, 1, C].
+        kernel: [KH, KW, 1, M * C]; output o reads input o // M.
         strides: the two strides.
         padding: (low, high) pairs for height and width.
 
     Returns:
-        [B, H', W', C].
+        [B, H', W', M * C].
     """
     return lax.platform_dependent(
         inputs,
@@ -216,6 +216,7 @@ def _shifts(padded, kernel_shape, strides, out_size):
 
 
 def _shifted_sum(inputs, kernel, *, strides, padding):
+    inputs = _repeated(inputs, kernel)
     padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
     size = [(padded.shape[1 + axis] - kernel.shape[axis]) // strides[axis] + 1 for axis in range(2)]
     # Sums are kept in float32 also of bfloat16 pictures, as accelerators do.
@@ -227,6 +228,12 @@ def _shifted_sum(inputs, kernel, *, strides, padding):
         (part.astype(wide) * tap[None, None, None] for part, tap in zip(shifts, taps, strict=True)),
     )
     return total.astype(inputs.dtype)
+
+
+def _repeated(inputs, kernel):
+    """Each channel of `inputs` as often as `kernel` has filters for it."""
+    times = kernel.shape[-1] // inputs.shape[-1]
+    return inputs if times == 1 else jnp.repeat(inputs, times, axis=-1)
 
 
 def _correlated(gradient, kernel, shape, strides, padding):
@@ -243,11 +250,13 @@ def _correlated(gradient, kernel, shape, strides, padding):
 
 
 def _shifted_gradients(inputs, kernel, gradient, *, strides, padding):
+    channels, inputs = inputs.shape[-1], _repeated(inputs, kernel)
     if kernel.shape[0] * kernel.shape[1] > _FEW_TAPS:
         input_gradient = _correlated(gradient, kernel, inputs.shape, strides, padding)
     else:
         form = functools.partial(_shifted_sum, strides=strides, padding=padding)
         (input_gradient,) = jax.linear_transpose(lambda x: form(x, kernel), inputs)(gradient)
+    input_gradient = input_gradient.reshape(*inputs.shape[:-1], channels, -1).sum(axis=-1)
 
     # One picture at a time: its shifted products are summed while they are still in the cache.
     def add_picture(total, picture):

@@ -1,10 +1,12 @@
 """EfficientNet-B0 (Tan and Le 2019), torchvision's definition, with GeM instead of the average pool."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rdcd_jax.models.layers import BatchNorm, SqueezeExcite, conv, gem_pool, stochastic_depth
+from rdcd_jax.models.layers import ConvNorm, SqueezeExcite, gem_pool, stochastic_depth
 
 # expansion, kernel, stride, channels in, channels out, blocks
 STAGES = (
@@ -21,31 +23,16 @@ DROPOUT = 0.2
 STOCHASTIC_DEPTH = 0.2
 
 
-class ConvNorm(nnx.Module):
-    """Convolution without bias, batch norm, and SiLU unless told otherwise."""
-
-    def __init__(self, cin, cout, kernel, *, stride=1, groups=1, activate=True, dtype, rngs):
-        self.conv = conv(cin, cout, kernel, stride=stride, groups=groups, dtype=dtype, rngs=rngs)
-        self.norm = BatchNorm(cout, dtype=dtype, rngs=rngs)
-        self.activate = activate
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [B, H, W, C] to [B, H / stride, W / stride, C']."""
-        x = self.norm(self.conv(x))
-        return jax.nn.silu(x) if self.activate else x
-
-
 class InvertedResidual(nnx.Module):
     """Expand (1x1), depthwise, squeeze-excite, project (1x1), with a residual where shapes allow."""
 
     def __init__(self, cin, cout, kernel, *, stride, expansion, drop_rate, dtype, rngs):
         wide = cin * expansion
-        self.expand = ConvNorm(cin, wide, 1, dtype=dtype, rngs=rngs) if expansion != 1 else None
-        self.depthwise = ConvNorm(
-            wide, wide, kernel, stride=stride, groups=wide, dtype=dtype, rngs=rngs
-        )
+        active = functools.partial(ConvNorm, activation=jax.nn.silu, dtype=dtype, rngs=rngs)
+        self.expand = active(cin, wide, 1) if expansion != 1 else None
+        self.depthwise = active(wide, wide, kernel, stride=stride, groups=wide)
         self.squeeze = SqueezeExcite(wide, max(1, cin // 4), dtype=dtype, rngs=rngs)
-        self.project = ConvNorm(wide, cout, 1, activate=False, dtype=dtype, rngs=rngs)
+        self.project = ConvNorm(wide, cout, 1, dtype=dtype, rngs=rngs)
         self.drop = stochastic_depth(drop_rate) if stride == 1 and cin == cout else None
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -65,7 +52,8 @@ class EfficientNetB0(nnx.Module):
     """
 
     def __init__(self, *, feature_dim: int, dtype: jnp.dtype | None = None, rngs: nnx.Rngs):
-        self.stem = ConvNorm(3, 32, 3, stride=2, dtype=dtype, rngs=rngs)
+        active = functools.partial(ConvNorm, activation=jax.nn.silu, dtype=dtype, rngs=rngs)
+        self.stem = active(3, 32, 3, stride=2)
         total = sum(stage[-1] for stage in STAGES)
         stages, index = [], 0
         for expansion, kernel, stride, cin, cout, count in STAGES:
@@ -86,7 +74,7 @@ class EfficientNetB0(nnx.Module):
                 index += 1
             stages.append(nnx.List(blocks))
         self.stages = nnx.List(stages)
-        self.last = ConvNorm(STAGES[-1][4], HEAD_CHANNELS, 1, dtype=dtype, rngs=rngs)
+        self.last = active(STAGES[-1][4], HEAD_CHANNELS, 1)
         self.drop = nnx.Dropout(DROPOUT)
         self.head = nnx.Linear(
             HEAD_CHANNELS,

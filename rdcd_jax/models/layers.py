@@ -1,5 +1,7 @@
 """Layers that the networks share: what flax.nnx lacks, or has with other numbers than the published networks."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -56,6 +58,8 @@ def conv(
     stride: int = 1,
     groups: int = 1,
     bias: bool = False,
+    kernel_init: nnx.Initializer = kaiming_normal,
+    bias_init: nnx.Initializer = jax.nn.initializers.zeros,
     dtype: jnp.dtype | None = None,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
@@ -69,22 +73,33 @@ def conv(
         feature_group_count=groups,
         use_bias=bias,
         dtype=dtype,
-        kernel_init=kaiming_normal,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
         conv_general_dilated=convolution,
         rngs=rngs,
     )
 
 
+def torch_conv(
+    in_channels: int, out_channels: int, kernel: int, *, groups: int = 1, **settings
+) -> nnx.Conv:
+    """A `conv` with torch's default initialisation; other arguments as there."""
+    initial = _torch_default(kernel**2 * in_channels // groups)
+    return conv(in_channels, out_channels, kernel, groups=groups, **initial, **settings)
+
+
 def torch_linear(features_in: int, features_out: int, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer with torch's default initialisation: weight and bias uniform in +-1/sqrt(features_in)."""
-    bound = features_in**-0.5
-    return nnx.Linear(
-        features_in,
-        features_out,
-        kernel_init=nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-        bias_init=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
-        rngs=rngs,
-    )
+    """A linear layer with torch's default initialisation."""
+    return nnx.Linear(features_in, features_out, **_torch_default(features_in), rngs=rngs)
+
+
+def _torch_default(fan_in: int) -> dict[str, nnx.Initializer]:
+    """Weight and bias uniform in +-1/sqrt(fan_in)."""
+    bound = fan_in**-0.5
+    return {
+        "kernel_init": nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+        "bias_init": lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
+    }
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -101,6 +116,7 @@ class BatchNorm(nnx.BatchNorm):
         channels: int,
         *,
         momentum: float = 0.9,
+        epsilon: float = 1e-5,
         scale_init: nnx.Initializer = jax.nn.initializers.ones,
         dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
@@ -108,7 +124,7 @@ class BatchNorm(nnx.BatchNorm):
         super().__init__(
             channels,
             momentum=momentum,
-            epsilon=1e-5,
+            epsilon=epsilon,
             scale_init=scale_init,
             dtype=dtype,
             rngs=rngs,
@@ -135,17 +151,59 @@ def _per_channel(x: jax.Array) -> jax.Array:
     return x[None, None, None]
 
 
+class ConvNorm(nnx.Module):
+    """Convolution without bias, batch norm, and an activation where one is given.
+
+    `conv` and `norm` make the two, where they are not the usual ones.
+    """
+
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        activation: Callable[[jax.Array], jax.Array] | None = None,
+        conv: Callable[..., nnx.Conv] = conv,
+        norm: Callable[..., BatchNorm] = BatchNorm,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = conv(cin, cout, kernel, stride=stride, groups=groups, dtype=dtype, rngs=rngs)
+        self.norm = norm(cout, dtype=dtype, rngs=rngs)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, H, W, C] to [B, H / stride, W / stride, C']."""
+        x = self.norm(self.conv(x))
+        return x if self.activation is None else self.activation(x)
+
+
 class SqueezeExcite(nnx.Module):
     """Channel gates from the average-pooled map through two 1x1 convolutions (Hu et al., squeeze-and-excitation)."""
 
-    def __init__(self, channels: int, squeezed: int, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        channels: int,
+        squeezed: int,
+        *,
+        activation: Callable[[jax.Array], jax.Array] = jax.nn.silu,
+        gate: Callable[[jax.Array], jax.Array] = jax.nn.sigmoid,
+        conv: Callable[..., nnx.Conv] = conv,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
         self.reduce = conv(channels, squeezed, 1, bias=True, dtype=dtype, rngs=rngs)
         self.expand = conv(squeezed, channels, 1, bias=True, dtype=dtype, rngs=rngs)
+        self.activation = activation
+        self.gate = gate
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Gates x [B, H, W, C]."""
         pooled = jnp.mean(x, axis=(1, 2), keepdims=True)
-        return x * jax.nn.sigmoid(self.expand(jax.nn.silu(self.reduce(pooled))))
+        return x * self.gate(self.expand(self.activation(self.reduce(pooled))))
 
 
 def stochastic_depth(rate: float) -> nnx.Dropout:

@@ -10,7 +10,9 @@ from flax import nnx
 from rdcd_jax.errors import UserError
 from rdcd_jax.models.descriptor import DescriptorNet
 from rdcd_jax.models.efficientnet import EfficientNetB0
+from rdcd_jax.models.fastvit import FastViTT12
 from rdcd_jax.models.layers import torch_linear
+from rdcd_jax.models.mobilenet import MobileNetV3Large
 from rdcd_jax.models.resnet import resnet50, resnext101_32x4d
 from rdcd_jax.models.vit import vit_b8, vit_b16
 
@@ -32,6 +34,8 @@ class Network:
 
 NETWORKS = {
     "efficientnet_b0": Network(EfficientNetB0, 512),
+    "fastvit_t12": Network(FastViTT12, 512),
+    "mobilenet_v3_large": Network(MobileNetV3Large, 512),
     "resnet50": Network(resnet50, 512, "teacher"),
     "resnext101_32x4d": Network(resnext101_32x4d, 1024, "teacher"),
     "vit_b8": Network(vit_b8, 1536, "teacher"),

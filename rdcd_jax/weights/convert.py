@@ -72,16 +72,18 @@ def to_state(
     Raises:
         UserError: telling every missing, unexpected and misshapen array.
     """
-    tensors = torch_names(tensors)
+    # RDCD's FastViT has its projector within a Sequential; either form is taken, for any network.
+    projector = _layers(name)["projector"]
+    tensors = torch_names(tensors, dict.fromkeys(("projector", "projector.0"), projector))
     state = _state(module)
     leaves = {_torch_name(path, name): leaf for path, leaf in nnx.to_flat_state(state)}
     kept = {key for key in leaves if fresh and key not in tensors and re.fullmatch(fresh, key)}
     missing = [key for key in leaves if key not in tensors and key not in kept]
     unexpected = [key for key in tensors if key not in leaves]
     misshapen = [
-        f"{key} {_size(tensors[key].shape)} for {_size(_torch_shape(leaf.shape))}"
+        f"{key} {_size(tensors[key].shape)} for {_size(shape)}"
         for key, leaf in leaves.items()
-        if key in tensors and tensors[key].shape != _torch_shape(leaf.shape)
+        if key in tensors and tensors[key].shape != (shape := _torch_shape(key, leaf.shape))
     ]
     groups = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(groups.values()):
@@ -116,16 +118,16 @@ def to_torch(module: nnx.Module, name: str) -> dict[str, np.ndarray]:
     arrays = {}
     for path, leaf in nnx.to_flat_state(_state(module)):
         array = np.asarray(leaf.get_value())
-        arrays[_torch_name(path, name)] = np.ascontiguousarray(
-            array.transpose(_TO_TORCH.get(array.ndim, range(array.ndim)))
-        )
+        key = _torch_name(path, name)
+        turned = array.transpose(_TO_TORCH.get(array.ndim, range(array.ndim)))
+        arrays[key] = np.ascontiguousarray(turned.reshape(_torch_shape(key, array.shape)))
     return arrays
 
 
 def torch_shapes(module: nnx.Module, name: str) -> dict[str, tuple[int, ...]]:
     """The names and shapes of `to_torch`'s arrays; the module may be abstract."""
     leaves = ((_torch_name(path, name), leaf) for path, leaf in nnx.to_flat_state(_state(module)))
-    return {key: _torch_shape(leaf.shape) for key, leaf in leaves}
+    return {key: _torch_shape(key, leaf.shape) for key, leaf in leaves}
 
 
 # By rank: convolutions are [H, W, in, out] here and [out, in, H, W] in torch, linear layers [in,
@@ -145,16 +147,19 @@ def _torch_name(path: tuple, name: str) -> str:
 
 @functools.cache
 def _layers(name: str) -> dict[str, str]:
-    return LAYERS[name]() | {"projector": "projector"}
+    return {"projector": "projector"} | LAYERS[name]()
 
 
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _torch_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    # timm's factors per channel have the sides of a picture.
+    if key.endswith(".gamma"):
+        return (*shape, 1, 1)
     return tuple(shape[i] for i in _TO_TORCH.get(len(shape), range(len(shape))))
 
 
 def _from_torch(array: np.ndarray, leaf: nnx.Variable) -> jax.Array:
     array = array.transpose(_FROM_TORCH.get(array.ndim, range(array.ndim)))
-    return jax.numpy.asarray(np.ascontiguousarray(array, leaf.dtype))
+    return jax.numpy.asarray(np.ascontiguousarray(array.reshape(leaf.shape), leaf.dtype))
 
 
 def _shared_prefix(names) -> str | None:

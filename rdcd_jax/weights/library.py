@@ -15,6 +15,7 @@ from flax import nnx
 from rdcd_jax.errors import UserError
 from rdcd_jax.files import write_aside, write_json
 from rdcd_jax.models import build
+from rdcd_jax.models.branches import reparameterised
 from rdcd_jax.models.descriptor import DescriptorNet, normalize_images
 from rdcd_jax.weights import convert, store
 from rdcd_jax.weights.onnx_model import IMAGE_SIZE, OnnxModel, load_onnx_model
@@ -46,7 +47,7 @@ class Model:
 
     @functools.cached_property
     def _described(self):
-        graph, state = nnx.split(self.module)
+        graph, state = nnx.split(reparameterised(self.module))
         state = nnx.as_pure(state)
         run = jax.jit(lambda state, x: nnx.merge(graph, state)(normalize_images(x))[1])
         return functools.partial(run, state)
@@ -205,7 +206,7 @@ def _load_export(folder: pathlib.Path, name: str | None = None) -> Model:
     weights = folder.parent / card[FIRST_OF] / WEIGHTS if FIRST_OF in card else folder / WEIGHTS
     tensors = read_safetensors(weights)
     if FIRST_OF in card:
-        for key in tensors.keys() & {"projector.weight", "projector.bias"}:
+        for key in [key for key in tensors if key.startswith("projector.")]:
             tensors[key] = tensors[key][: sizes["dim"]]
     return _filled(name, network_name, module, tensors, image_size, source=weights)
 

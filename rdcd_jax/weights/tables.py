@@ -7,7 +7,7 @@ same for all: `convert` knows them.
 
 from collections.abc import Sequence
 
-from rdcd_jax.models import efficientnet, resnet, vit
+from rdcd_jax.models import efficientnet, fastvit, mobilenet, resnet, vit
 
 
 def resnet50() -> dict[str, str]:
@@ -82,8 +82,77 @@ def lite0_efficientnet_b0() -> dict[str, str]:
     return {f"backbone.{lite}": f"backbone.{torchvision}" for lite, torchvision in names.items()}
 
 
+def mobilenet_v3_large() -> dict[str, str]:
+    """MobileNetV3-Large under torchvision's names."""
+    names = {"stem.conv": "features.0.0", "stem.norm": "features.0.1"}
+    channels = mobilenet.STEM_CHANNELS
+    for b, (_, wide, cout, squeezed, _, _) in enumerate(mobilenet.BLOCKS):
+        parts = {
+            "expand": wide != channels,
+            "depthwise": True,
+            "squeeze": squeezed,
+            "project": True,
+        }
+        for i, part in enumerate(part for part, there in parts.items() if there):
+            inner = {"reduce": "fc1", "expand": "fc2"}
+            if part != "squeeze":
+                inner = {"conv": "0", "norm": "1"}
+            here, torch = f"blocks.{b}.{part}", f"features.{b + 1}.block.{i}"
+            names |= {f"{here}.{ours}": f"{torch}.{theirs}" for ours, theirs in inner.items()}
+        channels = cout
+    last = len(mobilenet.BLOCKS) + 1
+    names |= {"last.conv": f"features.{last}.0", "last.norm": f"features.{last}.1"}
+    names |= {"hidden": "classifier.0", "head": "classifier.3"}
+    return {f"backbone.{here}": f"backbone.{torch}" for here, torch in names.items()}
+
+
+def fastvit_t12() -> dict[str, str]:
+    """FastViT-T12 under timm's names; RDCD has its projector within a Sequential."""
+    names = {"head": "head.fc"}
+
+    def add_conv_norm(here: str, timm: str) -> None:
+        names.update({f"{here}.conv": f"{timm}.conv", f"{here}.norm": f"{timm}.bn"})
+
+    def add_branches(here: str, timm: str, *, small: bool, identity: bool) -> None:
+        add_conv_norm(f"{here}.convs.0", f"{timm}.conv_kxk.0")
+        if small:
+            add_conv_norm(f"{here}.convs.1", f"{timm}.conv_scale")
+        if identity:
+            names[f"{here}.identity"] = f"{timm}.identity"
+
+    for i in range(3):
+        add_branches(f"stem.{i}.branches", f"stem.{i}", small=i < 2, identity=i == 2)
+    for s, (_, count) in enumerate(fastvit.STAGES):
+        if s > 0:
+            here, timm = f"downsamples.{s - 1}", f"stages.{s}.downsample.proj"
+            add_conv_norm(f"{here}.wide.convs.0", f"{timm}.0.large_conv")
+            add_conv_norm(f"{here}.wide.convs.1", f"{timm}.0.small_conv")
+            add_branches(f"{here}.mix.branches", f"{timm}.1", small=False, identity=True)
+        for b in range(count):
+            here, timm = f"stages.{s}.{b}", f"stages.{s}.blocks.{b}"
+            mixer = f"{timm}.token_mixer"
+            add_branches(f"{here}.mixer", f"{mixer}.mixer", small=True, identity=True)
+            add_conv_norm(f"{here}.conv", f"{timm}.mlp.conv")
+            names |= {
+                f"{here}.mixer.norm": f"{mixer}.norm.identity",
+                f"{here}.mixer.scale": f"{mixer}.layer_scale",
+                f"{here}.expand": f"{timm}.mlp.fc1",
+                f"{here}.project": f"{timm}.mlp.fc2",
+                f"{here}.scale": f"{timm}.layer_scale",
+            }
+    add_branches("last.branches", "final_conv", small=True, identity=False)
+    names |= {
+        "last.squeeze.reduce": "final_conv.se.fc1",
+        "last.squeeze.expand": "final_conv.se.fc2",
+    }
+    names = {f"backbone.{here}": f"backbone.{timm}" for here, timm in names.items()}
+    return names | {"projector": "projector.0"}
+
+
 LAYERS = {
     "efficientnet_b0": efficientnet_b0,
+    "fastvit_t12": fastvit_t12,
+    "mobilenet_v3_large": mobilenet_v3_large,
     "resnet50": resnet50,
     "resnext101_32x4d": resnext101_32x4d,
     "vit_b8": vit_b,
