@@ -31,7 +31,8 @@ def torch_names(
 
     Args:
         tensors: a flat state dict.
-        layers: foreign layer names to torchvision's, applied last; names it lacks stay as they are.
+        layers: foreign names to torchvision's, of layers or of single arrays, applied last; names it lacks stay as
+            they are.
 
     Returns:
         The same arrays under their new names.
@@ -47,7 +48,10 @@ def torch_names(
     result: dict[str, np.ndarray] = {}
     for key, name in names.items():
         layer, _, leaf = name.rpartition(".")
-        name = f"{layers[layer]}.{leaf}" if layers and layer in layers else name
+        if layers and name in layers:
+            name = layers[name]
+        elif layers and layer in layers:
+            name = f"{layers[layer]}.{leaf}"
         if name in result:
             raise UserError(f"The weights name '{name}' twice (once as '{key}'); keep one of them.")
         result[name] = tensors[key]

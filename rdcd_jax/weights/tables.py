@@ -160,6 +160,16 @@ LAYERS = {
 }
 
 
+# The last linear layer of each, whose width is the feature's; the ViTs have none.
+HEADS = {
+    "efficientnet_b0": "backbone.classifier.1",
+    "fastvit_t12": "backbone.head.fc",
+    "mobilenet_v3_large": "backbone.classifier.3",
+    "resnet50": "backbone.fc",
+    "resnext101_32x4d": "backbone.fc",
+}
+
+
 def _resnet(blocks: Sequence[int]) -> dict[str, str]:
     return {
         f"backbone.{here}": f"backbone.{torchvision}"
