@@ -11,13 +11,16 @@ from flax import nnx
 from test_convert import keys
 from test_models import images, reference_tensor
 from torch_support import import_timm
+from toy import CONFIGS, metrics_of
 
 from rdcd_jax import models
 from rdcd_jax.errors import UserError
 from rdcd_jax.models import registry, resnet, vit
 from rdcd_jax.models.convolution import grouped
+from rdcd_jax.train.config import load_config
+from rdcd_jax.train.loop import make_student, train_and_evaluate
 from rdcd_jax.weights import convert, tables
-from rdcd_jax.weights.library import evaluation_mode
+from rdcd_jax.weights.library import evaluation_mode, load_model
 
 # Each network's name in k_models.npz, and the table from its names to ours where they differ.
 REFERENCES = {
@@ -177,3 +180,46 @@ def test_bfloat16_stays_near_float32(short_networks, name):
     assert near.dtype == jnp.float32
     assert near.shape == (2, registry.NETWORKS[name].feature_dim)
     assert jnp.sum(found * near, axis=1).min() >= 0.999
+
+
+@pytest.fixture
+def small_teachers(monkeypatch):
+    """The teachers under their own names, but with few blocks, and the ViTs narrow."""
+    monkeypatch.setattr(vit, "DEPTH", 1)
+    monkeypatch.setattr(vit, "WIDTH", 24)
+    monkeypatch.setattr(resnet, "BLOCKS_101", (1, 1, 1, 1))
+    for name in REFERENCES:
+        row = registry.NETWORKS[name]
+        width = 48 if name.startswith("vit") else 1024
+        backbone = functools.partial(row.backbone)
+        row = dataclasses.replace(row, backbone=backbone, feature_dim=width)
+        monkeypatch.setitem(registry.NETWORKS, name, row)
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("resnext101_32x4d", 1024), ("vit_b8", 48), ("vit_b16", 48)]
+)
+def test_a_student_follows_any_teacher(toys, small_teachers, pictures, tmp_path, name, width):
+    config = load_config(f"{CONFIGS / 'rdcd.py'}:smoke,teacher={name},dim=4,data={pictures}", [])
+    config.student.network = "toy"
+    config.schedule.max_steps = 1
+    state = train_and_evaluate(config, tmp_path / "run")
+    assert state.bank.shape == (64, width)
+    assert metrics_of(tmp_path / "run")[0]["relational_kl"] > 0
+    export = str(tmp_path / "run" / "export")
+    assert (load_model(export).feature_dim, load_model(export).dim) == (width, 4)
+    # Without a teacher the feature is that of the start; another teacher's size is refused.
+    config.init_from = export
+    assert make_student(config, None).projector.in_features == width
+    with pytest.raises(
+        UserError,
+        match=f"has not the feature of 16 numbers that this teacher needs, but one of {width}",
+    ):
+        make_student(config, 16)
+
+
+def test_imported_weights_are_the_teachers_of_whole_runs():
+    config = load_config(f"{CONFIGS / 'rdcd.py'}:teacher=vit_b8,data=x", [])
+    assert config.teacher.model == "vit_b8"
+    config = load_config(f"{CONFIGS / 'rdcd.py'}:teacher=dino:/a/b.pth,data=x", [])
+    assert config.teacher.model == "dino:/a/b.pth"

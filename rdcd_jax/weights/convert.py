@@ -7,7 +7,7 @@ all differences are told together.
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -106,6 +106,27 @@ def load_into(
 ) -> None:
     """Fills `module` from `tensors`; arguments and errors as in `to_state`."""
     nnx.update(module, to_state(module, tensors, name, fresh=fresh))
+
+
+def drawn_state(make: Callable[[], nnx.Module], name: str, pattern: str) -> nnx.State:
+    """That part of a fresh network's state whose names match, without drawing the rest.
+
+    Args:
+        make: builds the network.
+        name: the network's name in the registry.
+        pattern: of torchvision's names.
+
+    Returns:
+        A state of `nnx.Param` and `nnx.BatchStat`.
+    """
+
+    @jax.jit
+    def draw() -> nnx.State:
+        leaves = nnx.to_flat_state(_state(make()))
+        wanted = [each for each in leaves if re.fullmatch(pattern, _torch_name(each[0], name))]
+        return nnx.from_flat_state(wanted)
+
+    return draw()
 
 
 def to_torch(module: nnx.Module, name: str) -> dict[str, np.ndarray]:

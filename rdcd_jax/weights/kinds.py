@@ -279,7 +279,9 @@ def _hint(row: Kind, read: Mapping[str, np.ndarray]) -> str:
             continue
         try:
             network, tensors, shared = _nearest(other, read)
-            if shared > ALIKE:
+            # A trunk that lacks much shares little; but what it lacks, it does lack.
+            lacks = other.fresh and not any(re.fullmatch(other.fresh, key) for key in tensors)
+            if lacks or (shared > ALIKE and not other.fresh):
                 _checked(other, network, tensors)
                 return f" It reads as {name} ({network}): name that kind."
         except UserError:

@@ -265,8 +265,9 @@ def _imported(path: pathlib.Path, trunk: bool = False, feature_dim: int | None =
     def make():
         return build(name, **sizes, rngs=nnx.Rngs(0))
 
-    # Fresh weights are drawn only where some are wanted.
-    module = make() if fresh else nnx.eval_shape(make)
+    module = nnx.eval_shape(make)
+    if fresh:
+        nnx.update(module, convert.drawn_state(make, name, fresh))
     return _filled(kind, name, module, tensors, IMAGE_SIZE, source=path, fresh=fresh)
 
 
