@@ -101,7 +101,8 @@ def base_config(
     config.student.calibrate = 0
 
     config.teacher = ml_collections.ConfigDict()
-    # A model: sscd-onnx, sscd-torchvision:PATH, an export folder; sscd takes whichever is at hand. onnxruntime:PATH, or
+    # A model: sscd-onnx, sscd-torchvision:PATH, dino:PATH, an export folder; sscd takes whichever is at hand, and the
+    # name of a network what was imported for it. The student's feature takes the teacher's size. onnxruntime:PATH, or
     # onnxruntime alone, leaves an ONNX file to onnxruntime on the host: a CPU runs the quantised SSCD far quicker so.
     config.teacher.model = "sscd"
     # What batch norm uses: running (statistics) or batch.

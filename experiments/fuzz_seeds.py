@@ -51,7 +51,7 @@ def shrink_networks() -> None:
     tables.LAYERS["tiny"] = lambda: layers
     for kind, row in store.KINDS.items():
         if row.fresh is None:
-            store.KINDS[kind] = dataclasses.replace(row, network="tiny", layers=None)
+            store.KINDS[kind] = dataclasses.replace(row, networks=(("tiny", None),))
     onnx_reader.BLOCKS, onnx_reader.WIDTHS = (1,), (8,)
 
 

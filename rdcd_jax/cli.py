@@ -63,6 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_evaluate(verbs)
     add_data(verbs)
     _add_weights(verbs)
+    _add_models(verbs)
     return parser
 
 
@@ -258,7 +259,7 @@ def _add_weights(verbs) -> None:
     actions.add_parser("list", help="what the cache and the package hold")
     importer = actions.add_parser("import", help="read a foreign checkpoint into the cache")
     importer.add_argument(
-        "kind", help="sscd-onnx, sscd-torchvision, sscd-classy or efficientnet-lite0"
+        "kind", help="sscd-torchvision, torchvision, timm, dino, rdcd, ...; see `rdcd-jax models`"
     )
     importer.add_argument(
         "path",
@@ -284,6 +285,48 @@ def _weights(options, rest) -> None:
         print(f"{found.kind or 'damaged'}  {found.path}  from {found.source}; {found.licence}")
     if not library.shipped_names() and not store.list_weights():
         print(f"Nothing is imported yet. {store.TEACHER_HELP}")
+
+
+def _add_models(verbs) -> None:
+    verb(
+        verbs,
+        "models",
+        "Print every network: its size, its descriptor, and which files hold weights for it.",
+        "rdcd-jax models",
+        _models,
+    )
+
+
+def _models(options, rest) -> None:
+    from rdcd_jax.weights import catalogue
+
+    print_networks(catalogue.networks(), catalogue.STUDENT_DIM, catalogue.IMAGE_SIZE)
+
+
+def print_networks(networks, student_dim: int, image_size: int) -> None:
+    """Prints the table of `rdcd-jax models`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("network", "role")
+    for title in ("parameters", "multiply-adds", "numbers", "bytes"):
+        table.add_column(title, justify="right")
+    table.add_column("weights")
+    for row in networks:
+        table.add_row(
+            row.name,
+            row.role,
+            f"{row.parameters / 1e6:.1f} M",
+            f"{row.multiply_adds / 1e9:.2f} G",
+            str(row.numbers),
+            str(row.descriptor_bytes),
+            ", ".join((*row.shipped, *row.kinds)),
+        )
+    Console(width=120 if not sys.stdout.isatty() else None).print(table)
+    print(
+        f"Multiply-adds are of one picture of {image_size} pixels; a student's numbers are those you choose, here"
+        f" {student_dim}, float32. Weights are shipped, or in a file that you give as KIND:PATH."
+    )
 
 
 def _sentence(error: Exception) -> str:

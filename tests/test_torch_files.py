@@ -1,7 +1,11 @@
+import argparse
+import collections
 import io
 import os
+import pathlib
 import pickle
 import struct
+import warnings
 import zipfile
 
 import numpy as np
@@ -294,12 +298,43 @@ def test_other_files(torch, tmp_path):
         read_torch_file(tmp_path / "m.pt")
 
 
-def test_a_script_is_told_apart(tmp_path):
-    path = zipped(tmp_path / "s.pt", b"\x80\x02}.", a__constants=b"")
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("a/constants.pkl", b"\x80\x02).")
-    with pytest.raises(UserError, match="TorchScript"):
-        read_torch_file(path)
+@pytest.mark.parametrize("way", ["trace", "script"])
+def test_torchscript_archives(torch, tmp_path, way):
+    inner = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.BatchNorm2d(5))
+    module = torch.nn.Sequential(inner, torch.nn.Flatten(), torch.nn.Linear(5 * 36, 2)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = torch.jit.trace(module, torch.ones(1, 3, 8, 8))
+        made = made if way == "trace" else torch.jit.script(module)
+        torch.jit.save(made, tmp_path / "a.pt")
+    found = read_torch_file(tmp_path / "a.pt")
+    assert found.keys() == module.state_dict().keys()
+    for name, tensor in module.state_dict().items():
+        np.testing.assert_array_equal(found[name], tensor.numpy())
+    data = (tmp_path / "a.pt").read_bytes()
+    (tmp_path / "b.pt").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"b\.pt: a damaged or truncated zip file"):
+        read_torch_file(tmp_path / "b.pt")
+
+
+def test_modules_that_hold_each_other(tmp_path):
+    # Two TorchScript modules, each an attribute of the other.
+    kind = b"c__torch__\nModule\n)\x81"
+    pickled = b"\x80\x02" + kind + b"q\x00}X\x01\0\0\0a" + kind + b"q\x01}X\x01\0\0\0bh\x00sbsb."
+    with pytest.raises(UserError, match="no state dict in it"):
+        read_torch_file(zipped(tmp_path / "s.pt", pickled))
+
+
+def test_what_training_leaves_beside_the_weights_is_stepped_over(torch, tmp_path):
+    beside = {
+        "args": argparse.Namespace(arch="vit_base", folder=pathlib.Path("/x")),
+        "rates": collections.defaultdict(list, {"a": [np.float64(0.5)]}),
+        "teacher": {"backbone.w": torch.ones(2)},
+        "student": {"module.backbone.w": torch.zeros(2)},
+    }
+    torch.save(beside, tmp_path / "a.pth")
+    found = read_torch_file(tmp_path / "a.pth")
+    assert {name: array.tolist() for name, array in found.items()} == {"backbone.w": [1, 1]}
 
 
 def test_numbers_too_long_to_be_printed(tmp_path):

@@ -13,22 +13,33 @@ from rdcd_jax.models.efficientnet import EfficientNetB0
 from rdcd_jax.models.fastvit import FastViTT12
 from rdcd_jax.models.layers import torch_linear
 from rdcd_jax.models.mobilenet import MobileNetV3Large
-from rdcd_jax.models.resnet import ResNet50
+from rdcd_jax.models.resnet import resnet50, resnext101_32x4d
+from rdcd_jax.models.vit import vit_b8, vit_b16
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """One row of the registry."""
+    """One row of the registry.
+
+    Attributes:
+        backbone: makes the trunk of `feature_dim`, `dtype` and `rngs`.
+        feature_dim: F, as published.
+        role: `student` or `teacher`, as published; each can be the other.
+    """
 
     backbone: Callable[..., nnx.Module]
     feature_dim: int
+    role: str = "student"
 
 
 NETWORKS = {
     "efficientnet_b0": Network(EfficientNetB0, 512),
     "fastvit_t12": Network(FastViTT12, 512),
     "mobilenet_v3_large": Network(MobileNetV3Large, 512),
-    "resnet50": Network(ResNet50, 512),
+    "resnet50": Network(resnet50, 512, "teacher"),
+    "resnext101_32x4d": Network(resnext101_32x4d, 1024, "teacher"),
+    "vit_b8": Network(vit_b8, 1536, "teacher"),
+    "vit_b16": Network(vit_b16, 1536, "teacher"),
 }
 
 
@@ -43,7 +54,7 @@ def build(
     name: str,
     *,
     dim: int | None,
-    feature_dim: int = 512,
+    feature_dim: int | None = None,
     rngs: nnx.Rngs,
     dtype: jnp.dtype | None = None,
 ) -> DescriptorNet:
@@ -53,7 +64,8 @@ def build(
         name: a key of `NETWORKS`.
         dim: size D of the descriptor, at most `feature_dim`; None builds a network without projector, whose descriptor
             is its feature, as SSCD's is.
-        feature_dim: size F of the relational feature; a student's must equal its teacher's.
+        feature_dim: size F of the relational feature; a student's must equal its teacher's. None takes the network's
+            own: 512, of `resnext101_32x4d` 1024, of the ViTs 1536.
         rngs: `params` stream.
         dtype: what the trunk computes in (for example `jnp.bfloat16`); None is float32.
 
@@ -64,6 +76,7 @@ def build(
         UserError: for an unknown name or a size that makes no sense.
     """
     row = network(name)
+    feature_dim = row.feature_dim if feature_dim is None else feature_dim
     if feature_dim < 1:
         raise UserError(f"feature_dim is {feature_dim}; a feature needs at least one number.")
     if dim is not None and not 1 <= dim <= feature_dim:

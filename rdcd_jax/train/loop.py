@@ -88,18 +88,13 @@ def train_and_evaluate(
         teacher = Teacher(images, config.student.dim)
     else:
         teacher = Teacher(images)
-    images, feature_dim = teacher.images, teacher.feature_dim
+    images = teacher.images
 
     steps_per_epoch = len(images) // config.batch_size
     if not steps_per_epoch:
         raise UserError(
             f"{images.source}: {len(images)} pictures do not fill one batch of {config.batch_size};"
             " lower config.batch_size."
-        )
-    if config.student.projector == "whitened" and len(images) < feature_dim:
-        raise UserError(
-            f"{images.source}: {len(images)} pictures are too few to whiten {feature_dim} numbers; use more, or"
-            " set config.student.projector to 'learned'."
         )
     schedule = learning_rate_schedule(
         config.optimizer.learning_rate * config.batch_size / 256,
@@ -117,7 +112,13 @@ def train_and_evaluate(
         momentum=config.optimizer.momentum,
     )
 
-    student = make_student(config, feature_dim)
+    student = make_student(config, teacher.feature_dim)
+    feature_dim = teacher.feature_dim or student.projector.in_features
+    if config.student.projector == "whitened" and len(images) < feature_dim:
+        raise UserError(
+            f"{images.source}: {len(images)} pictures are too few to whiten {feature_dim} numbers; use more, or"
+            " set config.student.projector to 'learned'."
+        )
     graph = split(
         nnx.view(student, deterministic=not config.student.dropout, raise_if_not_found=False)
     )[0]
@@ -194,14 +195,14 @@ def train_and_evaluate(
     return state
 
 
-def make_student(config: ml_collections.ConfigDict, feature_dim: int) -> nnx.Module:
+def make_student(config: ml_collections.ConfigDict, feature_dim: int | None) -> nnx.Module:
     """The student at the start of a run: `init_from`'s weights, or fresh ones.
 
     A starting model of another descriptor size, or without a projector, keeps its trunk and gets a fresh projector.
 
     Args:
         config: of the run.
-        feature_dim: F, the teacher's where there is one.
+        feature_dim: F, the teacher's; None, without one, takes that of `init_from`, else the network's own.
 
     Raises:
         UserError: for sizes or a starting model that do not fit.
@@ -213,6 +214,9 @@ def make_student(config: ml_collections.ConfigDict, feature_dim: int) -> nnx.Mod
             f" numbers teach, but config.student.dim is {config.student.dim}; set dim to {feature_dim}, or projector to"
             " 'learned'."
         )
+    start = _starting_model(config, feature_dim) if config.init_from else None
+    if start is not None and feature_dim is None:
+        feature_dim = start.feature_dim
     dtype = None if config.student.dtype == "float32" else jnp.dtype(config.student.dtype)
     rngs = nnx.Rngs(params=stream(config.seed, "student"))
     student = models.build(
@@ -222,24 +226,29 @@ def make_student(config: ml_collections.ConfigDict, feature_dim: int) -> nnx.Mod
         rngs=rngs,
         dtype=dtype,
     )
-    if not config.init_from:
+    if start is None:
         return student
+    nnx.update(student.backbone, nnx.state(start.module.backbone))
+    projector = start.module.projector
+    if projector is not None and not bare and projector.out_features == config.student.dim:
+        nnx.update(student.projector, nnx.state(projector))
+    return student
+
+
+def _starting_model(config: ml_collections.ConfigDict, feature_dim: int | None) -> Model:
     start = load_model(config.init_from, trunk=True, feature_dim=feature_dim)
     if start.network != config.student.network:
         raise UserError(
             f"config.init_from = {config.init_from} is a {start.network}, but config.student.network is"
             f" {config.student.network}; make them agree."
         )
-    if start.feature_dim != feature_dim:
+    if start.feature_dim != (feature_dim or start.feature_dim):
+        whose = "config.student.dim" if config.student.projector == "none" else "this teacher"
         raise UserError(
-            f"config.init_from = {config.init_from} has not the feature of {feature_dim} numbers that"
-            f" {'config.student.dim' if bare else 'this teacher'} needs; start from another model."
+            f"config.init_from = {config.init_from} has not the feature of {feature_dim} numbers that {whose} needs,"
+            f" but one of {start.feature_dim}; start from another model, or from a trunk, which takes any size."
         )
-    nnx.update(student.backbone, nnx.state(start.module.backbone))
-    projector = start.module.projector
-    if projector is not None and not bare and projector.out_features == config.student.dim:
-        nnx.update(student.projector, nnx.state(projector))
-    return student
+    return start
 
 
 class StepLog:

@@ -19,9 +19,6 @@ from rdcd_jax.train.record import TEACHER_FEATURES
 from rdcd_jax.train.state import Tree
 from rdcd_jax.weights.library import Model, load_describer
 
-# Of a student with a projector and without a teacher: as many as SSCD's teachers have.
-FEATURE_DIM = 512
-
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
@@ -29,14 +26,14 @@ class Teacher:
 
     Attributes:
         images: the training pictures; with cached features, those that have one.
-        feature_dim: F.
+        feature_dim: F, which the student's feature follows; None where nothing asks for a size.
         describe: for the step: maps `arrays` and normalised images [B, H, W, 3] to features [B, F].
         arrays: the teacher's weights.
         features_of: for the host: maps a batch to features [B, F] float32, where the step does not make them.
     """
 
     images: ImageSet
-    feature_dim: int = FEATURE_DIM
+    feature_dim: int | None = None
     describe: Callable[[Tree, jax.Array], jax.Array] | None = None
     arrays: Tree | None = None
     features_of: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
@@ -85,7 +82,13 @@ def live_teacher(model: Model, bn: str) -> tuple[Callable[[Tree, jax.Array], jax
             f"config.teacher.bn is 'batch', but the batch norm of {model.name} was folded into its convolutions and"
             " has no statistics of its own; use 'running', or the teacher's unfolded weights (sscd-torchvision:PATH)."
         )
-    module = nnx.view(model.module, only=BatchNorm, use_running_average=bn == "running")
+    # A ViT has no batch norm.
+    module = nnx.view(
+        model.module,
+        only=BatchNorm,
+        use_running_average=bn == "running",
+        raise_if_not_found=False,
+    )
     graph, arrays = nnx.split(module)
 
     def describe(arrays: Tree, images: jax.Array) -> jax.Array:

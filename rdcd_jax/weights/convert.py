@@ -7,7 +7,7 @@ all differences are told together.
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -31,7 +31,8 @@ def torch_names(
 
     Args:
         tensors: a flat state dict.
-        layers: foreign layer names to torchvision's, applied last; names it lacks stay as they are.
+        layers: foreign names to torchvision's, of layers or of single arrays, applied last; names it lacks stay as
+            they are.
 
     Returns:
         The same arrays under their new names.
@@ -47,7 +48,10 @@ def torch_names(
     result: dict[str, np.ndarray] = {}
     for key, name in names.items():
         layer, _, leaf = name.rpartition(".")
-        name = f"{layers[layer]}.{leaf}" if layers and layer in layers else name
+        if layers and name in layers:
+            name = layers[name]
+        elif layers and layer in layers:
+            name = f"{layers[layer]}.{leaf}"
         if name in result:
             raise UserError(f"The weights name '{name}' twice (once as '{key}'); keep one of them.")
         result[name] = tensors[key]
@@ -104,6 +108,27 @@ def load_into(
     nnx.update(module, to_state(module, tensors, name, fresh=fresh))
 
 
+def drawn_state(make: Callable[[], nnx.Module], name: str, pattern: str) -> nnx.State:
+    """That part of a fresh network's state whose names match, without drawing the rest.
+
+    Args:
+        make: builds the network.
+        name: the network's name in the registry.
+        pattern: of torchvision's names.
+
+    Returns:
+        A state of `nnx.Param` and `nnx.BatchStat`.
+    """
+
+    @jax.jit
+    def draw() -> nnx.State:
+        leaves = nnx.to_flat_state(_state(make()))
+        wanted = [each for each in leaves if re.fullmatch(pattern, _torch_name(each[0], name))]
+        return nnx.from_flat_state(wanted)
+
+    return draw()
+
+
 def to_torch(module: nnx.Module, name: str) -> dict[str, np.ndarray]:
     """The inverse of `load_into`.
 
@@ -122,6 +147,12 @@ def to_torch(module: nnx.Module, name: str) -> dict[str, np.ndarray]:
         turned = array.transpose(_TO_TORCH.get(array.ndim, range(array.ndim)))
         arrays[key] = np.ascontiguousarray(turned.reshape(_torch_shape(key, array.shape)))
     return arrays
+
+
+def torch_shapes(module: nnx.Module, name: str) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of `to_torch`'s arrays; the module may be abstract."""
+    leaves = ((_torch_name(path, name), leaf) for path, leaf in nnx.to_flat_state(_state(module)))
+    return {key: _torch_shape(key, leaf.shape) for key, leaf in leaves}
 
 
 # By rank: convolutions are [H, W, in, out] here and [out, in, H, W] in torch, linear layers [in,

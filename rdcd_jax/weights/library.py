@@ -17,14 +17,18 @@ from rdcd_jax.files import write_aside, write_json
 from rdcd_jax.models import build
 from rdcd_jax.models.branches import reparameterised
 from rdcd_jax.models.descriptor import DescriptorNet, normalize_images
-from rdcd_jax.weights import convert, store
+from rdcd_jax.models.registry import NETWORKS
+from rdcd_jax.weights import convert, kinds, store
 from rdcd_jax.weights.onnx_model import IMAGE_SIZE, OnnxModel, load_onnx_model
 from rdcd_jax.weights.onnx_model import KIND as ONNX_RUN
+from rdcd_jax.weights.state_dicts import read_safetensors
 
 SHIPPED = importlib.resources.files("rdcd_jax") / "students"
 WEIGHTS, CARD = "weights.safetensors", "model.json"
 # The card's entry of a student whose descriptor is the first numbers of another's, in a folder beside its own.
 FIRST_OF = "first_of"
+# A network with random weights, as `random:NETWORK`.
+RANDOM = "random"
 # Larger descriptors and pictures than a model can be meant for.
 _MOST_SIZE = 8192
 
@@ -86,16 +90,16 @@ def evaluation_mode(module: DescriptorNet) -> DescriptorNet:
     return nnx.view(module, use_running_average=True, deterministic=True, raise_if_not_found=False)
 
 
-def load_model(spec: str, *, trunk: bool = False, feature_dim: int = 512) -> Model:
+def load_model(spec: str, *, trunk: bool = False, feature_dim: int | None = None) -> Model:
     """Loads a model.
 
     Args:
-        spec: a shipped student's name, an export folder, or `KIND:PATH` for a foreign file
-            (`sscd-onnx:PATH`, `sscd-torchvision:PATH`, `sscd-classy:PATH`). `sscd-onnx` alone takes
-            the installed package's file, `sscd` whichever SSCD is at hand.
-        trunk: also takes a trunk to start a student from (`efficientnet-lite0`, with or without PATH), and fills up
-            with random weights what that lacks.
-        feature_dim: F, the size of such a trunk's random wide head.
+        spec: a shipped student's name, an export folder, or `KIND:PATH` for a foreign file (`kinds.KINDS`).
+            `sscd-onnx` alone takes the installed package's file, `sscd` whichever SSCD is at hand; a network's name
+            takes its imported weights, `random:NETWORK` random ones.
+        trunk: also takes a trunk to start a student from (`efficientnet-lite0`, with or without PATH, or a file with an
+            ImageNet classifier), and fills up with random weights what that lacks.
+        feature_dim: F, the size of such a trunk's random wide head; None for the network's own.
 
     Raises:
         UserError: for anything that is none of these, or is damaged.
@@ -105,10 +109,13 @@ def load_model(spec: str, *, trunk: bool = False, feature_dim: int = 512) -> Mod
         return _any_sscd()
     if kind in store.KINDS:
         if store.KINDS[kind].fresh and not trunk:
-            raise UserError(
-                f"'{kind}' is a trunk to start a student from (--init-from={spec}), not a model to describe with."
-            )
-        return _load_foreign(kind, path if colon else None, feature_dim)
+            raise UserError(_trunk_only(kind, spec))
+        return _load_foreign(kind, path if colon else None, trunk, feature_dim)
+    if kind == RANDOM:
+        module = build(path, dim=None, rngs=nnx.Rngs(0))
+        return Model(spec, path, evaluation_mode(module), IMAGE_SIZE)
+    if spec in NETWORKS:
+        return _imported_network(spec)
     shipped = SHIPPED / spec
     if "/" not in spec and (shipped / CARD).is_file():
         return _load_export(pathlib.Path(str(shipped)), name=spec)
@@ -175,16 +182,6 @@ def export_model(
     write_json(folder / CARD, card)
 
 
-def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file; a damaged one is refused by name."""
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; export the model again.")
-    try:
-        return safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}).") from error
-
-
 def _load_export(folder: pathlib.Path, name: str | None = None) -> Model:
     path = folder / CARD
     try:
@@ -221,36 +218,61 @@ def _size(card: dict, key: str) -> int | None:
     return value
 
 
-def _load_foreign(kind: str, path: str | None, feature_dim: int = 512) -> Model:
+def _load_foreign(kind: str, path: str | None, trunk: bool, feature_dim: int | None) -> Model:
     path = path or store.find_installed(kind)
     if path is None:
         raise UserError(f"'{kind}' needs a file, as {kind}:PATH. {store.KINDS[kind].help}")
-    return _imported(store.import_weights(kind, path), feature_dim)
+    return _imported(store.import_weights(kind, path), trunk, feature_dim)
 
 
 def _any_sscd() -> Model:
     """The teacher that is at hand: what was imported from Meta's files, else the installed package's."""
-    for kind in ("sscd-torchvision", "sscd-classy", "sscd-onnx"):
+    for kind in ("sscd-torchvision", "sscd-classy", "sscd-torchscript", "sscd-onnx"):
         for found in store.list_weights():
-            if found.kind == kind:
+            if found.kind == kind and found.network == "resnet50":
                 return _imported(found.path)
     if store.find_installed("sscd-onnx") is None:
         raise UserError(f"There is no SSCD teacher on this machine. {store.TEACHER_HELP}")
-    return _load_foreign("sscd-onnx", None)
+    return _load_foreign("sscd-onnx", None, False, None)
 
 
-def _imported(path: pathlib.Path, feature_dim: int = 512) -> Model:
+def _imported_network(name: str) -> Model:
+    """The network with the weights that were imported for it."""
+    found = [each for each in store.list_weights() if each.network == name]
+    if len(found) != 1:
+        able = [kind for kind, row in store.KINDS.items() if name in dict(row.networks)]
+        what = (
+            f"There are {len(found)} imported weights of {name}"
+            if found
+            else f"There are no imported weights of {name}"
+        )
+        raise UserError(
+            f"{what}; give a file as KIND:PATH with KIND one of {', '.join(able)}, or {RANDOM}:{name} to try things."
+        )
+    return _imported(found[0].path)
+
+
+def _imported(path: pathlib.Path, trunk: bool = False, feature_dim: int | None = None) -> Model:
     tensors, metadata = store.read_imported(path)
     kind, name = metadata["kind"], metadata["network"]
-    fresh = store.KINDS[kind].fresh
+    fresh = kinds.fresh_names(store.KINDS[kind], name, tensors)
+    if fresh and not trunk:
+        raise UserError(_trunk_only(metadata["source"], f"{kind}:{metadata['source']}"))
+    sizes = kinds.sizes(name, tensors)
+    if fresh:
+        sizes["feature_dim"] = feature_dim
 
     def make():
-        sizes = {"feature_dim": feature_dim} if fresh else {}
-        return build(name, dim=None, **sizes, rngs=nnx.Rngs(0))
+        return build(name, **sizes, rngs=nnx.Rngs(0))
 
-    # Fresh weights are drawn only where some are wanted.
-    module = make() if fresh else nnx.eval_shape(make)
+    module = nnx.eval_shape(make)
+    if fresh:
+        nnx.update(module, convert.drawn_state(make, name, fresh))
     return _filled(kind, name, module, tensors, IMAGE_SIZE, source=path, fresh=fresh)
+
+
+def _trunk_only(what: str, spec: str) -> str:
+    return f"'{what}' is a trunk to start a student from (--init-from={spec}), not a model to describe with."
 
 
 def _filled(

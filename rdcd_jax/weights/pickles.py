@@ -2,9 +2,7 @@
 
 A pickle is a program, and running an untrusted one runs whatever it names. So `pickle` is not used
 here: the few opcodes a state dict needs are interpreted over inert Python values, and any global
-besides the tensors' own is refused by name. Files are mapped, not read whole, and no tensor may
-claim more numbers than the file holds.
-"""
+besides the tensors' own XX"""
 
 import dataclasses
 import pickletools
@@ -61,6 +59,30 @@ class _Global:
     name: str
 
 
+class Attributes(dict):
+    """An object of some class, of which nothing is known but its attributes: TorchScript's modules, and `OBJECTS`."""
+
+
+# What training programs leave in their checkpoints; never made, only stepped over.
+OBJECTS = {
+    "argparse.Namespace",
+    "collections.defaultdict",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "_codecs.encode",
+    "pathlib.PosixPath",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning.pytorch.utilities.parsing.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    *(f"builtins.{name}" for name in ("dict", "list", "set", "int", "float")),
+    *(f"__builtin__.{name}" for name in ("dict", "list", "set", "int", "float")),
+}
+# Classes of a TorchScript program, whose objects are its modules.
+SCRIPT = "__torch__."
+
 _LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _NUMBERS_AND_TEXT = {
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
@@ -80,10 +102,10 @@ def read_pickle(stream, name: str) -> object:
         name: the file, for messages.
 
     Returns:
-        Dicts, lists, tuples, sets, text, numbers and `TensorView`s.
+        Dicts, lists, tuples, sets, text, numbers, `TensorView`s and `Attributes`.
 
     Raises:
-        UserError: for a global other than a tensor's or a container's, naming it; for an opcode
+        UserError: for a global other than a tensor's, a container's or one of `OBJECTS`, naming it; for an opcode
             that no state dict needs; for a broken or truncated pickle.
     """
     try:
@@ -151,12 +173,18 @@ def _interpret(stream, name: str) -> object:
         elif op == "REDUCE":
             arguments, function = stack.pop(), stack.pop()
             stack.append(_call(_as(_Global, function).name, _as(tuple, arguments)))
+        elif op == "NEWOBJ":
+            arguments, kind = stack.pop(), stack.pop()
+            _as(tuple, arguments)
+            stack.append(_call(_as(_Global, kind).name, ()))
+            _as(Attributes, stack[-1])
         elif op == "BINPERSID":
             stack.append(_storage(_as(tuple, stack.pop())))
         elif op == "BUILD":
-            # An OrderedDict's attributes (torch's `_metadata`): versions of layers, no weights.
-            stack.pop()
-            _as(dict, stack[-1])
+            state, made = stack.pop(), _as(dict, stack[-1])
+            # Of an OrderedDict (torch's `_metadata`) they are versions of layers, no weights.
+            if isinstance(made, Attributes) and isinstance(state, dict):
+                made.update(state)
         else:
             raise UserError(
                 f"{name}: refused, since its pickle uses {op}, which no state dict needs; "
@@ -180,13 +208,14 @@ def _short_number(value):
 
 
 def _plain(key):
-    """`key`, which must be text or a number: hashing nested tuples can overflow the stack."""
-    return key if key is None else _as((str, bytes, int, float), key)
+    """`key`, which must be text, a number or a class: hashing nested tuples can overflow the stack."""
+    return key if key is None else _as((str, bytes, int, float, _Global), key)
 
 
 def _admitted(full_name: str, name: str) -> _Global:
     module, _, attribute = full_name.rpartition(".")
-    if full_name in _CALLS or (module == "torch" and attribute in STORAGES):
+    known = full_name in _CALLS or full_name in OBJECTS or full_name.startswith(SCRIPT)
+    if known or (module == "torch" and attribute in STORAGES):
         return _Global(full_name)
     raise UserError(
         f"{name}: refused, since its pickle asks for '{full_name}', which is neither a "
@@ -195,6 +224,8 @@ def _admitted(full_name: str, name: str) -> _Global:
 
 
 def _call(full_name: str, arguments: tuple) -> object:
+    if full_name in OBJECTS or full_name.startswith(SCRIPT):
+        return Attributes()
     return _CALLS[full_name](*arguments)
 
 
@@ -212,10 +243,19 @@ def _tensor(storage, offset, shape, strides, *_) -> TensorView:
     )
 
 
+def _listed(items) -> list:
+    return _as(list, items)
+
+
 _CALLS = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: _as(TensorView, data),
     "torch.Size": lambda sizes=(): _as(tuple, sizes),
     "collections.OrderedDict": lambda: {},
+    # TorchScript's lists of one type.
+    **{
+        f"torch.jit._pickle.build_{kind}list": _listed
+        for kind in ("int", "double", "bool", "tensor")
+    },
 }

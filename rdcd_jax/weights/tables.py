@@ -5,20 +5,38 @@ names within a layer (`kernel` and `weight`, `mean` and `running_mean`) and the 
 same for all: `convert` knows them.
 """
 
-from rdcd_jax.models import efficientnet, fastvit, mobilenet, resnet
+from collections.abc import Sequence
+
+from rdcd_jax.models import efficientnet, fastvit, mobilenet, resnet, vit
 
 
 def resnet50() -> dict[str, str]:
     """ResNet-50 under torchvision's names, as in SSCD's `.torchvision.pt`."""
-    return {
-        f"backbone.{here}": f"backbone.{torchvision}" for here, torchvision, _ in _resnet50_layers()
-    }
+    return _resnet(resnet.BLOCKS)
+
+
+def resnext101_32x4d() -> dict[str, str]:
+    """ResNeXt-101 under the names of torchvision and timm."""
+    return _resnet(resnet.BLOCKS_101)
 
 
 def classy_resnet50() -> dict[str, str]:
     """Layers of SSCD's `.classy.pt` (Classy Vision) under torchvision's names."""
-    names = {f"backbone.{classy}": f"backbone.{tv}" for _, tv, classy in _resnet50_layers()[:-1]}
-    return names | {"embeddings.1": "backbone.fc"}
+    return _classy(resnet.BLOCKS)
+
+
+def classy_resnext101_32x4d() -> dict[str, str]:
+    """Layers of SSCD-large's `.classy.pt` (Classy Vision) under torchvision's names."""
+    return _classy(resnet.BLOCKS_101)
+
+
+def vit_b() -> dict[str, str]:
+    """ViT-B under DINO's and timm's names, which are the names here."""
+    block = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    names = ["patch_embed.proj", "norm"]
+    names += [f"blocks.{i}.{layer}" for i in range(vit.DEPTH) for layer in block]
+    # The class token and the position embeddings lie in the trunk itself.
+    return {name: name for name in ("backbone", *(f"backbone.{name}" for name in names))}
 
 
 def efficientnet_b0() -> dict[str, str]:
@@ -136,10 +154,36 @@ LAYERS = {
     "fastvit_t12": fastvit_t12,
     "mobilenet_v3_large": mobilenet_v3_large,
     "resnet50": resnet50,
+    "resnext101_32x4d": resnext101_32x4d,
+    "vit_b8": vit_b,
+    "vit_b16": vit_b,
 }
 
 
-def _resnet50_layers() -> list[tuple[str, str, str]]:
+# The last linear layer of each, whose width is the feature's; the ViTs have none.
+HEADS = {
+    "efficientnet_b0": "backbone.classifier.1",
+    "fastvit_t12": "backbone.head.fc",
+    "mobilenet_v3_large": "backbone.classifier.3",
+    "resnet50": "backbone.fc",
+    "resnext101_32x4d": "backbone.fc",
+}
+
+
+def _resnet(blocks: Sequence[int]) -> dict[str, str]:
+    return {
+        f"backbone.{here}": f"backbone.{torchvision}"
+        for here, torchvision, _ in _resnet_layers(blocks)
+    }
+
+
+def _classy(blocks: Sequence[int]) -> dict[str, str]:
+    layers = _resnet_layers(blocks)[:-1]
+    names = {f"backbone.{classy}": f"backbone.{torchvision}" for _, torchvision, classy in layers}
+    return names | {"embeddings.1": "backbone.fc"}
+
+
+def _resnet_layers(blocks: Sequence[int]) -> list[tuple[str, str, str]]:
     """Each layer here, in torchvision and in Classy Vision; the head is last."""
     rows = [
         ("conv1", "conv1", "initial_block._module.0"),
@@ -155,7 +199,7 @@ def _resnet50_layers() -> list[tuple[str, str, str]]:
         "downsample_conv": ("downsample.0", "downsample.0"),
         "downsample_bn": ("downsample.1", "downsample.1"),
     }
-    for s, count in enumerate(resnet.BLOCKS):
+    for s, count in enumerate(blocks):
         for b in range(count):
             for here, (torchvision, classy) in inner.items():
                 if b > 0 and here.startswith("downsample"):

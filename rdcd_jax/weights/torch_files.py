@@ -1,4 +1,4 @@
-"""Tensors of torch's checkpoint files (zip and older), as numpy arrays and without torch."""
+"""Tensors of torch's checkpoint files (zip and older) and TorchScript archives, as numpy arrays and without torch."""
 
 import contextlib
 import math
@@ -13,12 +13,14 @@ from typing import BinaryIO
 import numpy as np
 
 from rdcd_jax.errors import UserError
-from rdcd_jax.weights.pickles import Storage, TensorView, read_pickle
+from rdcd_jax.weights.pickles import Attributes, Storage, TensorView, read_pickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 WRAPPERS = (
     *("state_dict", "model_state_dict", "classy_state_dict", "base_model"),
     *("model", "module", "trunk"),
+    # DINO's full checkpoints hold the student too; its own programs take the teacher.
+    "teacher",
 )
 DIMENSIONS = 8
 MOST_EMPTY = 2**31
@@ -34,7 +36,8 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Args:
         path: a file of `torch.save`, in the zip format or the one before torch 1.6; the state dict
             may lie under the usual wrappers (`state_dict`, `model`,
-            `classy_state_dict.base_model.model.trunk` and the like).
+            `classy_state_dict.base_model.model.trunk` and the like). Or one of `torch.jit.save`, whose modules'
+            attributes are the names; tensors that its code names as constants are not read.
 
     Returns:
         The file's names and arrays, in the file's types; bfloat16 comes as float32. Entries that
@@ -80,11 +83,6 @@ def _read_zip(
             "give a file that torch.save wrote."
         )
     folder = folders[0]
-    if f"{folder}/constants.pkl" in members:
-        raise UserError(
-            f"{path}: a TorchScript program, not a state dict; "
-            "use the .torchvision.pt or .classy.pt file of the same model."
-        )
 
     def member(name: str) -> bytes:
         info = members.get(f"{folder}/{name}")
@@ -167,7 +165,7 @@ def _mapped(data: bytes):
 
 
 def _state_dict(content: object, path: pathlib.Path) -> dict[str, TensorView]:
-    value = content
+    value = _flattened(content) if isinstance(content, Attributes) else content
     for _ in WRAPPERS:
         if not isinstance(value, dict):
             break
@@ -184,6 +182,20 @@ def _state_dict(content: object, path: pathlib.Path) -> dict[str, TensorView]:
         f"{path}: no state dict in it (it holds {keys or type(content).__name__}); "
         "save it again with torch.save(model.state_dict(), FILE)."
     )
+
+
+def _flattened(program: Attributes) -> dict[str, TensorView]:
+    """The tensors of a tree of modules under the names of its state dict; each module is visited once."""
+    found, seen, todo = {}, {id(program)}, [("", program)]
+    while todo:
+        prefix, module = todo.pop()
+        for name, value in module.items():
+            if isinstance(value, TensorView):
+                found[f"{prefix}{name}"] = value
+            elif isinstance(value, Attributes) and id(value) not in seen:
+                seen.add(id(value))
+                todo.append((f"{prefix}{name}.", value))
+    return found
 
 
 def _itemsize(storage: Storage) -> int:
