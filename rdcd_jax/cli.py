@@ -251,11 +251,11 @@ def _add_weights(verbs) -> None:
     parser = verb(
         verbs,
         "weights",
-        "Import foreign weights into the user's cache, or list what is there.",
+        "Import foreign weights into the user's cache, list what is there, or export a model.",
         "rdcd-jax weights import sscd-torchvision sscd_disc_mixup.torchvision.pt",
         _weights,
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|import")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|import|export")
     actions.add_parser("list", help="what the cache and the package hold")
     importer = actions.add_parser("import", help="read a foreign checkpoint into the cache")
     importer.add_argument(
@@ -265,6 +265,21 @@ def _add_weights(verbs) -> None:
         "path",
         nargs="?",
         help="the file; sscd-onnx and efficientnet-lite0 find the installed package's without",
+    )
+    exporter = actions.add_parser("export", help="write a model as another program takes it")
+    exporter.add_argument(
+        "--model", required=True, help="a shipped student, an export folder, or KIND:PATH"
+    )
+    exporter.add_argument(
+        "--format",
+        required=True,
+        help="torch, safetensors, onnx, onnx-float16, onnx-int8 or stablehlo",
+    )
+    exporter.add_argument("--out", required=True, type=pathlib.Path, help="the file")
+    exporter.add_argument(
+        "--calibration",
+        metavar="SOURCE",
+        help="pictures to set onnx-int8's ranges by; the bundled training pictures by default",
     )
 
 
@@ -278,6 +293,13 @@ def _weights(options, rest) -> None:
             raise UserError(f"weights import {options.kind} needs a file. {how}")
         kept = store.import_weights(options.kind, path)
         print(f"Kept as {kept}.\nLicence: {store.KINDS[options.kind].licence}.")
+        return
+    if options.action == "export":
+        from rdcd_jax.weights.export import export_weights
+
+        model = library.load_describer(options.model)
+        export_weights(model, options.format, options.out, calibration=options.calibration)
+        print(f"{options.model} is in {options.out} ({options.out.stat().st_size / 1e6:.1f} MB).")
         return
     for name in library.shipped_names():
         print(f"{name}  (shipped)")

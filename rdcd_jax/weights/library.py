@@ -94,8 +94,8 @@ def load_model(spec: str, *, trunk: bool = False, feature_dim: int | None = None
     """Loads a model.
 
     Args:
-        spec: a shipped student's name, an export folder, or `KIND:PATH` for a foreign file (`kinds.KINDS`).
-            `sscd-onnx` alone takes the installed package's file, `sscd` whichever SSCD is at hand; a network's name
+        spec: a shipped student's name, an export folder, a file of `weights export --format=safetensors`, or
+            `KIND:PATH` for a foreign file (`kinds.KINDS`). `sscd-onnx` alone takes the installed package's file, `sscd` whichever SSCD is at hand; a network's name
             takes its imported weights, `random:NETWORK` random ones.
         trunk: also takes a trunk to start a student from (`efficientnet-lite0`, with or without PATH, or a file with an
             ImageNet classifier), and fills up with random weights what that lacks.
@@ -122,6 +122,8 @@ def load_model(spec: str, *, trunk: bool = False, feature_dim: int | None = None
     folder = pathlib.Path(spec)
     if (folder / CARD).is_file():
         return _load_export(folder)
+    if folder.suffix == ".safetensors" and folder.is_file():
+        return _load_file(folder)
     if folder.is_dir():
         raise UserError(f"{spec} has no {CARD}; give the export folder of a run (WORKDIR/export).")
     raise UserError(
@@ -169,43 +171,65 @@ def export_model(
     tensors = convert.to_torch(model.module, model.network)
     dtype = np.float16 if half else np.float32
     tensors = {name: np.ascontiguousarray(value, dtype) for name, value in tensors.items()}
-    card = {
+    with write_aside(folder / WEIGHTS) as aside:
+        safetensors.numpy.save_file(tensors, aside)
+    write_json(folder / CARD, {**model_card(model), **(about or {})})
+
+
+def model_card(model: Model) -> dict[str, str | int | None]:
+    """What is needed to build a model again before its weights fill it: the least that `model.json` says."""
+    return {
         "name": model.name,
         "network": model.network,
         "dim": None if model.module.projector is None else model.dim,
         "feature_dim": model.feature_dim,
         "image_size": model.image_size,
-        **(about or {}),
     }
-    with write_aside(folder / WEIGHTS) as aside:
-        safetensors.numpy.save_file(tensors, aside)
-    write_json(folder / CARD, card)
 
 
 def _load_export(folder: pathlib.Path, name: str | None = None) -> Model:
     path = folder / CARD
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        sizes = {key: _size(card, key) for key in ("dim", "feature_dim", "image_size")}
-        name, network_name = name or card["name"], card["network"]
-        for text in (name, network_name, card.get(FIRST_OF, "")):
-            text.encode()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__}: {error}); export the model again."
-        ) from error
-    image_size = sizes.pop("image_size")
-    try:
-        # Every array is about to be filled; drawing fresh weights would take longer than reading these.
-        module = nnx.eval_shape(lambda: build(network_name, **sizes, rngs=nnx.Rngs(0)))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    card, module = _read_card(path, path.read_bytes())
     weights = folder.parent / card[FIRST_OF] / WEIGHTS if FIRST_OF in card else folder / WEIGHTS
     tensors = read_safetensors(weights)
     if FIRST_OF in card:
         for key in [key for key in tensors if key.startswith("projector.")]:
-            tensors[key] = tensors[key][: sizes["dim"]]
-    return _filled(name, network_name, module, tensors, image_size, source=weights)
+            tensors[key] = tensors[key][: card["dim"]]
+    return _filled(
+        name or card["name"], card["network"], module, tensors, card["image_size"], source=weights
+    )
+
+
+def _load_file(path: pathlib.Path) -> Model:
+    """A safetensors file with the card in its metadata."""
+    tensors = read_safetensors(path)
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+    if CARD not in metadata:
+        raise UserError(
+            f"{path} does not say what network it is of; `rdcd-jax weights export` writes files that do."
+        )
+    card, module = _read_card(path, metadata[CARD])
+    return _filled(card["name"], card["network"], module, tensors, card["image_size"], source=path)
+
+
+def _read_card(path: pathlib.Path, text: str | bytes) -> tuple[dict, DescriptorNet]:
+    """The checked card of a model, and the network that it is of, without numbers."""
+    try:
+        card = json.loads(text)
+        sizes = {key: _size(card, key) for key in ("dim", "feature_dim", "image_size")}
+        for each in (card["name"], card["network"], card.get(FIRST_OF, "")):
+            each.encode()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}); export the model again."
+        ) from error
+    del sizes["image_size"]
+    try:
+        # Every array is about to be filled; drawing fresh weights would take longer than reading these.
+        return card, nnx.eval_shape(lambda: build(card["network"], **sizes, rngs=nnx.Rngs(0)))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _size(card: dict, key: str) -> int | None:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,7 +67,11 @@ def load_onnx_model(name: str, path: str | os.PathLike) -> OnnxModel:
     Raises:
         UserError: without onnxruntime, or for a file that it cannot run on pictures.
     """
-    model = OnnxModel(name, IMAGE_SIZE, pathlib.Path(path), _session(path))
+    session = _session(path)
+    # Our own exports say what size they are best given.
+    told = session.get_modelmeta().custom_metadata_map.get("image_size", "")
+    size = int(told) if re.fullmatch("[1-9][0-9]{0,3}", told) else IMAGE_SIZE
+    model = OnnxModel(name, size, pathlib.Path(path), session)
     # A file that takes something else is told before any picture is read.
     _ = model.dim
     return model

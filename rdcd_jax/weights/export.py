@@ -1,0 +1,122 @@
+"""Models as files for other programs: PyTorch, safetensors, ONNX, StableHLO."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import onnx
+import safetensors.numpy
+
+from rdcd_jax.errors import UserError
+from rdcd_jax.files import require_writable, write_aside
+from rdcd_jax.models.descriptor import normalize_images
+from rdcd_jax.weights import convert
+from rdcd_jax.weights.library import CARD, Model, model_card
+from rdcd_jax.weights.onnx_int8 import DEFAULT_CALIBRATION, onnx_int8
+from rdcd_jax.weights.onnx_model import OnnxModel
+from rdcd_jax.weights.onnx_networks import onnx_network
+from rdcd_jax.weights.torch_writer import write_torch_file
+
+INT8 = "onnx-int8"
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export_weights(
+    model: Model | OnnxModel,
+    kind: str,
+    path: str | os.PathLike,
+    *,
+    calibration: str | None = None,
+) -> None:
+    """Writes a model as another program takes it.
+
+    Args:
+        model: what to write.
+        kind: a key of `FORMATS`.
+        path: the file; one that is there is replaced when the new one is whole.
+        calibration: a source of pictures that the ranges of `onnx-int8` are measured on; the bundled training pictures
+            for None.
+
+    Raises:
+        UserError: for an unknown kind, a calibration that the kind has no use for, a model that is an ONNX
+            file already, a network that the kind cannot say, or a package that is missing.
+        OSError: the file cannot be written.
+    """
+    if kind not in FORMATS:
+        raise UserError(f"There is no format '{kind}'; use one of {', '.join(FORMATS)}.")
+    if isinstance(model, OnnxModel):
+        raise UserError(
+            f"{model.name} is an ONNX file already, which onnxruntime runs as it is; export the model it was made from."
+        )
+    if calibration is not None and kind != INT8:
+        raise UserError(f"--calibration is for {INT8} alone; '{kind}' needs none.")
+    require_writable(path)
+    with write_aside(path) as aside:
+        options = {} if calibration is None else {"calibration": calibration}
+        FORMATS[kind](model, aside, **options)
+
+
+def write_torch(model: Model, path: pathlib.Path) -> None:
+    """A state dict for `torch.load`, with the counters of torch's batch norms, which a strict load wants."""
+    tensors = {}
+    for name, array in convert.to_torch(model.module, model.network).items():
+        tensors[name] = array
+        layer, _, leaf = name.rpartition(".")
+        if leaf == "running_mean":
+            tensors[f"{layer}.num_batches_tracked"] = np.zeros((), np.int64)
+    write_torch_file(path, tensors)
+
+
+def write_safetensors(model: Model, path: pathlib.Path) -> None:
+    """The same names without the counters: torch's strict load makes them up for a plain dict.
+
+    The metadata hold the model's card, so that the file is also a model here.
+    """
+    tensors = convert.to_torch(model.module, model.network)
+    safetensors.numpy.save_file(tensors, path, {CARD: json.dumps(model_card(model))})
+
+
+def write_onnx(model: Model, path: pathlib.Path) -> None:
+    """uint8 pictures [B, H, W, 3] of any B, H, W to descriptors [B, D], in float32."""
+    onnx.save(onnx_network(model), path)
+
+
+def write_onnx_float16(model: Model, path: pathlib.Path) -> None:
+    """The same with the trunk in float16; pictures and descriptors keep their types."""
+    onnx.save(onnx_network(model, half=True), path)
+
+
+def write_onnx_int8(
+    model: Model, path: pathlib.Path, calibration: str = DEFAULT_CALIBRATION
+) -> None:
+    """The same in 8-bit integers, their ranges measured on the pictures of `calibration`."""
+    onnx.save(onnx_int8(model, calibration), path)
+
+
+def write_stablehlo(model: Model, path: pathlib.Path) -> None:
+    """A program of `jax.export`: uint8 pictures [B, S, S, 3] of any B and the model's S to descriptors [B, D] float32.
+
+    `jax.export.deserialize(bytearray(FILE)).call(pictures)` runs it on any of `PLATFORMS`.
+    """
+    size = model.image_size
+    (batch,) = jax.export.symbolic_shape("batch")
+    pictures = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
+
+    @jax.jit
+    def describe(pictures: jax.Array) -> jax.Array:
+        return model.module(normalize_images(pictures))[1]
+
+    path.write_bytes(jax.export.export(describe, platforms=PLATFORMS)(pictures).serialize())
+
+
+FORMATS: dict[str, Callable[..., None]] = {
+    "torch": write_torch,
+    "safetensors": write_safetensors,
+    "onnx": write_onnx,
+    "onnx-float16": write_onnx_float16,
+    INT8: write_onnx_int8,
+    "stablehlo": write_stablehlo,
+}

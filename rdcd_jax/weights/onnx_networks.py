@@ -1,0 +1,94 @@
+"""Each network as an ONNX graph. A new trunk is one function and one line of `TRUNKS`."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from flax import nnx
+
+from rdcd_jax.errors import UserError
+from rdcd_jax.models.efficientnet import ConvNorm, EfficientNetB0, InvertedResidual
+from rdcd_jax.models.layers import SqueezeExcite
+from rdcd_jax.models.resnet import Bottleneck, ResNet50
+from rdcd_jax.weights.library import Model
+from rdcd_jax.weights.onnx_graph import Graph
+
+
+def onnx_network(model: Model, *, half: bool = False) -> onnx.ModelProto:
+    """A model as an ONNX file.
+
+    Args:
+        model: what to write.
+        half: the trunk's weights and activations are float16.
+
+    Returns:
+        A graph of one input, `pictures` uint8 [B, H, W, 3] for any B, H and W, and one output, `descriptors` float32
+        [B, D] of unit length. Its metadata name the model and the size of pictures that it is best given.
+
+    Raises:
+        UserError: for a network without a line in `TRUNKS`.
+    """
+    if model.network not in TRUNKS:
+        raise UserError(
+            f"The network '{model.network}' has no ONNX form here; those that have are {', '.join(TRUNKS)}."
+        )
+    graph = Graph(np.float16 if half else np.float32)
+    feature = TRUNKS[model.network](graph, model.module.backbone, graph.pixels("pictures"))
+    projector = model.module.projector
+    descriptor = feature if projector is None else graph.linear(feature, projector)
+    metadata = {"name": model.name, "image_size": str(model.image_size)}
+    return graph.model(graph.unit(descriptor), model.dim, metadata)
+
+
+def efficientnet_b0(graph: Graph, trunk: EfficientNetB0, x: str) -> str:
+    """Pixels [B, 3, H, W] to features [B, F]."""
+    first, *blocks = (block for stage in trunk.stages for block in stage)
+    # In 8 bits these two cost more than all others together.
+    with graph.precise():
+        x = _inverted_residual(graph, first, _conv_norm(graph, trunk.stem, x))
+    for block in blocks:
+        x = _inverted_residual(graph, block, x)
+    return graph.linear(graph.gem_pool(_conv_norm(graph, trunk.last, x)), trunk.head)
+
+
+def resnet50(graph: Graph, trunk: ResNet50, x: str) -> str:
+    """Pixels [B, 3, H, W] to features [B, F]."""
+    x = graph.relu(graph.conv(x, trunk.conv1, trunk.bn1))
+    x = graph.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    for layer in (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4):
+        for block in layer:
+            x = _bottleneck(graph, block, x)
+    return graph.linear(graph.gem_pool(x), trunk.fc)
+
+
+TRUNKS: dict[str, Callable[[Graph, nnx.Module, str], str]] = {
+    "efficientnet_b0": efficientnet_b0,
+    "resnet50": resnet50,
+}
+
+
+def _conv_norm(graph: Graph, layer: ConvNorm, x: str) -> str:
+    x = graph.conv(x, layer.conv, layer.norm)
+    return graph.silu(x) if layer.activate else x
+
+
+def _squeeze_excite(graph: Graph, layer: SqueezeExcite, x: str) -> str:
+    pooled = graph.node("GlobalAveragePool", x)
+    reduced = graph.silu(graph.conv(pooled, layer.reduce))
+    return graph.gated(x, graph.node("Sigmoid", graph.conv(reduced, layer.expand)))
+
+
+def _inverted_residual(graph: Graph, block: InvertedResidual, x: str) -> str:
+    y = x if block.expand is None else _conv_norm(graph, block.expand, x)
+    y = _squeeze_excite(graph, block.squeeze, _conv_norm(graph, block.depthwise, y))
+    y = _conv_norm(graph, block.project, y)
+    return y if block.drop is None else graph.add(x, y)
+
+
+def _bottleneck(graph: Graph, block: Bottleneck, x: str) -> str:
+    y = graph.relu(graph.conv(x, block.conv1, block.bn1))
+    y = graph.relu(graph.conv(y, block.conv2, block.bn2))
+    y = graph.conv(y, block.conv3, block.bn3)
+    if block.downsample_conv is not None:
+        x = graph.conv(x, block.downsample_conv, block.downsample_bn)
+    return graph.relu(graph.add(x, y))
