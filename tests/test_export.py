@@ -28,18 +28,19 @@ def student():
     return load_model("rdcd-effb0-128").at_size(SIZE)
 
 
-@pytest.fixture(scope="module")
-def resnet():
-    module = models.build("resnet50", dim=None, feature_dim=64, rngs=nnx.Rngs(0))
+@pytest.fixture(scope="module", params=["resnet50", "mobilenet_v3_large", "fastvit_t12"])
+def network(request):
+    """A network with random weights, its norms and factors included."""
+    module = models.build(request.param, dim=None, feature_dim=64, rngs=nnx.Rngs(0))
     random = np.random.default_rng(0)
     for path, leaf in nnx.to_flat_state(nnx.state(module)):
         # The residual branches start at scale 0, and would hide their convolutions.
-        if path[-1] in ("scale", "var"):
+        if path[-1] in ("scale", "var", "gamma"):
             leaf.set_value(jax.numpy.asarray(random.uniform(0.5, 1, leaf.shape), leaf.dtype))
         elif path[-1] in ("bias", "mean"):
             leaf.set_value(jax.numpy.asarray(random.normal(0, 0.1, leaf.shape), leaf.dtype))
     nnx.update(module, nnx.state(module))
-    return Model("resnet", "resnet50", evaluation_mode(module), SIZE)
+    return Model(request.param, request.param, evaluation_mode(module), SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +152,9 @@ def test_onnx_agrees_at_any_batch_and_size(student, pictures, described, tmp_pat
     assert load_describer(f"onnxruntime:{path}").image_size == SIZE
 
 
-def test_resnet_as_onnx_agrees(resnet, pictures, tmp_path):
-    found = run_onnx(exported(resnet, "onnx", tmp_path), pictures)
-    np.testing.assert_allclose(found, resnet.describe(pictures), atol=1e-5)
+def test_other_networks_as_onnx_agree(network, pictures, tmp_path):
+    found = run_onnx(exported(network, "onnx", tmp_path), pictures)
+    np.testing.assert_allclose(found, network.describe(pictures), atol=1e-5)
     # Unlike pictures, unlike descriptors: otherwise any network would agree.
     assert (found @ found.T)[0, 1] < 0.9999
 

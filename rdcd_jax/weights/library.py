@@ -95,8 +95,8 @@ def load_model(spec: str, *, trunk: bool = False, feature_dim: int | None = None
 
     Args:
         spec: a shipped student's name, an export folder, a file of `weights export --format=safetensors`, or
-            `KIND:PATH` for a foreign file (`kinds.KINDS`). `sscd-onnx` alone takes the installed package's file, `sscd` whichever SSCD is at hand; a network's name
-            takes its imported weights, `random:NETWORK` random ones.
+            `KIND:PATH` for a foreign file (`kinds.KINDS`). `sscd-onnx` alone takes the installed package's file, `sscd`
+            whichever SSCD is at hand; a network's name takes its imported weights, `random:NETWORK` random ones.
         trunk: also takes a trunk to start a student from (`efficientnet-lite0`, with or without PATH, or a file with an
             ImageNet classifier), and fills up with random weights what that lacks.
         feature_dim: F, the size of such a trunk's random wide head; None for the network's own.

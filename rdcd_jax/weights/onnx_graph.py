@@ -58,12 +58,18 @@ class Graph:
             x = self.node("Sub", self.node("Cast", x, to=TensorProto.FLOAT), self.constant(mean))
             return self._cast(self.node("Mul", x, self.constant(1 / std)), self.dtype)
 
-    def conv(self, x: str, layer: nnx.Conv, norm: nnx.BatchNorm | None = None) -> str:
-        """A convolution, with the batch norm that follows it."""
+    def conv(
+        self,
+        x: str,
+        layer: nnx.Conv,
+        norm: nnx.BatchNorm | None = None,
+        factor: np.ndarray | None = None,
+    ) -> str:
+        """A convolution, with the batch norm or the factor [O] of each channel that follows it."""
         kernel = np.asarray(layer.kernel[...], np.float64).transpose(3, 2, 0, 1)
         bias = None if layer.bias is None else np.asarray(layer.bias[...], np.float64)
-        if norm is not None:
-            scale, shift = norm_line(norm)
+        if norm is not None or factor is not None:
+            scale, shift = norm_line(norm) if factor is None else (np.float64(factor), 0.0)
             kernel = kernel * scale[:, None, None, None]
             bias = shift if bias is None else shift + bias * scale
         return self.conv_of(
@@ -110,7 +116,25 @@ class Graph:
 
     def silu(self, x: str) -> str:
         """x sigmoid(x)."""
-        return self.node("Mul", x, self.node("Sigmoid", x))
+        return self.node("Mul", x, self.sigmoid(x))
+
+    def sigmoid(self, x: str) -> str:
+        """1 / (1 + exp(-x))."""
+        return self.node("Sigmoid", x)
+
+    def hard_sigmoid(self, x: str) -> str:
+        """x / 6 + 1 / 2 within 0 and 1."""
+        return self.node("HardSigmoid", x, alpha=1 / 6, beta=0.5)
+
+    def hard_swish(self, x: str) -> str:
+        """x times its hard sigmoid."""
+        return self.node("HardSwish", x)
+
+    def gelu(self, x: str) -> str:
+        """x times the normal distribution's share below x, in the form that onnxruntime knows as one operation."""
+        share = self.node("Erf", self.node("Div", x, self.constant(2**0.5, self.dtype)))
+        share = self.node("Add", share, self.constant(1, self.dtype))
+        return self.node("Mul", self.node("Mul", x, share), self.constant(0.5, self.dtype))
 
     def add(self, x: str, y: str) -> str:
         """x + y."""

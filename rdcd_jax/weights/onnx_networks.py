@@ -2,16 +2,31 @@
 
 from collections.abc import Callable
 
+import jax
 import numpy as np
 import onnx
 from flax import nnx
 
 from rdcd_jax.errors import UserError
-from rdcd_jax.models.efficientnet import ConvNorm, EfficientNetB0, InvertedResidual
-from rdcd_jax.models.layers import SqueezeExcite
-from rdcd_jax.models.resnet import Bottleneck, ResNet50
+from rdcd_jax.models import efficientnet, mobilenet
+from rdcd_jax.models.branches import reparameterised
+from rdcd_jax.models.efficientnet import EfficientNetB0
+from rdcd_jax.models.fastvit import FastViTT12, MobileOne, gelu
+from rdcd_jax.models.layers import ConvNorm, SqueezeExcite
+from rdcd_jax.models.mobilenet import MobileNetV3Large
+from rdcd_jax.models.resnet import Bottleneck, ResNet
 from rdcd_jax.weights.library import Model
 from rdcd_jax.weights.onnx_graph import Graph
+
+ACTIVATIONS = {
+    None: lambda graph, x: x,
+    jax.nn.relu: Graph.relu,
+    jax.nn.silu: Graph.silu,
+    jax.nn.hard_swish: Graph.hard_swish,
+    jax.nn.sigmoid: Graph.sigmoid,
+    jax.nn.hard_sigmoid: Graph.hard_sigmoid,
+    gelu: Graph.gelu,
+}
 
 
 def onnx_network(model: Model, *, half: bool = False) -> onnx.ModelProto:
@@ -51,7 +66,37 @@ def efficientnet_b0(graph: Graph, trunk: EfficientNetB0, x: str) -> str:
     return graph.linear(graph.gem_pool(_conv_norm(graph, trunk.last, x)), trunk.head)
 
 
-def resnet50(graph: Graph, trunk: ResNet50, x: str) -> str:
+def mobilenet_v3_large(graph: Graph, trunk: MobileNetV3Large, x: str) -> str:
+    """Pixels [B, 3, H, W] to features [B, F]."""
+    first, *blocks = trunk.blocks
+    with graph.precise():
+        x = _mobile(graph, first, _conv_norm(graph, trunk.stem, x))
+    for block in blocks:
+        x = _mobile(graph, block, x)
+    pooled = graph.gem_pool(_conv_norm(graph, trunk.last, x))
+    with graph.precise():
+        hidden = graph.hard_swish(graph.linear(pooled, trunk.hidden))
+    return graph.linear(hidden, trunk.head)
+
+
+def fastvit_t12(graph: Graph, trunk: FastViTT12, x: str) -> str:
+    """Pixels [B, 3, H, W] to features [B, F]."""
+    trunk = reparameterised(trunk)
+    with graph.precise():
+        for layer in trunk.stem:
+            x = _mobile_one(graph, layer, x)
+    for number, stage in enumerate(trunk.stages):
+        if number > 0:
+            down = trunk.downsamples[number - 1]
+            x = _mobile_one(graph, down.mix, graph.conv(x, down.wide))
+        for block in stage:
+            x = graph.conv(x, block.mixer)
+            y = graph.gelu(graph.conv(_conv_norm(graph, block.conv, x), block.expand))
+            x = graph.add(x, graph.conv(y, block.project, factor=block.scale.gamma[...]))
+    return graph.linear(graph.gem_pool(_mobile_one(graph, trunk.last, x)), trunk.head)
+
+
+def resnet(graph: Graph, trunk: ResNet, x: str) -> str:
     """Pixels [B, 3, H, W] to features [B, F]."""
     x = graph.relu(graph.conv(x, trunk.conv1, trunk.bn1))
     x = graph.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
@@ -63,26 +108,45 @@ def resnet50(graph: Graph, trunk: ResNet50, x: str) -> str:
 
 TRUNKS: dict[str, Callable[[Graph, nnx.Module, str], str]] = {
     "efficientnet_b0": efficientnet_b0,
-    "resnet50": resnet50,
+    "fastvit_t12": fastvit_t12,
+    "mobilenet_v3_large": mobilenet_v3_large,
+    "resnet50": resnet,
+    "resnext101_32x4d": resnet,
 }
 
 
+def _activated(graph: Graph, activation: Callable | None, x: str) -> str:
+    return ACTIVATIONS[activation](graph, x)
+
+
 def _conv_norm(graph: Graph, layer: ConvNorm, x: str) -> str:
-    x = graph.conv(x, layer.conv, layer.norm)
-    return graph.silu(x) if layer.activate else x
+    return _activated(graph, layer.activation, graph.conv(x, layer.conv, layer.norm))
 
 
 def _squeeze_excite(graph: Graph, layer: SqueezeExcite, x: str) -> str:
     pooled = graph.node("GlobalAveragePool", x)
-    reduced = graph.silu(graph.conv(pooled, layer.reduce))
-    return graph.gated(x, graph.node("Sigmoid", graph.conv(reduced, layer.expand)))
+    reduced = _activated(graph, layer.activation, graph.conv(pooled, layer.reduce))
+    return graph.gated(x, _activated(graph, layer.gate, graph.conv(reduced, layer.expand)))
 
 
-def _inverted_residual(graph: Graph, block: InvertedResidual, x: str) -> str:
+def _inverted_residual(graph: Graph, block: efficientnet.InvertedResidual, x: str) -> str:
     y = x if block.expand is None else _conv_norm(graph, block.expand, x)
     y = _squeeze_excite(graph, block.squeeze, _conv_norm(graph, block.depthwise, y))
     y = _conv_norm(graph, block.project, y)
     return y if block.drop is None else graph.add(x, y)
+
+
+def _mobile(graph: Graph, block: mobilenet.InvertedResidual, x: str) -> str:
+    y = x if block.expand is None else _conv_norm(graph, block.expand, x)
+    y = _conv_norm(graph, block.depthwise, y)
+    y = y if block.squeeze is None else _squeeze_excite(graph, block.squeeze, y)
+    y = _conv_norm(graph, block.project, y)
+    return graph.add(x, y) if block.residual else y
+
+
+def _mobile_one(graph: Graph, layer: MobileOne, x: str) -> str:
+    x = graph.conv(x, layer.branches)
+    return graph.gelu(x if layer.squeeze is None else _squeeze_excite(graph, layer.squeeze, x))
 
 
 def _bottleneck(graph: Graph, block: Bottleneck, x: str) -> str:
