@@ -49,13 +49,12 @@ def short(request, monkeypatch):
 
 
 @pytest.mark.parametrize("short", SHORT, indirect=True)
-def test_a_step_on_eight_devices(short, pictures, tmp_path):
+def test_a_run_of_one_step(short, pictures, tmp_path):
     features = make_features(tmp_path / "wide.npz", pictures, dim=24)
     config = load_config(
         f"{CONFIGS / 'rdcd.py'}:student={short},dim=8,smoke,data={pictures}",
         [
             f"--config.teacher.features={features}",
-            "--config.devices=8",
             "--config.evaluate.image_size=32",
             "--config.schedule.max_steps=1",
             "--config.student.calibrate=8",
