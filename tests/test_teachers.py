@@ -174,7 +174,10 @@ def test_parameter_counts():
 @pytest.mark.parametrize("name", REFERENCES)
 def test_bfloat16_stays_near_float32(short_networks, name):
     full = models.build(f"short_{name}", dim=None, rngs=nnx.Rngs(0))
-    half = models.build(f"short_{name}", dim=None, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+    half = nnx.eval_shape(
+        lambda: models.build(f"short_{name}", dim=None, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+    )
+    nnx.update(half, nnx.state(full))
     pictures = images(1, (2, 3, 32, 32))
     found, near = (evaluation_mode(module)(pictures)[0] for module in (full, half))
     assert near.dtype == jnp.float32
