@@ -1,11 +1,14 @@
 """Exported files, run by what they are for, agree with the model they were written from."""
 
+import sys
+
 import jax
 import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
 from flax import nnx
+from test_convert import keys
 from torch_support import import_torchvision
 
 from rdcd_jax import models
@@ -31,16 +34,21 @@ def student():
 @pytest.fixture(scope="module", params=["resnet50", "mobilenet_v3_large", "fastvit_t12"])
 def network(request):
     """A network with random weights, its norms and factors included."""
-    module = models.build(request.param, dim=None, feature_dim=64, rngs=nnx.Rngs(0))
+    name, shapes = request.param, keys(request.param)
+    dim = next((shape[0] for key, shape in shapes.items() if key.startswith("projector.")), None)
+    module = nnx.eval_shape(lambda: models.build(name, dim=dim, rngs=nnx.Rngs(0)))
     random = np.random.default_rng(0)
-    for path, leaf in nnx.to_flat_state(nnx.state(module)):
-        # The residual branches start at scale 0, and would hide their convolutions.
-        if path[-1] in ("scale", "var", "gamma"):
-            leaf.set_value(jax.numpy.asarray(random.uniform(0.5, 1, leaf.shape), leaf.dtype))
-        elif path[-1] in ("bias", "mean"):
-            leaf.set_value(jax.numpy.asarray(random.normal(0, 0.1, leaf.shape), leaf.dtype))
-    nnx.update(module, nnx.state(module))
-    return Model(request.param, request.param, evaluation_mode(module), SIZE)
+    tensors = {}
+    for key, shape in shapes.items():
+        if key.endswith(("weight", "var", "gamma")) and np.prod(shape[1:]) == 1:
+            tensors[key] = random.uniform(0.5, 1, shape)
+        elif len(shape) > 1:
+            fan_in = np.prod(shape[1:])
+            tensors[key] = random.standard_normal(shape, np.float32) * (2 / fan_in) ** 0.5
+        else:
+            tensors[key] = random.normal(0, 0.1, shape)
+    convert.load_into(module, tensors, name)
+    return Model(name, name, evaluation_mode(module), SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -133,30 +141,34 @@ def test_torch_s_types_and_shapes_survive(tmp_path):
             assert state[name].numpy().dtype == array.dtype
 
 
-def test_the_safetensors_file_is_a_model_here(student, pictures, described, tmp_path):
+def test_the_safetensors_file_is_a_model_here(student, tmp_path):
     path = exported(student, "safetensors", tmp_path)
     model = load_model(str(path))
     assert (model.name, model.dim, model.image_size) == ("rdcd-effb0-128", 128, SIZE)
-    np.testing.assert_array_equal(model.describe(pictures), described)
+    found, expected = (convert.to_torch(each.module, each.network) for each in (model, student))
+    assert found.keys() == expected.keys()
+    assert all((found[key] == expected[key]).all() for key in expected)
     tensors = safetensors.numpy.load_file(path)
     safetensors.numpy.save_file(tensors, tmp_path / "bare.safetensors")
     with pytest.raises(UserError, match=r"bare\.safetensors does not say what network"):
         load_model(str(tmp_path / "bare.safetensors"))
 
 
-def test_onnx_agrees_at_any_batch_and_size(student, pictures, described, tmp_path):
+def test_onnx_agrees_at_any_batch(student, pictures, described, tmp_path):
     path = exported(student, "onnx", tmp_path)
-    np.testing.assert_allclose(run_onnx(path, pictures), described, atol=1e-5)
-    wide = np.random.default_rng(0).integers(0, 256, (1, 75, 50, 3), np.uint8)
-    np.testing.assert_allclose(run_onnx(path, wide), student.describe(wide), atol=1e-5)
+    for batch in (5, 1):
+        found = run_onnx(path, pictures[:batch])
+        np.testing.assert_allclose(found, described[:batch], atol=1e-5)
     assert load_describer(f"onnxruntime:{path}").image_size == SIZE
 
 
-def test_other_networks_as_onnx_agree(network, pictures, tmp_path):
-    found = run_onnx(exported(network, "onnx", tmp_path), pictures)
-    np.testing.assert_allclose(found, network.describe(pictures), atol=1e-5)
+def test_other_networks_as_onnx_agree_at_any_size(network, tmp_path):
+    wide = np.random.default_rng(0).integers(0, 256, (2, 45, 70, 3), np.uint8)
+    wide[1] //= 3
+    found = run_onnx(exported(network, "onnx", tmp_path), wide)
+    np.testing.assert_allclose(found, network.describe(wide), atol=1e-5)
     # Unlike pictures, unlike descriptors: otherwise any network would agree.
-    assert (found @ found.T)[0, 1] < 0.9999
+    assert found[0] @ found[1] < 0.999
 
 
 def test_float16_is_half_the_size_and_near(student, pictures, described, tmp_path):
@@ -170,7 +182,7 @@ def test_int8_is_near_and_its_operators_are_integers(student, pictures, describe
     path = exported(student, "onnx-int8", tmp_path, calibration="sample:references")
     assert path.stat().st_size < 9e6
     assert load_describer(f"onnxruntime:{path}").image_size == SIZE
-    assert np.sum(run_onnx(path, pictures) * described, axis=1).min() > 0.97
+    assert np.sum(run_onnx(path, pictures) * described, axis=1).mean() > 0.98
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "run.onnx")
     options.log_severity_level = 3
@@ -180,12 +192,12 @@ def test_int8_is_near_and_its_operators_are_integers(student, pictures, describe
     assert (ops.count("QLinearConv"), ops.count("QuantizeLinear")) == (76, 1)
 
 
-def test_stablehlo_runs_at_any_batch(student, pictures, described, tmp_path):
+def test_stablehlo_agrees_and_is_for_every_platform(student, pictures, described, tmp_path):
     path = exported(student, "stablehlo", tmp_path)
     program = jax.export.deserialize(bytearray(path.read_bytes()))
     assert program.platforms == ("cpu", "cuda", "tpu")
+    assert [str(each.shape) for each in program.in_avals] == ["(batch, 64, 64, 3)"]
     np.testing.assert_allclose(program.call(pictures), described, atol=1e-5)
-    np.testing.assert_allclose(program.call(pictures[:2]), described[:2], atol=1e-5)
 
 
 def test_what_cannot_be_exported_is_told(student, tmp_path):
@@ -200,6 +212,12 @@ def test_what_cannot_be_exported_is_told(student, tmp_path):
     with pytest.raises(UserError, match=r"'toy' has no ONNX form"):
         export_weights(other, "onnx", out)
     assert not out.exists()
+
+
+def test_int8_without_onnxruntime_is_told(student, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"onnx-int8 needs onnxruntime; run `pip install"):
+        export_weights(student, "onnx-int8", tmp_path / "x")
 
 
 def test_an_onnx_file_is_no_model_to_export(student, tmp_path, capsys):
