@@ -1,20 +1,23 @@
-"""Times descriptors from picture files against PyTorch doing the same.
+"""Times descriptors from picture files against PyTorch and onnxruntime doing the same.
 
     python experiments/bench_embed.py [--images sample:references] [--size 288] [--rounds 3]
 
 Float32, the students' networks and the teacher's. Here: `embed_images`, as `rdcd-jax embed` runs it. PyTorch:
 torchvision's and timm's networks in channels_last, the same decoding and resizing in a DataLoader with one worker for
-each core but one. FastViT's branches are merged in both. The two alternate in one run, each in a process of its own,
-and medians are compared. The result goes to experiments/results/bench_embed.json.
+each core but one. onnxruntime: `embed_images` with the files of `rdcd-jax weights export`, in float32 and in int8.
+FastViT's branches are merged in all. They take turns in one run, each in a process of its own, and medians are
+compared. The result goes to experiments/results/bench_embed.json.
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
 import pathlib
 import statistics
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -34,23 +37,43 @@ BATCH = 32
 
 def jax_runs(source: str, size: int):
     """Functions that describe all pictures, by network."""
+    return {name: run_of(model_of(name, size), source, size) for name in NETWORKS}
+
+
+def onnx_runs(form: str, source: str, size: int):
+    """The same by onnxruntime, with the files of that form."""
+    from rdcd_jax.weights.export import export_weights
+    from rdcd_jax.weights.onnx_model import load_onnx_model
+
+    def run(name: str, folder: str):
+        path = pathlib.Path(folder) / f"{name}.onnx"
+        export_weights(model_of(name, size), form, path)
+        return run_of(load_onnx_model(name, path), source, size)
+
+    with tempfile.TemporaryDirectory() as folder:
+        return {name: run(name, folder) for name in NETWORKS}
+
+
+def model_of(name: str, size: int):
+    """A network with random weights, ready to describe pictures."""
     from flax import nnx
 
     from rdcd_jax import models
-    from rdcd_jax.data.sources import find_images
-    from rdcd_jax.evaluation.embed import embed_images
     from rdcd_jax.weights.library import Model, evaluation_mode
 
+    module = models.build(name, dim=NETWORKS[name], rngs=nnx.Rngs(0))
+    return Model(name, name, evaluation_mode(module), size)
+
+
+def run_of(model, source: str, size: int):
+    """A function that describes all pictures, and gives their number."""
+    from rdcd_jax.data.sources import find_images
+    from rdcd_jax.evaluation.embed import embed_images
+
     images = find_images(source)
-
-    def run(network: str):
-        module = models.build(network, dim=NETWORKS[network], rngs=nnx.Rngs(0))
-        model = Model(network, network, evaluation_mode(module), size)
-        return lambda: len(
-            embed_images(model.describe, images, image_size=size, batch_size=BATCH)[0].ids
-        )
-
-    return {network: run(network) for network in NETWORKS}
+    return lambda: len(
+        embed_images(model.describe, images, image_size=size, batch_size=BATCH)[0].ids
+    )
 
 
 class Pictures:
@@ -117,7 +140,7 @@ def serve(make, source: str, size: int, pipe) -> None:
 
 
 def main() -> None:
-    """Alternates the two, and writes the result."""
+    """Lets them take turns, and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", default="sample:references")
     parser.add_argument("--size", type=int, default=288)
@@ -128,7 +151,13 @@ def main() -> None:
     )  # As the command line does; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 is obeyed.
     context = multiprocessing.get_context("spawn")
     pipes = {}
-    for name, make in {"jax": jax_runs, "torch": torch_runs}.items():
+    makers = {
+        "jax": jax_runs,
+        "torch": torch_runs,
+        "onnx": functools.partial(onnx_runs, "onnx"),
+        "onnx-int8": functools.partial(onnx_runs, "onnx-int8"),
+    }
+    for name, make in makers.items():
         pipes[name], theirs = context.Pipe()
         # Not a daemon: torch's loader has children of its own.
         context.Process(target=serve, args=(make, options.images, options.size, theirs)).start()
@@ -151,9 +180,13 @@ def main() -> None:
     result = {
         "settings": vars(options) | {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "")},
         "descriptors a second": speeds,
-        "jax / torch": {
-            network: round(medians["jax"][network] / medians["torch"][network], 3)
-            for network in NETWORKS
+        **{
+            f"{name} / torch": {
+                network: round(medians[name][network] / medians["torch"][network], 3)
+                for network in NETWORKS
+            }
+            for name in makers
+            if name != "torch"
         },
     }
     print(json.dumps(result, indent=2))
