@@ -70,6 +70,8 @@ def base_config(
     config.data = ml_collections.ConfigDict()
     # Any source of pictures (a folder, packed shards, tfds:NAME/SPLIT, ...), or sample:train, the bundled ones.
     config.data.train = data
+    # The share of them to train on, drawn with the seed.
+    config.data.share = 1.0
     # SIMCLR, STRONG_BLUR, ADVANCED or MILD, the last two also as ADVANCED_NO_OVERLAY and MILD_NO_OVERLAY; or one's own
     # steps, written out: "hflip 0.5; resized_crop 1 scale=0.3,1 ratio=0.75,1.33; blur 0.3 radius=0.3,1.5".
     config.data.policy = "ADVANCED"

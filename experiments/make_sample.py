@@ -146,11 +146,11 @@ def render(packages: pathlib.Path, sample: pathlib.Path) -> None:
     truth, edits = ["query_id,reference_id"], ["query_id,edits,second_picture"]
     for row in rows:
         name, letter = row["name"], row["name"][0]
-        image = _reduced(_original(packages, row))
+        image = reduced(_original(packages, row))
         if letter == "Q":
             rng = np.random.default_rng(int(name[1:]))
             second = training[rng.integers(len(training))]
-            image, made = edited(image, rng, _reduced(_original(packages, second)))
+            image, made = edited(image, rng, reduced(_original(packages, second)))
             used = second["name"] if {"onto", "under"} & set(made) else ""
             truth.append(f"{name},{reference_of.get(_source(row), '')}")
             edits.append(f"{name},{'+'.join(made)},{used}")
@@ -189,7 +189,7 @@ def make_describe(detector: pathlib.Path, side: int = 288):
 def _described_folder(describe, folder: pathlib.Path) -> np.ndarray:
     files = sorted(folder.iterdir())
     parts = [files[start : start + 64] for start in range(0, len(files), 64)]
-    return np.concatenate([describe([_reduced(Image.open(f)) for f in part]) for part in parts])
+    return np.concatenate([describe([reduced(Image.open(f)) for f in part]) for part in parts])
 
 
 def _suitable(packages, found):
@@ -213,7 +213,7 @@ def _suitable(packages, found):
         if values.std() < 22 or max((values > 250).mean(), (values < 6).mean()) > 0.45:
             continue
         kept.append(candidate)
-        pictures.append(_reduced(image))
+        pictures.append(reduced(image))
         ranks.append(seen[group])
         seen[group] += 1
     return kept, pictures, ranks
@@ -250,7 +250,7 @@ def _original(packages: pathlib.Path, row: dict[str, str]) -> Image.Image:
     return open_picture(packages / row["package"], row["path"])
 
 
-def _reduced(image: Image.Image) -> Image.Image:
+def reduced(image: Image.Image) -> Image.Image:
     """At most 288 pixels on its short side: enough for an edit and for the detector."""
     image = image.convert("RGB")
     return _scaled(image, 288) if min(image.size) > 288 else image

@@ -7,8 +7,8 @@ BENCHMARK is a DISC-shaped folder (minidisc); only its training pictures are tra
 evaluated on the way, for the curve. The trunk starts from ImageNet (EfficientNet-Lite0) and sees larger views from
 stage to stage. OUT keeps the runs, which continue where they were stopped.
 
-`ship` writes its figures to experiments/results/students.json and puts the student into the package as
-`rdcd-effb0-256`, `-128` and `-64`: the whitening of its features has its directions in order, so the smaller
+`ship` writes its figures and their curve to experiments/results/students.json and .png, and puts the student into the
+package as `rdcd-effb0-256`, `-128` and `-64`: the whitening of its features has its directions in order, so the smaller
 descriptors are the first numbers of the largest. The figures are µAP in percent, whitening fitted to the training
 pictures, score normalisation to every third of them (3,000).
 """
@@ -26,7 +26,7 @@ from configs import distill  # noqa: E402
 from rdcd_jax.data.pack import pack_images  # noqa: E402
 from rdcd_jax.data.sources import find_images  # noqa: E402
 from rdcd_jax.evaluation.runs import evaluate_disc_run  # noqa: E402
-from rdcd_jax.files import write_json, write_text  # noqa: E402
+from rdcd_jax.files import write_aside, write_json, write_text  # noqa: E402
 from rdcd_jax.train.loop import train_and_evaluate  # noqa: E402
 from rdcd_jax.train.record import environment  # noqa: E402
 from rdcd_jax.train.results import portable, training_seconds  # noqa: E402
@@ -141,6 +141,43 @@ def curve(workdir: pathlib.Path) -> list[dict]:
     return [row for row in rows if "loss" not in row or row["step"] % 100 == 0]
 
 
+def draw_curve(stages: dict[str, dict], out: pathlib.Path) -> None:
+    """Draws µAP with score normalisation against hours of training, over all stages, to `students.png`."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = drawing.add_subplot()
+    lines: dict[str, list[tuple[float, float]]] = {}
+    hours = 0.0
+    for name, record in stages.items():
+        for row in map(json.loads, (out / name / "metrics.jsonl").read_text().splitlines()):
+            if "loss" in row:
+                hours += record["config"]["batch_size"] / row["images_per_second"] / 3600
+                continue
+            for key, value in row.items():
+                if key.startswith("evaluate/") and key.endswith("[0,2]/uAP"):
+                    lines.setdefault(key.split("/")[1], []).append((hours, 100 * value))
+        axes.axvline(hours, color="grey", linestyle=":")
+        config = record["config"]
+        told = f"{name}: {config['image_size']} px, judged at {config['evaluate']['image_size']} px"
+        axes.text(
+            hours,
+            0.02,
+            f"{told} ",
+            rotation=90,
+            ha="right",
+            size="x-small",
+            transform=axes.get_xaxis_transform(),
+        )
+    for codec, points in lines.items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=codec)
+    axes.set(xlabel="hours of training", ylabel="µAP with score normalisation, percent")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    with write_aside(RESULT.with_suffix(".png")) as aside:
+        drawing.savefig(aside, dpi=120)
+
+
 def card(measured: dict, pictures: int) -> dict:
     """What a model card says beyond the sizes."""
     return {
@@ -183,6 +220,7 @@ def ship(options: argparse.Namespace) -> None:
         write_json(STUDENTS / name / CARD, sizes)
         found[name] = figures(load_model(name), options)
         write_json(STUDENTS / name / CARD, {**sizes, **card(found[name], pictures)})
+    draw_curve(records, options.out)
     write_json(
         RESULT,
         {

@@ -26,7 +26,7 @@ from rdcd_jax.train.results import Result, read_results  # noqa: E402
 
 NO_NORM = "None"
 # What is set to train on more pictures, and to train longer.
-DATA = {"data", "data.train", "pictures"}
+DATA = {"data", "data.train", "data.share", "pictures"}
 LENGTH = {"epochs", "schedule.epochs", "schedule.max_steps"}
 
 

@@ -136,6 +136,8 @@ def test_missing_config_file_is_refused():
         ("optimizer.momentum", float("nan"), r"config\.optimizer\.momentum is nan"),
         ("seed", 2**31, r"config\.seed is 2147483648; it must be at most 2147483647"),
         ("schedule.epochs", 2**31 - 1, r"config\.schedule\.epochs is 2147483647; .* 1000000"),
+        ("data.share", 0.0, r"config\.data\.share is 0\.0; it must be above 0"),
+        ("data.share", 1.5, r"config\.data\.share is 1\.5; it must be at most 1\."),
         ("bank.size", 2**62, r"config\.bank\.size is .*; it must be at most 67108864"),
         ("objective.temperature", 0.0, r"config\.objective\.temperature is 0"),
         ("objective.kld_lambda", -1.0, r"config\.objective\.kld_lambda is -1"),

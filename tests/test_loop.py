@@ -18,11 +18,12 @@ from toy import (
     toy_config,
 )
 
+from rdcd_jax.data.sources import ImageSet
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.descriptors import read_descriptors
 from rdcd_jax.train import record
 from rdcd_jax.train.config import load_config
-from rdcd_jax.train.loop import make_student, train_and_evaluate
+from rdcd_jax.train.loop import make_student, share_of, train_and_evaluate
 from rdcd_jax.train.state import split
 from rdcd_jax.weights.library import load_model
 
@@ -43,6 +44,17 @@ def assert_equal_states(actual, expected):
             getattr(actual, name),
             getattr(expected, name),
         )
+
+
+def test_a_smaller_share_lies_within_a_larger_and_keeps_the_order():
+    names = tuple(f"T{i:03d}" for i in range(64))
+    images = ImageSet("pictures", names, names)
+    quarter, half = (share_of(images, share, seed=3).ids for share in (0.25, 0.5))
+    assert len(quarter) == 16 and len(half) == 32
+    assert set(quarter) < set(half) and quarter == tuple(sorted(quarter))
+    assert share_of(images, 1.0, seed=3) == images
+    assert share_of(images, 0.25, seed=4).ids != quarter
+    assert len(share_of(images, 1e-6, seed=0)) == 1
 
 
 # A whole run of the real student.

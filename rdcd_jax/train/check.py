@@ -30,6 +30,7 @@ _CHOICES = {
 _POSITIVE = (
     "batch_size",
     "image_size",
+    "data.share",
     "data.mix_alpha",
     "student.dim",
     "schedule.epochs",
@@ -64,6 +65,7 @@ _NOT_NEGATIVE = (
 # What is far beyond any use, and would overflow where it is counted or not fit where it is kept; others are integers of
 # 32 bits.
 _AT_MOST = {
+    "data.share": 1,
     "image_size": 8192,
     "data.picture_size": 8192,
     "evaluate.image_size": 8192,
@@ -94,7 +96,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for name, number in flat(config.to_dict()).items():
         if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"config.{name} is {number}; it must be a finite number.")
-        if isinstance(number, int) and number > (most := _AT_MOST.get(name, 2**31 - 1)):
+        most = _AT_MOST.get(name, 2**31 - 1 if isinstance(number, int) else math.inf)
+        if isinstance(number, int | float) and number > most:
             raise UserError(f"config.{name} is {number}; it must be at most {most}.")
     for name, choices in _CHOICES.items():
         if value[name] not in choices:
