@@ -40,7 +40,9 @@ def network(request):
     random = np.random.default_rng(0)
     tensors = {}
     for key, shape in shapes.items():
-        if key.endswith(("weight", "var", "gamma")) and np.prod(shape[1:]) == 1:
+        if key.endswith("gamma"):
+            tensors[key] = random.uniform(0.1, 0.2, shape)
+        elif key.endswith(("weight", "var")) and len(shape) == 1:
             tensors[key] = random.uniform(0.5, 1, shape)
         elif len(shape) > 1:
             fan_in = np.prod(shape[1:])

@@ -196,17 +196,13 @@ def train_and_evaluate(
     return state
 
 
-<<<<<<< HEAD
-def make_student(config: ml_collections.ConfigDict, feature_dim: int | None) -> nnx.Module:
-=======
 def share_of(images: ImageSet, share: float, seed: int) -> ImageSet:
     """A share of the pictures, at least one, in their order; with one seed a smaller share lies within a larger."""
     drawn = np.random.default_rng(seed).permutation(len(images))
     return images.subset(sorted(drawn[: max(1, round(share * len(images)))].tolist()))
 
 
-def make_student(config: ml_collections.ConfigDict, feature_dim: int) -> nnx.Module:
->>>>>>> main
+def make_student(config: ml_collections.ConfigDict, feature_dim: int | None) -> nnx.Module:
     """The student at the start of a run: `init_from`'s weights, or fresh ones.
 
     A starting model of another descriptor size, or without a projector, keeps its trunk and gets a fresh projector.
