@@ -130,8 +130,10 @@ def test_training_mode(vectors, name):
         gradient = tensors[key]
         probe = np.random.Generator(np.random.PCG64(len(key) + gradient.size))
         ours = np.sum(gradient * probe.standard_normal(gradient.shape))
+        # PyTorch's gradient of the hard sigmoid has 1/6 in float32 only (3e-8 off), also among float64.
+        rtol = 4e-8 if name == "mobilenet_v3_large" else 1e-8
         # A bias before a BatchNorm has no gradient but rounding.
-        atol = 1e-8 * norm + 1e-12 * largest
+        atol = rtol * norm + 1e-12 * largest
         np.testing.assert_allclose(np.linalg.norm(gradient), norm, rtol=0, atol=atol, err_msg=key)
         np.testing.assert_allclose(ours, dot, rtol=0, atol=10 * atol, err_msg=key)
     for key, expected in zip(data["buffer_names"].tolist(), data["buffer_sums"], strict=True):

@@ -1,4 +1,4 @@
-"""Every student network in a whole run: one step, calibration, export, description."""
+"""The students that test_loop has not, each in a whole run: one step, calibration, export, description."""
 
 import json
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toy import CONFIGS, describe, make_features, metrics_of
 
-from rdcd_jax.models import efficientnet, fastvit, mobilenet, registry
+from rdcd_jax.models import fastvit, mobilenet, registry
 from rdcd_jax.train.config import load_config
 from rdcd_jax.train.loop import make_student, train_and_evaluate
 from rdcd_jax.train.state import split
@@ -16,8 +16,15 @@ from rdcd_jax.weights.library import load_model
 
 # Of each kind of layer one, so that a step compiles in seconds.
 SHORT = {
-    "efficientnet_b0": {efficientnet: {"STAGES": ((1, 3, 1, 32, 8, 1), (2, 5, 2, 8, 8, 2))}},
-    "fastvit_t12": {fastvit: {"STAGES": ((8, 1), (16, 1)), "LAST_CHANNELS": 32}},
+    "fastvit_t12": {
+        fastvit: {
+            "STAGES": ((8, 1), (16, 1)),
+            "LAST_CHANNELS": 32,
+            "WIDE_KERNEL": 3,
+            # At the published 1e-5 one step's change of what it scales is lost in rounding.
+            "LAYER_SCALE": 0.1,
+        }
+    },
     "mobilenet_v3_large": {
         mobilenet: {
             "BLOCKS": ((3, 16, 8, 0, False, 1), (5, 24, 8, 8, True, 2), (3, 16, 8, 8, True, 1)),
@@ -42,13 +49,12 @@ def short(request, monkeypatch):
 
 
 @pytest.mark.parametrize("short", SHORT, indirect=True)
-def test_a_step_on_eight_devices(short, pictures, tmp_path):
+def test_a_run_of_one_step(short, pictures, tmp_path):
     features = make_features(tmp_path / "wide.npz", pictures, dim=24)
     config = load_config(
         f"{CONFIGS / 'rdcd.py'}:student={short},dim=8,smoke,data={pictures}",
         [
             f"--config.teacher.features={features}",
-            "--config.devices=8",
             "--config.evaluate.image_size=32",
             "--config.schedule.max_steps=1",
             "--config.student.calibrate=8",

@@ -216,7 +216,8 @@ def _shifts(padded, kernel_shape, strides, out_size):
 
 
 def _shifted_sum(inputs, kernel, *, strides, padding):
-    inputs = _repeated(inputs, kernel)
+    times = kernel.shape[-1] // inputs.shape[-1]
+    inputs = inputs if times == 1 else jnp.repeat(inputs, times, axis=-1)
     padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
     size = [(padded.shape[1 + axis] - kernel.shape[axis]) // strides[axis] + 1 for axis in range(2)]
     # Sums are kept in float32 also of bfloat16 pictures, as accelerators do.
@@ -228,12 +229,6 @@ def _shifted_sum(inputs, kernel, *, strides, padding):
         (part.astype(wide) * tap[None, None, None] for part, tap in zip(shifts, taps, strict=True)),
     )
     return total.astype(inputs.dtype)
-
-
-def _repeated(inputs, kernel):
-    """Each channel of `inputs` as often as `kernel` has filters for it."""
-    times = kernel.shape[-1] // inputs.shape[-1]
-    return inputs if times == 1 else jnp.repeat(inputs, times, axis=-1)
 
 
 def _correlated(gradient, kernel, shape, strides, padding):
@@ -250,13 +245,26 @@ def _correlated(gradient, kernel, shape, strides, padding):
 
 
 def _shifted_gradients(inputs, kernel, gradient, *, strides, padding):
-    channels, inputs = inputs.shape[-1], _repeated(inputs, kernel)
+    times = kernel.shape[-1] // inputs.shape[-1]
+    if times > 1:
+        # One filter of each channel after the other: a sum over neighbouring channels is not vectorised.
+        parts = [
+            _shifted_gradients(
+                inputs,
+                kernel[..., start::times],
+                gradient[..., start::times],
+                strides=strides,
+                padding=padding,
+            )
+            for start in range(times)
+        ]
+        input_gradients, kernel_gradients = zip(*parts, strict=True)
+        return sum(input_gradients), jnp.stack(kernel_gradients, axis=-1).reshape(kernel.shape)
     if kernel.shape[0] * kernel.shape[1] > _FEW_TAPS:
         input_gradient = _correlated(gradient, kernel, inputs.shape, strides, padding)
     else:
         form = functools.partial(_shifted_sum, strides=strides, padding=padding)
         (input_gradient,) = jax.linear_transpose(lambda x: form(x, kernel), inputs)(gradient)
-    input_gradient = input_gradient.reshape(*inputs.shape[:-1], channels, -1).sum(axis=-1)
 
     # One picture at a time: its shifted products are summed while they are still in the cache.
     def add_picture(total, picture):

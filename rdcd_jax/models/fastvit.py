@@ -14,6 +14,7 @@ from rdcd_jax.models.layers import BatchNorm, ConvNorm, SqueezeExcite, conv, gem
 # channels, blocks
 STAGES = ((64, 2), (128, 2), (256, 6), (512, 2))
 LAST_CHANNELS = 1024
+WIDE_KERNEL = 7
 MLP_RATIO = 3
 SQUEEZE_RATIO = 16
 LAYER_SCALE = 1e-5
@@ -91,12 +92,14 @@ class LayerScale(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A RepMixer and an inverted bottleneck over 7x7 neighbourhoods, each with its residual."""
+    """A RepMixer and an inverted bottleneck over wide neighbourhoods, each with its residual."""
 
     def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
         self.mixer = RepMixer(channels, dtype=dtype, rngs=rngs)
         settings = {"dtype": dtype, "rngs": rngs}
-        self.conv = ConvNorm(channels, channels, 7, groups=channels, conv=_mlp_conv, **settings)
+        self.conv = ConvNorm(
+            channels, channels, WIDE_KERNEL, groups=channels, conv=_mlp_conv, **settings
+        )
         self.expand = _mlp_conv(channels, MLP_RATIO * channels, 1, bias=True, **settings)
         self.project = _mlp_conv(MLP_RATIO * channels, channels, 1, bias=True, **settings)
         self.scale = LayerScale(channels)
@@ -108,11 +111,18 @@ class Block(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halves the sides and doubles the channels: each channel becomes two, by 7x7 windows, then they are mixed."""
+    """Halves the sides and doubles the channels: each channel becomes two, by wide windows, then they are mixed."""
 
     def __init__(self, cin: int, cout: int, *, dtype, rngs: nnx.Rngs):
         self.wide = Branches(
-            cin, cout, (7, 3), stride=2, groups=cin, identity=False, dtype=dtype, rngs=rngs
+            cin,
+            cout,
+            (WIDE_KERNEL, 3),
+            stride=2,
+            groups=cin,
+            identity=False,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.mix = MobileOne(cout, cout, 1, dtype=dtype, rngs=rngs)
 
