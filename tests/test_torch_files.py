@@ -106,7 +106,7 @@ HOSTILE = {
     "system": (Reduce(os.system, "touch MARK"), f"{os.system.__module__}.system"),
     "eval": ({"state_dict": [(Reduce(eval, "open('MARK', 'w')"),)]}, "builtins.eval"),
     "getattr": ({"w": Reduce(getattr, "x", "upper")}, "builtins.getattr"),
-    "codecs": (Reduce(__import__("codecs").encode, "x", "latin1"), "_codecs.encode"),
+    "codecs": (Reduce(__import__("codecs").lookup, "latin1"), "_codecs.lookup"),
 }
 
 
