@@ -8,6 +8,7 @@ import onnx
 from flax import nnx
 from onnx import TensorProto, helper, numpy_helper
 
+from rdcd_jax.models.branches import affine
 from rdcd_jax.models.descriptor import IMAGENET_MEAN, IMAGENET_STD
 
 OPSET = 18
@@ -69,7 +70,7 @@ class Graph:
         kernel = np.asarray(layer.kernel[...], np.float64).transpose(3, 2, 0, 1)
         bias = None if layer.bias is None else np.asarray(layer.bias[...], np.float64)
         if norm is not None or factor is not None:
-            scale, shift = norm_line(norm) if factor is None else (np.float64(factor), 0.0)
+            scale, shift = affine(norm) if factor is None else (np.float64(factor), 0.0)
             kernel = kernel * scale[:, None, None, None]
             bias = shift if bias is None else shift + bias * scale
         return self.conv_of(
@@ -177,10 +178,3 @@ class Graph:
         if self.dtype == np.float32:
             return x
         return self.node("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
-
-
-def norm_line(norm: nnx.BatchNorm) -> tuple[np.ndarray, np.ndarray]:
-    """A batch norm's running statistics as scale and shift of each channel, float64 [C]."""
-    mean, var = np.asarray(norm.mean[...], np.float64), np.asarray(norm.var[...], np.float64)
-    scale = np.asarray(norm.scale[...], np.float64) / np.sqrt(var + norm.epsilon)
-    return scale, np.asarray(norm.bias[...], np.float64) - mean * scale
