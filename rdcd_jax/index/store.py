@@ -1,0 +1,278 @@
+"""An index on disk: descriptors and ids in segments, and a manifest that says which segments count.
+
+    DIR/index.json              the manifest; what it does not name does not exist
+    DIR/segments/N.rows.npy     [n, D] float32, float16 or int8
+    DIR/segments/N.scales.npy   [n] float32, of int8: a row is its numbers times its scale
+    DIR/segments/N.ids.json     [n] ids
+
+A segment is never changed. Whoever adds or removes writes new segments, then the manifest by one rename, and only then
+are old segments deleted: so a reader finds the index as it was or as it is, and a writer that is killed loses what it
+had not yet put into the manifest, nothing else.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from rdcd_jax.errors import UserError
+from rdcd_jax.evaluation.descriptors import Descriptors
+from rdcd_jax.files import write_aside, write_json
+
+FORMAT = 1
+MANIFEST, SEGMENTS, LOCK = "index.json", "segments", "lock"
+DTYPES = ("float32", "float16", "int8")
+# Rows of a full segment: what a search has in memory at a time, and what a removal writes again.
+FULL = 65_536
+_LEVELS = 127
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What an index is and holds.
+
+    Attributes:
+        model: the model's spec, as `load_describer` takes it.
+        model_name: what its descriptors are called by.
+        image_size: side of the pictures that were described.
+        dim: D.
+        dtype: one of `DTYPES`.
+        segments: (number, rows) of each, in the index's order.
+        next: the number that the next segment gets; none is used twice.
+    """
+
+    model: str
+    model_name: str
+    image_size: int
+    dim: int
+    dtype: str
+    segments: tuple[tuple[int, int], ...] = ()
+    next: int = 0
+
+    def __len__(self) -> int:
+        return sum(rows for _, rows in self.segments)
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Some of an index's pictures.
+
+    Attributes:
+        ids: n ids.
+        rows: [n, D] as stored; mapped from the file, not read.
+        scales: [n] float32 of int8, else None.
+    """
+
+    ids: tuple[str, ...]
+    rows: np.ndarray
+    scales: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def descriptors(self) -> np.ndarray:
+        """[n, D] float32; of int8 rounded to the nearest of 255 levels of each row."""
+        rows = np.asarray(self.rows, np.float32)
+        return rows if self.scales is None else rows * self.scales[:, None]
+
+    def kept(self, keep: np.ndarray) -> "Segment":
+        """The pictures where `keep` [n] is true."""
+        ids = tuple(np.asarray(self.ids, object)[keep].tolist())
+        return Segment(ids, self.rows[keep], None if self.scales is None else self.scales[keep])
+
+
+def read_manifest(folder: pathlib.Path) -> Manifest:
+    """Reads what an index is.
+
+    Raises:
+        UserError: there is none, a damaged one, or one of a later format.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder} is not an index: it has no {MANIFEST}; make one by `rdcd-jax index build`.")
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        version = told.pop("format")
+        if version != FORMAT:
+            raise UserError(
+                f"{path} is of format {version}, and this version of rdcd-jax reads {FORMAT}; use the version that"
+                " wrote it, or build the index again."
+            )
+        segments = tuple((int(number), int(rows)) for number, rows in told.pop("segments"))
+        manifest = Manifest(**told, segments=segments)
+        sound = manifest.dtype in DTYPES and manifest.dim > 0 and manifest.image_size > 0
+        sound = sound and all(rows > 0 and number < manifest.next for number, rows in segments)
+        if not sound:
+            raise ValueError("its fields contradict each other")
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); build the index again.") from error
+    return manifest
+
+
+def read_segment(folder: pathlib.Path, manifest: Manifest, place: int) -> Segment:
+    """Reads the segment at a place of the manifest; the rows are mapped.
+
+    Raises:
+        UserError: a file is missing, cut short, or of another shape than the manifest says.
+    """
+    number, count = manifest.segments[place]
+    paths = _paths(folder, number)
+    try:
+        ids = json.loads(paths["ids"].read_text(encoding="utf-8"))
+        rows = np.load(paths["rows"], mmap_mode="r", allow_pickle=False)
+        scales = None
+        if manifest.dtype == "int8":
+            scales = np.load(paths["scales"], allow_pickle=False)
+        shapes = rows.shape == (count, manifest.dim) and len(ids) == count
+        if not shapes or rows.dtype != manifest.dtype or (scales is not None and scales.shape != (count,)):
+            raise ValueError(f"it does not hold {count} rows of {manifest.dim} numbers in {manifest.dtype}")
+        return Segment(tuple(map(str, ids)), rows, scales)
+    except (OSError, ValueError, EOFError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{paths['rows']}: segment {number} of the index is missing or damaged ({error}); build the index again."
+        ) from error
+
+
+@contextlib.contextmanager
+def writer(folder: pathlib.Path, new: Manifest | None = None) -> Iterator["Writer"]:
+    """Opens an index for changes; one process at a time may have it open so.
+
+    Args:
+        folder: of the index.
+        new: the index to make where there is none.
+
+    Raises:
+        UserError: there is none and `new` is None; another process changes it; see `read_manifest`.
+    """
+    if new is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    elif not (folder / MANIFEST).is_file():
+        read_manifest(folder)
+    with open(folder / LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process is changing this index; wait until it has ended."
+            ) from None
+        if new is not None and not (folder / MANIFEST).exists():
+            manifest = new
+        else:
+            manifest = read_manifest(folder)
+        yield Writer(folder, manifest)
+
+
+class Writer:
+    """Changes an index; each call leaves a whole one. See `writer`."""
+
+    def __init__(self, folder: pathlib.Path, manifest: Manifest):
+        self.folder, self.manifest = folder, manifest
+        (folder / SEGMENTS).mkdir(exist_ok=True)
+        self._publish(manifest)
+
+    def ids(self) -> set[str]:
+        """All ids of the index."""
+        segments = range(len(self.manifest.segments))
+        return {i for place in segments for i in read_segment(self.folder, self.manifest, place).ids}
+
+    def add(self, found: Descriptors) -> None:
+        """Adds pictures, whose ids are not in the index; the last segment is filled up first.
+
+        Raises:
+            UserError: for descriptors of another size.
+        """
+        if found.descriptors.shape[1] != self.manifest.dim:
+            raise UserError(
+                f"{self.folder} holds descriptors of {self.manifest.dim} numbers, and these of {found.model} have"
+                f" {found.descriptors.shape[1]}; describe the pictures with {self.manifest.model}."
+            )
+        fresh = _stored(found, self.manifest.dtype)
+        segments = list(self.manifest.segments)
+        if segments and segments[-1][1] < FULL:
+            last = read_segment(self.folder, self.manifest, len(segments) - 1)
+            segments.pop()
+            fresh = _joined(last, fresh)
+        number = self.manifest.next
+        for start in range(0, len(fresh), FULL):
+            part = fresh.kept(np.arange(len(fresh)) // FULL == start // FULL)
+            self._write(number, part)
+            segments.append((number, len(part)))
+            number += 1
+        self._publish(dataclasses.replace(self.manifest, segments=tuple(segments), next=number))
+
+    def remove(self, ids: Sequence[str]) -> int:
+        """Removes pictures; gives how many of them there were."""
+        unwanted, removed = set(ids), 0
+        segments, number = [], self.manifest.next
+        for place, (old, count) in enumerate(self.manifest.segments):
+            segment = read_segment(self.folder, self.manifest, place)
+            keep = np.asarray([i not in unwanted for i in segment.ids])
+            if keep.all():
+                segments.append((old, count))
+                continue
+            removed += int((~keep).sum())
+            if keep.any():
+                self._write(number, segment.kept(keep))
+                segments.append((number, int(keep.sum())))
+                number += 1
+        self._publish(dataclasses.replace(self.manifest, segments=tuple(segments), next=number))
+        return removed
+
+    def _write(self, number: int, segment: Segment) -> None:
+        paths = _paths(self.folder, number)
+        with write_aside(paths["rows"]) as aside:
+            np.save(aside, segment.rows)
+        if segment.scales is not None:
+            with write_aside(paths["scales"]) as aside:
+                np.save(aside, segment.scales)
+        with write_aside(paths["ids"]) as aside:
+            aside.write_text(json.dumps(segment.ids, ensure_ascii=False, separators=(",", ":")), "utf-8")
+
+    def _publish(self, manifest: Manifest) -> None:
+        write_json(self.folder / MANIFEST, {"format": FORMAT, **dataclasses.asdict(manifest)})
+        self.manifest = manifest
+        named = {
+            path.name for number, _ in manifest.segments for path in _paths(self.folder, number).values()
+        }
+        # Also what a killed writer left.
+        for path in (self.folder / SEGMENTS).iterdir():
+            if path.name not in named:
+                path.unlink()
+
+
+def index_bytes(folder: pathlib.Path) -> int:
+    """Bytes of all the index's files."""
+    return sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
+
+
+def _paths(folder: pathlib.Path, number: int) -> dict[str, pathlib.Path]:
+    stem = folder / SEGMENTS / f"{number:06d}"
+    return {
+        "rows": stem.with_suffix(".rows.npy"),
+        "scales": stem.with_suffix(".scales.npy"),
+        "ids": stem.with_suffix(".ids.json"),
+    }
+
+
+def _stored(found: Descriptors, dtype: str) -> Segment:
+    rows = np.asarray(found.descriptors, np.float32)
+    ids = tuple(found.ids.tolist())
+    if dtype != "int8":
+        return Segment(ids, rows.astype(dtype), None)
+    scales = np.abs(rows).max(axis=1) / _LEVELS
+    scales = np.where(scales > 0, scales, 1).astype(np.float32)
+    return Segment(ids, np.rint(rows / scales[:, None]).astype(np.int8), scales)
+
+
+def _joined(first: Segment, second: Segment) -> Segment:
+    scales = None
+    if first.scales is not None:
+        scales = np.concatenate([first.scales, second.scales])
+    return Segment(first.ids + second.ids, np.concatenate([first.rows, second.rows]), scales)
