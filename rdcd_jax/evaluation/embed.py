@@ -58,6 +58,32 @@ def embed_images(
     Raises:
         UserError: not one picture can be read, or the model gives NaN.
     """
+    found, unreadable = embed_readable(
+        describe,
+        images,
+        image_size=image_size,
+        batch_size=batch_size,
+        model=model,
+        on_progress=on_progress,
+    )
+    if found is None:
+        raise UserError(
+            f"{images.source}: none of the {len(images)} images can be read; the first: "
+            f"{unreadable[0].reason}"
+        )
+    return found, unreadable
+
+
+def embed_readable(
+    describe: Callable[[np.ndarray], np.ndarray],
+    images: ImageSet,
+    *,
+    image_size: int = 288,
+    batch_size: int = 32,
+    model: str = "",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Descriptors | None, list[Unreadable]]:
+    """As `embed_images`, but where not one picture can be read there are no descriptors and no error."""
     unreadable: list[Unreadable] = []
     ids: list[str] = []
     rows: list[np.ndarray] = []
@@ -83,10 +109,7 @@ def embed_images(
             if on_progress is not None:
                 on_progress(done, len(images))
     if not ids:
-        raise UserError(
-            f"{images.source}: none of the {len(images)} images can be read; the first: "
-            f"{unreadable[0].reason}"
-        )
+        return None, unreadable
     descriptors = np.concatenate(rows)
     bad = rows_not_finite(descriptors)
     if bad.size:

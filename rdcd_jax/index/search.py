@@ -12,7 +12,7 @@ from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation import search
 from rdcd_jax.evaluation.descriptors import Descriptors
-from rdcd_jax.evaluation.embed import Unreadable, embed_images
+from rdcd_jax.evaluation.embed import Unreadable, embed_readable
 from rdcd_jax.index import store
 
 # Pictures that are described and put into the index at a time: what a build that is killed has to do again.
@@ -113,3 +113,164 @@ class Index:
         index = cls(folder)
         index.add(images, on_progress=on_progress)
         return index
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    @functools.cached_property
+    def _describer(self):
+        from rdcd_jax.weights.library import load_describer
+
+        found = load_describer(self.manifest.model).at_size(self.manifest.image_size)
+        if found.dim != self.manifest.dim:
+            raise UserError(
+                f"{self.folder} holds descriptors of {self.manifest.dim} numbers, but {self.manifest.model} now gives"
+                f" {found.dim}; build the index again."
+            )
+        return found
+
+    def add(
+        self, images: str | os.PathLike | ImageSet, *, on_progress: Progress | None = None
+    ) -> tuple[int, list[Unreadable]]:
+        """Adds pictures whose ids are not in the index yet; what is done stays if this is ended.
+
+        Args:
+            images: a source of pictures.
+            on_progress: told pictures done and in all.
+
+        Returns:
+            How many were added, and those that cannot be read.
+        """
+        images = images if isinstance(images, ImageSet) else find_images(images)
+        added, unreadable = 0, []
+        with store.writer(self.folder) as writer:
+            there = writer.ids()
+            places = [place for place, name in enumerate(images.ids) if name not in there]
+            for start in range(0, len(places), CHUNK):
+                chunk = images.subset(places[start : start + CHUNK])
+                found, left_out = self._described(
+                    chunk,
+                    lambda done, _, start=start: _told(on_progress, start + done, len(places)),
+                )
+                if found is not None:
+                    writer.add(found)
+                    added += len(found)
+                unreadable += left_out
+            self.manifest = writer.manifest
+        return added, unreadable
+
+    def remove(self, ids: Sequence[str]) -> int:
+        """Removes pictures by id; gives how many of them there were."""
+        with store.writer(self.folder) as writer:
+            removed = writer.remove(ids)
+            self.manifest = writer.manifest
+        return removed
+
+    def search(
+        self,
+        images: str | os.PathLike | ImageSet,
+        *,
+        k: int = 10,
+        threshold: float | None = None,
+        variants: Sequence[str] = (),
+        on_progress: Progress | None = None,
+    ) -> tuple[list[Match], list[Unreadable]]:
+        """Finds the pictures of the index that resemble each query most.
+
+        Args:
+            images: the queries, a source of pictures.
+            k: pictures for each query; all where the index has fewer.
+            threshold: least score; all for None.
+            variants: also looks for queries changed so, keys of `VARIANTS`; of the same pair the best score counts.
+            on_progress: told pictures done and in all.
+
+        Returns:
+            The matches, query by query, best first; and the queries that cannot be read.
+
+        Raises:
+            UserError: the index is empty or damaged, k is below 1, or a variant is unknown.
+        """
+        if not len(self):
+            raise UserError(f"{self.folder} is empty; add pictures by `rdcd-jax index add`.")
+        if k < 1:
+            raise UserError(f"k is {k}; ask for at least 1 picture.")
+        for name in variants:
+            if name not in VARIANTS:
+                raise UserError(f"There is no variant '{name}'; use {', '.join(VARIANTS)}.")
+        images = images if isinstance(images, ImageSet) else find_images(images)
+        best: dict[tuple[str, str], Match] = {}
+        unreadable: list[Unreadable] = []
+        for name in ("", *variants):
+            found, unreadable = self._described(images, on_progress, VARIANTS.get(name))
+            if found is None:
+                break
+            scores, places = self.nearest(found.descriptors, k)
+            names = self._ids_of(places)
+            for query, row, others in zip(found.ids.tolist(), scores, names, strict=True):
+                for score, other in zip(row.tolist(), others, strict=True):
+                    match = Match(query, other, score, None, name)
+                    if (query, other) not in best or best[query, other].score < score:
+                        best[query, other] = match
+        return _ranked(images.ids, best.values(), k, threshold), unreadable
+
+    def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Exact search among the descriptors as they are stored, a segment in memory at a time.
+
+        Args:
+            queries: [N, D] float32.
+            k: neighbours of each; all where there are fewer.
+
+        Returns:
+            scores [N, k] float32, descending, and places in the index [N, k] int64.
+        """
+        scores = np.empty((len(queries), 0), np.float32)
+        places = np.empty((len(queries), 0), np.int64)
+        first = 0
+        for segment in self._segments():
+            found, rows = search.knn(queries, segment.descriptors(), min(k, len(segment)))
+            scores, places = np.hstack([scores, found]), np.hstack([places, rows + first])
+            order = np.lexsort((places, -scores), axis=1)[:, :k]
+            scores, places = (np.take_along_axis(x, order, 1) for x in (scores, places))
+            first += len(segment)
+        return scores, places
+
+    def _segments(self):
+        for place in range(len(self.manifest.segments)):
+            yield store.read_segment(self.folder, self.manifest, place)
+
+    def _ids_of(self, places: np.ndarray) -> list[list[str]]:
+        ids = [name for segment in self._segments() for name in segment.ids]
+        return [[ids[place] for place in row] for row in places.tolist()]
+
+    def _described(
+        self,
+        images: ImageSet,
+        on_progress: Progress | None,
+        change: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> tuple[Descriptors | None, list[Unreadable]]:
+        """Descriptors of pictures, each changed first; None where not one can be read."""
+        model = self._describer
+        describe = model.describe
+        if change is not None:
+            describe = lambda pictures: model.describe(np.ascontiguousarray(change(pictures)))  # noqa: E731
+        return embed_readable(
+            describe, images, image_size=model.image_size, model=model.name, on_progress=on_progress
+        )
+
+
+def _told(on_progress: Progress | None, done: int, total: int) -> None:
+    if on_progress is not None:
+        on_progress(done, total)
+
+
+def _ranked(queries: Sequence[str], matches, k: int, threshold: float | None) -> list[Match]:
+    """Query by query in their order, best first, at most k of each."""
+    of: dict[str, list[Match]] = {query: [] for query in queries}
+    for match in matches:
+        if threshold is None or match.score >= threshold:
+            of[match.query].append(match)
+    return [
+        match
+        for query in queries
+        for match in sorted(of[query], key=lambda match: (-match.score, match.reference))[:k]
+    ]

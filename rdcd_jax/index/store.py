@@ -94,7 +94,9 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"{folder} is not an index: it has no {MANIFEST}; make one by `rdcd-jax index build`.")
+        raise UserError(
+            f"{folder} is not an index: it has no {MANIFEST}; make one by `rdcd-jax index build`."
+        )
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         version = told.pop("format")
@@ -131,8 +133,14 @@ def read_segment(folder: pathlib.Path, manifest: Manifest, place: int) -> Segmen
         if manifest.dtype == "int8":
             scales = np.load(paths["scales"], allow_pickle=False)
         shapes = rows.shape == (count, manifest.dim) and len(ids) == count
-        if not shapes or rows.dtype != manifest.dtype or (scales is not None and scales.shape != (count,)):
-            raise ValueError(f"it does not hold {count} rows of {manifest.dim} numbers in {manifest.dtype}")
+        if (
+            not shapes
+            or rows.dtype != manifest.dtype
+            or (scales is not None and scales.shape != (count,))
+        ):
+            raise ValueError(
+                f"it does not hold {count} rows of {manifest.dim} numbers in {manifest.dtype}"
+            )
         return Segment(tuple(map(str, ids)), rows, scales)
     except (OSError, ValueError, EOFError, TypeError, RecursionError) as error:
         raise UserError(
@@ -180,7 +188,9 @@ class Writer:
     def ids(self) -> set[str]:
         """All ids of the index."""
         segments = range(len(self.manifest.segments))
-        return {i for place in segments for i in read_segment(self.folder, self.manifest, place).ids}
+        return {
+            i for place in segments for i in read_segment(self.folder, self.manifest, place).ids
+        }
 
     def add(self, found: Descriptors) -> None:
         """Adds pictures, whose ids are not in the index; the last segment is filled up first.
@@ -233,13 +243,17 @@ class Writer:
             with write_aside(paths["scales"]) as aside:
                 np.save(aside, segment.scales)
         with write_aside(paths["ids"]) as aside:
-            aside.write_text(json.dumps(segment.ids, ensure_ascii=False, separators=(",", ":")), "utf-8")
+            aside.write_text(
+                json.dumps(segment.ids, ensure_ascii=False, separators=(",", ":")), "utf-8"
+            )
 
     def _publish(self, manifest: Manifest) -> None:
         write_json(self.folder / MANIFEST, {"format": FORMAT, **dataclasses.asdict(manifest)})
         self.manifest = manifest
         named = {
-            path.name for number, _ in manifest.segments for path in _paths(self.folder, number).values()
+            path.name
+            for number, _ in manifest.segments
+            for path in _paths(self.folder, number).values()
         }
         # Also what a killed writer left.
         for path in (self.folder / SEGMENTS).iterdir():

@@ -1,0 +1,74 @@
+"""What a similarity means: the probability that a match with that score is a copy. Numpy and SciPy only."""
+
+import dataclasses
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from rdcd_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Precision by score, measured on a labelled set.
+
+    Attributes:
+        scores: ascending.
+        precisions: of a match with that score, between 0 and 1, never falling; linear between two scores, level outside.
+        references: pictures that the queries were compared with when it was measured.
+        measured_on: name of the set.
+    """
+
+    scores: tuple[float, ...]
+    precisions: tuple[float, ...]
+    references: int
+    measured_on: str
+
+    def precision(self, scores: np.ndarray, references: int) -> np.ndarray:
+        """The estimated probability that each of some matches is a copy.
+
+        Args:
+            scores: any shape.
+            references: pictures that the queries are compared with. Of twice as many, twice as many resemble a query
+                by chance: so the odds fall as the collection grows.
+
+        Returns:
+            The same shape, float64.
+        """
+        precision = np.interp(scores, self.scores, self.precisions)
+        chance = (1 - precision) * references / self.references
+        return precision / (precision + chance)
+
+
+def fit_calibration(
+    scores: np.ndarray, correct: np.ndarray, *, references: int, measured_on: str
+) -> Calibration:
+    """Measures precision by score.
+
+    Args:
+        scores: [P] of the best match of each query, distractors' included.
+        correct: [P] bool, whether it is a copy.
+        references: how many pictures the queries were compared with.
+        measured_on: name of the set.
+
+    Raises:
+        UserError: there are no copies or nothing but copies among the matches.
+
+    Source: isotonic regression; the ends are drawn in by half an observation (Laplace), for no finite set makes certain.
+    """
+    correct = np.asarray(correct, bool)
+    if correct.all() or not correct.any():
+        raise UserError(
+            "A calibration needs right and wrong matches; give queries some of which have copies and some have none."
+        )
+    order = np.argsort(scores, kind="stable")
+    x = np.asarray(scores, np.float64)[order]
+    fitted = isotonic_regression(correct[order].astype(np.float64))
+    knots, values = [], []
+    for first, last in zip(fitted.blocks[:-1], fitted.blocks[1:], strict=True):
+        count, right = last - first, correct[order][first:last].sum()
+        # A block is level; between blocks the precision rises along a line.
+        knots.append(float(x[first:last].mean()))
+        values.append(float((right + 0.5) / (count + 1)))
+    values = np.maximum.accumulate(values)
+    return Calibration(tuple(knots), tuple(values.tolist()), references, measured_on)
