@@ -14,7 +14,7 @@ class Calibration:
 
     Attributes:
         scores: ascending.
-        precisions: of a match with that score, between 0 and 1, never falling; linear between two scores, level outside.
+        precisions: of a match with that score, between 0 and 1, never falling; linear between scores, level outside.
         references: pictures that the queries were compared with when it was measured.
         measured_on: name of the set.
     """
@@ -54,7 +54,7 @@ def fit_calibration(
     Raises:
         UserError: there are no copies or nothing but copies among the matches.
 
-    Source: isotonic regression; the ends are drawn in by half an observation (Laplace), for no finite set makes certain.
+    Source: isotonic regression; each level is drawn in by half an observation, for no finite set makes certain.
     """
     correct = np.asarray(correct, bool)
     if correct.all() or not correct.any():

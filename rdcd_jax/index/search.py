@@ -108,7 +108,7 @@ class Index:
             ours, theirs = getattr(new, name), getattr(there, name)
             if ours != theirs:
                 raise UserError(
-                    f"{folder} is an index with {name} {theirs}, and this would be one with {ours}; give another folder."
+                    f"{folder} is an index with {name} {theirs}, and this would have {ours}; give another folder."
                 )
         index = cls(folder)
         index.add(images, on_progress=on_progress)

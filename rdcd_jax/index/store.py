@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
