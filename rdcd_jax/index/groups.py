@@ -1,0 +1,93 @@
+"""Copies within one set of pictures."""
+
+import dataclasses
+import os
+
+import numpy as np
+import scipy.sparse
+from scipy.sparse import csgraph
+
+from rdcd_jax.data.sources import ImageSet, find_images
+from rdcd_jax.errors import UserError
+from rdcd_jax.evaluation import search
+from rdcd_jax.evaluation.embed import Unreadable, embed_images
+from rdcd_jax.index.search import Progress
+
+# Neighbours looked at of each picture; copies of copies join a group through one another.
+NEIGHBOURS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Pictures that are copies of each other, each of at least one other.
+
+    Attributes:
+        ids: two or more, in the set's order.
+        score: the least similarity that holds the group together.
+    """
+
+    ids: tuple[str, ...]
+    score: float
+
+
+def find_groups(
+    images: str | os.PathLike | ImageSet,
+    *,
+    model: str,
+    threshold: float | None = None,
+    on_progress: Progress | None = None,
+) -> tuple[list[Group], list[Unreadable]]:
+    """Groups the copies in a set.
+
+    Args:
+        images: a source of pictures.
+        model: see `load_describer`.
+        threshold: least similarity of two copies; the model's own at 90 % precision for None.
+        on_progress: told pictures done and in all.
+
+    Returns:
+        The groups, the surest first, and the pictures that cannot be read.
+
+    Raises:
+        UserError: for pictures or a model that cannot be read, or a model without a threshold where none is given.
+    """
+    from rdcd_jax.weights.library import load_describer, threshold_of
+
+    describer = load_describer(model)
+    if threshold is None:
+        threshold = threshold_of(model)
+    if threshold is None:
+        raise UserError(f"The model {model} does not tell a threshold; give --threshold, such as 0.7.")
+    images = images if isinstance(images, ImageSet) else find_images(images)
+    found, unreadable = embed_images(
+        describer.describe,
+        images,
+        image_size=describer.image_size,
+        model=describer.name,
+        on_progress=on_progress,
+    )
+    return groups_of(found.ids.tolist(), found.descriptors, threshold), unreadable
+
+
+def groups_of(ids: list[str], descriptors: np.ndarray, threshold: float) -> list[Group]:
+    """The connected sets of pictures whose similarity is at least `threshold`."""
+    count = len(ids)
+    scores, places = search.knn(descriptors, descriptors, min(NEIGHBOURS + 1, count))
+    rows = np.repeat(np.arange(count), places.shape[1])
+    near = (scores.ravel() >= threshold) & (rows != places.ravel())
+    rows, columns, weights = rows[near], places.ravel()[near], scores.ravel()[near]
+    graph = scipy.sparse.coo_array((weights, (rows, columns)), (count, count)).tocsr()
+    # What holds a group together is the weakest link of its strongest tree.
+    tree = csgraph.minimum_spanning_tree(-graph.maximum(graph.T))
+    _, label = csgraph.connected_components(tree, directed=False)
+    links = tree.tocoo()
+    weakest: dict[int, float] = {}
+    for row, weight in zip(links.row.tolist(), (-links.data).tolist(), strict=True):
+        group = int(label[row])
+        weakest[group] = min(weight, weakest.get(group, weight))
+    members: dict[int, list[str]] = {group: [] for group in weakest}
+    for name, group in zip(ids, label.tolist(), strict=True):
+        if group in members:
+            members[group].append(name)
+    groups = [Group(tuple(names), weakest[group]) for group, names in members.items()]
+    return sorted(groups, key=lambda group: -group.score)
