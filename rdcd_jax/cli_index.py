@@ -107,7 +107,9 @@ def _add_remove(actions) -> None:
         _remove,
     )
     parser.add_argument("index", type=pathlib.Path)
-    parser.add_argument("ids", nargs="+", metavar="ID", help="a picture's id, or @FILE of one a line")
+    parser.add_argument(
+        "ids", nargs="+", metavar="ID", help="a picture's id, or @FILE of one a line"
+    )
 
 
 def _remove(options, rest) -> None:
@@ -124,9 +126,7 @@ def _remove(options, rest) -> None:
 
 
 def _add_info(actions) -> None:
-    parser = verb(
-        actions, "info", "What an index holds.", "rdcd-jax index info my.index", _info
-    )
+    parser = verb(actions, "info", "What an index holds.", "rdcd-jax index info my.index", _info)
     parser.add_argument("index", type=pathlib.Path)
 
 

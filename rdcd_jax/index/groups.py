@@ -57,7 +57,9 @@ def find_groups(
     if threshold is None:
         threshold = threshold_of(model)
     if threshold is None:
-        raise UserError(f"The model {model} does not tell a threshold; give --threshold, such as 0.7.")
+        raise UserError(
+            f"The model {model} does not tell a threshold; give --threshold, such as 0.7."
+        )
     images = images if isinstance(images, ImageSet) else find_images(images)
     found, unreadable = embed_images(
         describer.describe,

@@ -49,8 +49,8 @@ class Match:
 class Index:
     """A persistent index of pictures.
 
-        index = Index.build("my.index", "PICTURES", model="rdcd-effb0-128")
-        for match in index.search("SUSPECTS"):
+        index, _, _ = Index.build("my.index", "PICTURES", model="rdcd-effb0-128")
+        for match in index.search("SUSPECTS")[0]:
             print(match.query, match.reference, match.score)
 
     Args:
@@ -74,7 +74,7 @@ class Index:
         dtype: str = "float32",
         image_size: int | None = None,
         on_progress: Progress | None = None,
-    ) -> "Index":
+    ) -> tuple["Index", int, list[Unreadable]]:
         """Makes an index of pictures; the same call goes on with one that was ended.
 
         Args:
@@ -84,6 +84,9 @@ class Index:
             dtype: of the descriptors on disk: float32, float16 or int8.
             image_size: side that pictures are resized to; the model's own for None.
             on_progress: told pictures done and in all.
+
+        Returns:
+            The index, how many pictures were added, and those that cannot be read.
 
         Raises:
             UserError: for pictures or a model that cannot be read; there is an index of another model or dtype.
@@ -111,8 +114,7 @@ class Index:
                     f"{folder} is an index with {name} {theirs}, and this would have {ours}; give another folder."
                 )
         index = cls(folder)
-        index.add(images, on_progress=on_progress)
-        return index
+        return index, *index.add(images, on_progress=on_progress)
 
     def __len__(self) -> int:
         return len(self.manifest)
