@@ -169,11 +169,8 @@ def writer(folder: pathlib.Path, new: Manifest | None = None) -> Iterator["Write
             raise UserError(
                 f"{folder}: another process is changing this index; wait until it has ended."
             ) from None
-        if new is not None and not (folder / MANIFEST).exists():
-            manifest = new
-        else:
-            manifest = read_manifest(folder)
-        yield Writer(folder, manifest)
+        fresh = new is not None and not (folder / MANIFEST).exists()
+        yield Writer(folder, new if fresh else read_manifest(folder))
 
 
 class Writer:

@@ -1,0 +1,265 @@
+"""Indexes on disk: made, grown, cut, interrupted, searched."""
+
+import csv
+import json
+import multiprocessing
+import pathlib
+
+import numpy as np
+import pytest
+from toy import make_export, make_pictures
+
+from rdcd_jax.cli import main
+from rdcd_jax.errors import UserError
+from rdcd_jax.evaluation import search as exact_search
+from rdcd_jax.evaluation.descriptors import Descriptors
+from rdcd_jax.index import Index, store
+from rdcd_jax.index.groups import groups_of
+
+DIM = 8
+
+
+def unit_rows(count, seed=0, dim=DIM):
+    rows = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def described(count, prefix="a", seed=0):
+    ids = np.asarray([f"{prefix}{i}" for i in range(count)])
+    return Descriptors(ids, unit_rows(count, seed), "made up")
+
+
+def new(dtype="float32"):
+    return store.Manifest("none", "none", 32, DIM, dtype)
+
+
+def filled(folder, *parts, dtype="float32"):
+    with store.writer(folder, new(dtype)) as writer:
+        for part in parts:
+            writer.add(part)
+    return folder
+
+
+def everything(folder):
+    manifest = store.read_manifest(folder)
+    segments = [store.read_segment(folder, manifest, i) for i in range(len(manifest.segments))]
+    ids = [name for segment in segments for name in segment.ids]
+    return ids, np.concatenate([segment.descriptors() for segment in segments])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 0), ("float16", 5e-4), ("int8", 0.5 / 127)]
+)
+def test_rows_come_back_as_precise_as_their_dtype(dtype, tolerance, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FULL", 7)
+    first, second = described(10), described(9, "b", 1)
+    filled(tmp_path / "x", first, second, dtype=dtype)
+    ids, rows = everything(tmp_path / "x")
+    assert ids == [*first.ids, *second.ids]
+    expected = np.concatenate([first.descriptors, second.descriptors])
+    np.testing.assert_allclose(rows, expected, rtol=0, atol=tolerance)
+    # The last segment is filled up before another begins.
+    assert [rows for _, rows in store.read_manifest(tmp_path / "x").segments] == [7, 7, 5]
+
+
+def test_removal_writes_only_what_it_must(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FULL", 5)
+    folder = filled(tmp_path / "x", described(15))
+    before = store.read_manifest(folder).segments
+    with store.writer(folder) as writer:
+        assert writer.remove(["a6", "nosuch", "a10", "a11", "a12", "a13", "a14"]) == 6
+    after = store.read_manifest(folder).segments
+    assert after[0] == before[0] and after[1] == (before[-1][0] + 1, 4) and len(after) == 2
+    ids, rows = everything(folder)
+    keep = [0, 1, 2, 3, 4, 5, 7, 8, 9]
+    assert ids == [f"a{i}" for i in keep]
+    np.testing.assert_array_equal(rows, described(15).descriptors[keep])
+    names = {path.name.partition(".")[0] for path in (folder / store.SEGMENTS).iterdir()}
+    assert names == {f"{number:06d}" for number, _ in after}
+
+
+@pytest.mark.parametrize("when", ["rows", "manifest"])
+def test_a_killed_writer_loses_only_what_was_not_in_yet(when, tmp_path, monkeypatch):
+    folder = filled(tmp_path / "x", described(6))
+
+    class Killed(Exception):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as broken, pytest.raises(Killed), store.writer(folder) as writer:
+        broken.setattr(*{"rows": (np, "save"), "manifest": (store, "write_json")}[when], killed)
+        writer.add(described(3, "b", 1))
+    ids, rows = everything(folder)
+    assert ids == [f"a{i}" for i in range(6)]
+    np.testing.assert_array_equal(rows, described(6).descriptors)
+    with store.writer(folder) as writer:
+        writer.add(described(3, "b", 1))
+    assert everything(folder)[0] == [*(f"a{i}" for i in range(6)), "b0", "b1", "b2"]
+    files = len(list((folder / store.SEGMENTS).iterdir()))
+    assert files == 2, "what the killed writer left is still there"
+
+
+def _hold(folder, ready, done):
+    with store.writer(folder):
+        ready.set()
+        done.wait(30)
+
+
+def test_a_second_writer_is_refused_and_readers_are_not(tmp_path):
+    folder = filled(tmp_path / "x", described(6))
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(folder, ready, done))
+    holder.start()
+    try:
+        assert ready.wait(60)
+        with (
+            pytest.raises(UserError, match="another process is changing this index"),
+            store.writer(folder),
+        ):
+            pass
+        assert len(everything(folder)[0]) == 6
+    finally:
+        done.set()
+        holder.join()
+    with store.writer(folder) as writer:
+        writer.add(described(1, "b"))
+
+
+def damage(folder, how):
+    manifest = folder / store.MANIFEST
+    told = json.loads(manifest.read_text())
+    rows = next((folder / store.SEGMENTS).glob("*.rows.npy"))
+    if how == "later":
+        manifest.write_text(json.dumps({**told, "format": 2}))
+    elif how == "cut manifest":
+        manifest.write_text(manifest.read_text()[:40])
+    elif how == "cut rows":
+        rows.write_bytes(rows.read_bytes()[:-8])
+    elif how == "no rows":
+        rows.unlink()
+    elif how == "other size":
+        manifest.write_text(json.dumps({**told, "dim": 9}))
+    elif how == "no index":
+        manifest.unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("later", r"is of format 2, and this version of rdcd-jax reads 1"),
+        ("cut manifest", r"index\.json is damaged"),
+        ("cut rows", r"rows\.npy: segment 0 of the index is missing or damaged"),
+        ("no rows", r"rows\.npy: segment 0 of the index is missing or damaged"),
+        ("other size", r"does not hold 6 rows of 9 numbers in float32"),
+        ("no index", r"is not an index: it has no index\.json"),
+    ],
+)
+def test_damage_is_named(how, told, tmp_path):
+    folder = filled(tmp_path / "x", described(6))
+    damage(folder, how)
+    with pytest.raises(UserError, match=told):
+        everything(folder)
+
+
+def test_other_sizes_are_refused(tmp_path):
+    folder = filled(tmp_path / "x", described(6))
+    other = Descriptors(np.asarray(["b"]), unit_rows(1, dim=4), "other")
+    with pytest.raises(
+        UserError, match=r"holds descriptors of 8 numbers, and these of other have 4"
+    ):
+        filled(folder, other)
+
+
+def test_search_over_segments_is_exact(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FULL", 16)
+    base, queries = described(50), unit_rows(7, seed=2)
+    index = Index(filled(tmp_path / "x", base))
+    scores, places = index.nearest(queries, 20)
+    expected = exact_search.knn(queries, base.descriptors, 20, "numpy")
+    np.testing.assert_array_equal(scores, expected[0])
+    np.testing.assert_array_equal(places, expected[1])
+    assert index.nearest(queries, 99)[0].shape == (7, 50)
+
+
+def test_groups_are_joined_by_their_links():
+    rows = unit_rows(6, dim=64)
+    chain = np.stack([rows[0], rows[0] + 0.5 * rows[1], rows[0] + rows[1]])
+    rows = np.concatenate([chain / np.linalg.norm(chain, axis=1, keepdims=True), rows[2:]])
+    found = groups_of([f"p{i}" for i in range(len(rows))], rows, 0.85)
+    assert [group.ids for group in found] == [("p0", "p1", "p2")]
+    # The first and the last are less alike than that, and held together by the one between.
+    assert rows[0] @ rows[2] < 0.85 <= found[0].score
+    assert found[0].score == pytest.approx(min(rows[0] @ rows[1], rows[1] @ rows[2]))
+    assert groups_of(["a", "b"], rows[3:5], 0.99) == []
+
+
+@pytest.fixture
+def model(tmp_path, toys):
+    return str(make_export(tmp_path / "model"))
+
+
+def test_build_add_search_remove(model, tmp_path):
+    pictures = make_pictures(tmp_path / "pictures", 12)
+    index, added, unreadable = Index.build(tmp_path / "x", pictures, model=model)
+    assert (len(index), added, unreadable) == (12, 12, [])
+    matches, _ = index.search(pictures, k=3)
+    first = matches[::3]
+    assert [match.query for match in first] == [match.reference for match in first]
+    assert all(abs(match.score - 1) < 1e-5 for match in first)
+    (pictures / "broken.jpg").write_bytes(b"no picture")
+    make_pictures(pictures, 14)
+    added, unreadable = index.add(pictures)
+    assert (added, [each.id for each in unreadable], len(index)) == (2, ["broken"], 14)
+    assert index.remove(["T00000"]) == 1
+    assert "T00000" not in {match.reference for match in Index(tmp_path / "x").search(pictures)[0]}
+
+
+def test_an_index_of_another_model_is_not_gone_on_with(model, tmp_path, toys):
+    pictures = make_pictures(tmp_path / "pictures", 4)
+    Index.build(tmp_path / "x", pictures, model=model)
+    other = str(make_export(tmp_path / "other", dim=6))
+    with pytest.raises(
+        UserError, match=r"is an index with model .*model, and this would have .*other"
+    ):
+        Index.build(tmp_path / "x", pictures, model=other)
+
+
+def test_a_flipped_copy_is_found_where_it_is_asked_for(model, tmp_path):
+    from PIL import Image, ImageOps
+
+    pictures = make_pictures(tmp_path / "pictures", 6)
+    (tmp_path / "queries").mkdir()
+    with Image.open(pictures / "T00002.jpg") as image:
+        ImageOps.mirror(image).save(tmp_path / "queries" / "q.png")
+    index, _, _ = Index.build(tmp_path / "x", pictures, model=model)
+    (best, *_), _ = index.search(tmp_path / "queries", variants=["flip"])
+    assert (best.reference, best.variant) == ("T00002", "flip") and best.score > 0.9999
+    with pytest.raises(UserError, match="no variant 'mirror'; use flip, rotate90"):
+        index.search(tmp_path / "queries", variants=["mirror"])
+
+
+def test_command_line(model, tmp_path, capsys):
+    pictures, folder, out = make_pictures(tmp_path / "p", 5), tmp_path / "x", tmp_path / "m.csv"
+    assert (
+        main(
+            ["index", "build", str(pictures), f"--model={model}", f"--out={folder}", "--dtype=int8"]
+        )
+        == 0
+    )
+    assert main(["index", "info", str(folder)]) == 0
+    assert "5 pictures" in capsys.readouterr().out
+    words = ["search", f"--index={folder}", f"--images={pictures}", "--k=2", f"--out={out}"]
+    assert main(words) == 0
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10 and rows[0]["query"] == rows[0]["reference"] == "T00000"
+    assert main(["index", "remove", str(folder), "T00000", "nosuch"]) == 0
+    assert "1 of the ids were not there" in capsys.readouterr().err
+    assert main(["search", f"--index={tmp_path}", f"--images={pictures}"]) == 1
+    assert "is not an index" in capsys.readouterr().err
+    assert main([*words[:-1], f"--out={tmp_path / 'm.txt'}"]) == 1
+    assert ".csv or .json" in capsys.readouterr().err
+    assert pathlib.Path(folder).is_dir()
