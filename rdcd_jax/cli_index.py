@@ -46,14 +46,21 @@ def _add_build(actions) -> None:
         "--dtype", default="float32", help="numbers on disk: float32 (default), float16 or int8"
     )
     parser.add_argument("--image-size", type=positive, metavar="S", help="the model's own without")
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="calibration.json of evaluate disc; the model's own without",
+    )
     add_ids_option(parser)
 
 
 def _build(options, rest) -> None:
     from rdcd_jax.data.sources import find_images
+    from rdcd_jax.evaluation.calibration import read_calibration
     from rdcd_jax.index import Index
 
     images = find_images(options.images, ids=options.ids)
+    calibration = options.calibration and read_calibration(options.calibration)
     with reported() as report:
         index, added, unreadable = Index.build(
             options.out,
@@ -61,6 +68,7 @@ def _build(options, rest) -> None:
             model=options.model,
             dtype=options.dtype,
             image_size=options.image_size,
+            calibration=calibration,
             on_progress=lambda done, total: report("Describing", done, total),
         )
     _tell(options.out, len(index), added, len(images), unreadable)
@@ -139,6 +147,12 @@ def _info(options, rest) -> None:
     print(f"{options.index}: {len(index)} pictures, {index_bytes(options.index) / 1e6:.1f} MB")
     print(f"model {found.model}, pictures of {found.image_size} pixels")
     print(f"descriptors of {found.dim} numbers in {found.dtype}")
+    if index.calibration is None:
+        print("no calibration")
+        return
+    threshold = index.threshold()
+    told = "is never reached" if threshold is None else f"from a score of {threshold:.3f}"
+    print(f"90 % precision {told}, by a calibration on {index.calibration.measured_on}")
 
 
 def _add_search(verbs) -> None:

@@ -1,11 +1,18 @@
 """What a similarity means: the probability that a match with that score is a copy. Numpy and SciPy only."""
 
 import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 
 from rdcd_jax.errors import UserError
+
+# Steps between the least and the largest score that was measured, where a threshold is looked for.
+_STEPS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +45,36 @@ class Calibration:
         precision = np.interp(scores, self.scores, self.precisions)
         chance = (1 - precision) * references / self.references
         return precision / (precision + chance)
+
+    def threshold(self, precision: float, references: int) -> float | None:
+        """The least score of which matches are right with that probability; None where it is never reached."""
+        scores = np.linspace(self.scores[0], self.scores[-1], _STEPS)
+        reached = self.precision(scores, references) >= precision
+        return float(scores[reached.argmax()]) if reached.any() else None
+
+
+def read_calibration(told: Mapping[str, object] | str | os.PathLike) -> Calibration:
+    """A calibration from a JSON file, or from what such a file holds.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        if not isinstance(told, Mapping):
+            told = json.loads(pathlib.Path(told).read_text(encoding="utf-8"))
+        lists = (tuple(map(float, told[name])) for name in ("scores", "precisions"))
+        found = Calibration(*lists, int(told["references"]), str(told["measured_on"]))
+        scores, precisions = np.asarray(found.scores), np.asarray(found.precisions)
+        sound = 0 < len(scores) == len(precisions) and found.references > 0
+        sound = sound and (np.diff(scores) >= 0).all() and (np.diff(precisions) >= 0).all()
+        if not sound or precisions[0] <= 0 or precisions[-1] >= 1:
+            raise ValueError("its numbers do not rise as a calibration's do")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{told if not isinstance(told, Mapping) else 'The calibration'} is no calibration ({error}); give the"
+            " calibration.json that `rdcd-jax evaluate disc` writes."
+        ) from error
+    return found
 
 
 def fit_calibration(

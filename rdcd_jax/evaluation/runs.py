@@ -1,5 +1,6 @@
 """What the command line's `embed` and `evaluate disc` do, as functions of plain arguments."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -10,7 +11,8 @@ import numpy as np
 
 from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import one_line
-from rdcd_jax.evaluation import protocols
+from rdcd_jax.evaluation import protocols, search
+from rdcd_jax.evaluation.calibration import fit_calibration
 from rdcd_jax.evaluation.codecs import parse_codecs
 from rdcd_jax.evaluation.descriptors import (
     Descriptors,
@@ -21,12 +23,13 @@ from rdcd_jax.evaluation.descriptors import (
 )
 from rdcd_jax.evaluation.embed import Unreadable, embed_images
 from rdcd_jax.evaluation.ground_truth import (
+    GroundTruth,
     find_disc_layout,
     read_ground_truth,
     require_known_ids,
 )
 from rdcd_jax.evaluation.score_norm import parse_score_norms
-from rdcd_jax.files import require_writable, write_text
+from rdcd_jax.files import require_writable, write_json, write_text
 
 DEFAULT_CODECS = "Flat"
 # Without a training set there is nothing to normalise by.
@@ -107,8 +110,9 @@ def evaluate_disc_run(
     Args:
         model: the model.
         data: the folder, see `find_disc_layout`.
-        out: folder for `disc_metrics.csv`, `metrics.json`, `predictions.csv` (of the last row),
-            `descriptors/*.npz`, and `unreadable.txt` where pictures were left out.
+        out: folder for `disc_metrics.csv`, `metrics.json`, `predictions.csv` (of the last row), `calibration.json`
+            (what a score of the descriptors as they are means), `descriptors/*.npz`, and `unreadable.txt` where
+            pictures were left out.
         training: a source of training pictures in place of the folder's own.
         codecs: codecs separated by `;`.
         score_norm: normalisations separated by `;`; by default "None;1.0[0,2]", or "None" where
@@ -157,6 +161,7 @@ def evaluate_disc_run(
         **settings,
     )
     protocols.write_disc_results(out, rows, predictions)
+    _write_calibration(out, described["queries"], described["references"], truth, data)
     return rows, predictions, unreadable
 
 
@@ -179,7 +184,7 @@ def evaluate_disc_files(
         queries: an `.npz` or `.h5` file.
         references: likewise; may be the same `.h5` file where it holds both.
         ground_truth: a CSV file.
-        out: folder for `disc_metrics.csv`, `metrics.json` and `predictions.csv` (of the last row).
+        out: folder for `disc_metrics.csv`, `metrics.json`, `predictions.csv` (of the last row) and `calibration.json`.
         training: a descriptor file of unrelated pictures.
         codecs: as in `evaluate_disc_run`.
         score_norm: as in `evaluate_disc_run`.
@@ -208,7 +213,26 @@ def evaluate_disc_files(
         **settings,
     )
     protocols.write_disc_results(out, rows, predictions)
+    _write_calibration(pathlib.Path(out), read["query"], read["reference"], truth, ground_truth)
     return rows, predictions
+
+
+def _write_calibration(
+    out: pathlib.Path,
+    queries: Descriptors,
+    references: Descriptors,
+    truth: GroundTruth,
+    measured_on: str | os.PathLike,
+) -> None:
+    """Writes `calibration.json`, of the descriptors as they are, where there are right and wrong matches."""
+    scores, places = search.knn(queries.descriptors, references.descriptors, 1)
+    pairs = zip(queries.ids.tolist(), references.ids[places[:, 0]].tolist(), strict=True)
+    true = set(truth.pairs)
+    correct = np.asarray([pair in true for pair in pairs])
+    if 0 < correct.sum() < len(correct):
+        name = pathlib.Path(os.path.abspath(measured_on)).name
+        found = fit_calibration(scores[:, 0], correct, references=len(references), measured_on=name)
+        write_json(out / "calibration.json", dataclasses.asdict(found))
 
 
 def _settings(codecs: str, score_norm: str | None, has_training: bool, **rest) -> dict:

@@ -11,10 +11,11 @@ from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation import search
 from rdcd_jax.evaluation.embed import Unreadable, embed_images
-from rdcd_jax.index.search import Progress
+from rdcd_jax.index.search import Progress, calibration_of
 
 # Neighbours looked at of each picture; copies of copies join a group through one another.
 NEIGHBOURS = 20
+PRECISION = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +52,17 @@ def find_groups(
     Raises:
         UserError: for pictures or a model that cannot be read, or a model without a threshold where none is given.
     """
-    from rdcd_jax.weights.library import load_describer, threshold_of
+    from rdcd_jax.weights.library import load_describer
 
     describer = load_describer(model)
+    images = images if isinstance(images, ImageSet) else find_images(images)
     if threshold is None:
-        threshold = threshold_of(model)
+        calibration = calibration_of(describer)
+        threshold = calibration and calibration.threshold(PRECISION, len(images))
     if threshold is None:
         raise UserError(
-            f"The model {model} does not tell a threshold; give --threshold, such as 0.7."
+            f"The model {model} has no calibration to choose a threshold by; give --threshold, such as 0.7."
         )
-    images = images if isinstance(images, ImageSet) else find_images(images)
     found, unreadable = embed_images(
         describer.describe,
         images,

@@ -11,6 +11,7 @@ import numpy as np
 from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation import search
+from rdcd_jax.evaluation.calibration import Calibration, read_calibration
 from rdcd_jax.evaluation.descriptors import Descriptors
 from rdcd_jax.evaluation.embed import Unreadable, embed_readable
 from rdcd_jax.index import store
@@ -73,6 +74,7 @@ class Index:
         model: str,
         dtype: str = "float32",
         image_size: int | None = None,
+        calibration: Calibration | None = None,
         on_progress: Progress | None = None,
     ) -> tuple["Index", int, list[Unreadable]]:
         """Makes an index of pictures; the same call goes on with one that was ended.
@@ -83,6 +85,7 @@ class Index:
             model: see `load_describer`.
             dtype: of the descriptors on disk: float32, float16 or int8.
             image_size: side that pictures are resized to; the model's own for None.
+            calibration: what a score means; the model's own for None, if it has one.
             on_progress: told pictures done and in all.
 
         Returns:
@@ -96,12 +99,14 @@ class Index:
         from rdcd_jax.weights.library import load_describer
 
         describer = load_describer(model).at_size(image_size)
+        calibration = calibration or calibration_of(describer)
         new = store.Manifest(
             model=model,
             model_name=describer.name,
             image_size=describer.image_size,
             dim=describer.dim,
             dtype=dtype,
+            calibration=calibration and dataclasses.asdict(calibration),
         )
         folder = pathlib.Path(folder)
         images = images if isinstance(images, ImageSet) else find_images(images)
@@ -182,7 +187,7 @@ class Index:
         Args:
             images: the queries, a source of pictures.
             k: pictures for each query; all where the index has fewer.
-            threshold: least score; all for None.
+            threshold: least score; for None that of 90 % precision, where the index has a calibration.
             variants: also looks for queries changed so, keys of `VARIANTS`; of the same pair the best score counts.
             on_progress: told pictures done and in all.
 
@@ -213,7 +218,24 @@ class Index:
                     match = Match(query, other, score, None, name)
                     if (query, other) not in best or best[query, other].score < score:
                         best[query, other] = match
-        return _ranked(images.ids, best.values(), k, threshold), unreadable
+        matches = list(best.values())
+        if self.calibration is not None:
+            scores = np.asarray([match.score for match in matches])
+            precisions = self.calibration.precision(scores, len(self)).tolist()
+            pairs = zip(matches, precisions, strict=True)
+            matches = [dataclasses.replace(match, precision=p) for match, p in pairs]
+        threshold = self.threshold() if threshold is None else threshold
+        return _ranked(images.ids, matches, k, threshold), unreadable
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What a score means, if that was measured."""
+        told = self.manifest.calibration
+        return None if told is None else read_calibration(told)
+
+    def threshold(self, precision: float = 0.9) -> float | None:
+        """The least score of which matches are right with that probability; None without a calibration."""
+        return self.calibration and self.calibration.threshold(precision, len(self))
 
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Exact search among the descriptors as they are stored, a segment in memory at a time.
@@ -258,6 +280,12 @@ class Index:
         return embed_readable(
             describe, images, image_size=model.image_size, model=model.name, on_progress=on_progress
         )
+
+
+def calibration_of(model) -> Calibration | None:
+    """The calibration in a model's card, if it has one."""
+    told = getattr(model, "card", {}).get("calibration")
+    return told and read_calibration(told)
 
 
 def _told(on_progress: Progress | None, done: int, total: int) -> None:

@@ -41,6 +41,7 @@ class Manifest:
         image_size: side of the pictures that were described.
         dim: D.
         dtype: one of `DTYPES`.
+        calibration: fields of the `Calibration` that tells what a score means; None where there is none.
         segments: (number, rows) of each, in the index's order.
         next: the number that the next segment gets; none is used twice.
     """
@@ -50,6 +51,7 @@ class Manifest:
     image_size: int
     dim: int
     dtype: str
+    calibration: dict | None = None
     segments: tuple[tuple[int, int], ...] = ()
     next: int = 0
 

@@ -5,6 +5,7 @@ import functools
 import importlib.resources
 import json
 import pathlib
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -42,12 +43,14 @@ class Model:
         network: its name in the registry.
         module: in evaluation mode.
         image_size: S, the side of the square pictures that it is best given.
+        card: what its `model.json` says.
     """
 
     name: str
     network: str
     module: DescriptorNet
     image_size: int
+    card: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def _described(self):
@@ -195,9 +198,10 @@ def _load_export(folder: pathlib.Path, name: str | None = None) -> Model:
     if FIRST_OF in card:
         for key in [key for key in tensors if key.startswith("projector.")]:
             tensors[key] = tensors[key][: card["dim"]]
-    return _filled(
+    model = _filled(
         name or card["name"], card["network"], module, tensors, card["image_size"], source=weights
     )
+    return dataclasses.replace(model, card=card)
 
 
 def _load_file(path: pathlib.Path) -> Model:
