@@ -114,21 +114,23 @@ def train(options: argparse.Namespace) -> None:
         train_and_evaluate(stage_config(options, number), options.out / f"stage{number + 1}")
 
 
-def figures(model: Model, options: argparse.Namespace) -> dict:
-    """µAP in percent by normalisation, and the threshold on similarity of 90% precision."""
+def figures(model: Model, options: argparse.Namespace) -> tuple[dict, dict]:
+    """µAP in percent by normalisation, and the threshold on similarity of 90% precision; what a similarity means."""
+    folder = options.out / f"eval_{model.name}"
     rows, _, _ = evaluate_disc_run(
         model,
         options.benchmark,
-        options.out / f"eval_{model.name}",
+        folder,
         training=some_training_pictures(options.benchmark, options.out),
     )
     plain, normalised = (row.metrics for row in rows)
-    return {
+    measured = {
         "µAP": _percent(plain.average_precision),
         "µAP with SN": _percent(normalised.average_precision),
         "recall at 90% precision": _percent(plain.recall_at_p90),
         "similarity at 90% precision": plain.threshold_at_p90 and round(plain.threshold_at_p90, 3),
     }
+    return measured, json.loads((folder / "calibration.json").read_text())
 
 
 def _percent(value: float | None) -> float | None:
@@ -178,7 +180,7 @@ def draw_curve(stages: dict[str, dict], out: pathlib.Path) -> None:
         drawing.savefig(aside, dpi=120)
 
 
-def card(measured: dict, pictures: int) -> dict:
+def card(measured: dict, calibration: dict, pictures: int) -> dict:
     """What a model card says beyond the sizes."""
     return {
         "trained": {
@@ -197,6 +199,7 @@ def card(measured: dict, pictures: int) -> dict:
             "Call two pictures copies where the inner product of their descriptors is above the similarity at 90%"
             " precision; measure it anew on pictures of your own, since it rises with the size of the collection."
         ),
+        "calibration": calibration,
     }
 
 
@@ -218,8 +221,9 @@ def ship(options: argparse.Namespace) -> None:
         part = {} if name == largest else {FIRST_OF: largest}
         sizes = {**whole, **part, "name": name, "dim": dim}
         write_json(STUDENTS / name / CARD, sizes)
-        found[name] = figures(load_model(name), options)
-        write_json(STUDENTS / name / CARD, {**sizes, **card(found[name], pictures)})
+        found[name], calibration = figures(load_model(name), options)
+        about = card(found[name], calibration, pictures)
+        write_json(STUDENTS / name / CARD, {**sizes, **about})
     draw_curve(records, options.out)
     write_json(
         RESULT,

@@ -59,6 +59,7 @@ def read_calibration(told: Mapping[str, object] | str | os.PathLike) -> Calibrat
     Raises:
         UserError: it is something else.
     """
+    name = "This" if isinstance(told, Mapping) else told
     try:
         if not isinstance(told, Mapping):
             told = json.loads(pathlib.Path(told).read_text(encoding="utf-8"))
@@ -71,8 +72,7 @@ def read_calibration(told: Mapping[str, object] | str | os.PathLike) -> Calibrat
             raise ValueError("its numbers do not rise as a calibration's do")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{told if not isinstance(told, Mapping) else 'The calibration'} is no calibration ({error}); give the"
-            " calibration.json that `rdcd-jax evaluate disc` writes."
+            f"{name} is no calibration ({error}); give the calibration.json that `rdcd-jax evaluate disc` writes."
         ) from error
     return found
 
