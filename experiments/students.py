@@ -65,7 +65,11 @@ class Stage:
 
 # A student does best on pictures somewhat larger than its training views.
 RECIPES = {
-    "cpu": (Stage(64, 96, 40, 20, 16e-3), Stage(128, 224, 16, 16, 8e-3)),
+    "cpu": (
+        Stage(64, 96, 40, 20, 16e-3),
+        Stage(128, 224, 16, 16, 8e-3),
+        Stage(160, 224, 22, 22, 6e-3),
+    ),
     "gpu": (Stage(128, 160, 60, 40, 8e-3), Stage(224, 288, 40, 40, 4e-3)),
 }
 STUDENTS = ROOT / "rdcd_jax" / "students"
