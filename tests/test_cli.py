@@ -86,7 +86,7 @@ def test_help_has_an_example(verb, capsys):
     with pytest.raises(SystemExit) as left:
         main([verb, "--help"])
     assert left.value.code == 0
-    assert f"example:\n  rdcd-jax {verb} " in capsys.readouterr().out
+    assert f"example:\n  rdcd-jax {verb}" in capsys.readouterr().out
 
 
 def test_module_runs_as_the_script():

@@ -18,6 +18,18 @@ LEARNED_SIZE = 224
 _normal = nnx.initializers.truncated_normal(0.02)
 
 
+class LayerNorm(nnx.LayerNorm):
+    """Layer normalisation, in float32 or wider whatever comes in."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        # The fast variance, of squares and squared mean, loses digits.
+        super().__init__(WIDTH, epsilon=EPSILON, use_fast_variance=False, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., WIDTH] to the same shape and type."""
+        return super().__call__(at_least_float32(x)).astype(x.dtype)
+
+
 class Attention(nnx.Module):
     """Self-attention; query, key and value come from one linear layer, as in torch's names."""
 
@@ -30,7 +42,9 @@ class Attention(nnx.Module):
         batch, tokens, _ = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, HEADS, WIDTH // HEADS)
         query, key, value = (qkv[:, :, i] for i in range(3))
-        mixed = jax.nn.dot_product_attention(query, key, value)
+        # Within, JAX promotes bfloat16 implicitly, which those forbid who ask for strict promotion.
+        with jax.numpy_dtype_promotion("standard"):
+            mixed = jax.nn.dot_product_attention(query, key, value)
         return self.proj(mixed.reshape(batch, tokens, WIDTH))
 
 
@@ -50,9 +64,9 @@ class Block(nnx.Module):
     """Attention and MLP, each normalised before and added after."""
 
     def __init__(self, *, dtype, rngs: nnx.Rngs):
-        self.norm1 = _layer_norm(dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(rngs=rngs)
         self.attn = Attention(dtype=dtype, rngs=rngs)
-        self.norm2 = _layer_norm(dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(rngs=rngs)
         self.mlp = Mlp(dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -108,7 +122,7 @@ class ViT(nnx.Module):
         self.pos_embed = nnx.Param(_normal(rngs.params(), (1, 1 + tokens, WIDTH)))
         self.patch_embed = PatchEmbedding(patch, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(dtype=dtype, rngs=rngs) for _ in range(DEPTH)])
-        self.norm = _layer_norm(dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(rngs=rngs)
 
     def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Describes pictures of any number and of any size that patches fill.
@@ -181,8 +195,3 @@ def vit_b16(**settings) -> ViT:
 
 def _linear(features_in: int, features_out: int, *, dtype, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(features_in, features_out, kernel_init=_normal, dtype=dtype, rngs=rngs)
-
-
-def _layer_norm(*, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # The fast variance, of squares and squared mean, loses digits.
-    return nnx.LayerNorm(WIDTH, epsilon=EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs)
