@@ -412,7 +412,7 @@ def main() -> None:
     with jax.enable_x64(True):
         found["float64"] = compare(model, batches, features, "float64")
     result = {
-        "command": "python experiments/compare_torch.py " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python experiments/compare_torch.py", *sys.argv[1:]]),
         "settings": vars(options),
         "environment": environment(),
         "torch": torch.__version__,
