@@ -98,6 +98,8 @@ def base_config(
     # learned; whitened: fitted at the end to the student's own features, for runs without a term on the descriptor; or
     # none: the feature itself is the descriptor, of student.dim numbers, as of SSCD.
     config.student.projector = "learned"
+    # What batch norm uses in training: batch (statistics), or running: the start's own, which then stay as they are.
+    config.student.bn = "batch"
     # Unedited training pictures to measure BatchNorm's statistics on at the end, at the evaluation size; 0 keeps the
     # training views' own.
     config.student.calibrate = 0

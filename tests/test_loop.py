@@ -46,6 +46,20 @@ def assert_equal_states(actual, expected):
         )
 
 
+def test_running_statistics_stay_as_they_are_where_batch_norm_uses_them(
+    pictures, features, toys, tmp_path
+):
+    def moved(bn):
+        config = toy_config(pictures, features, **{"schedule.max_steps": 1, "student.bn": bn})
+        statistics = train_and_evaluate(config, tmp_path / bn).batch_stats
+        before = split(make_student(config, 16))[2]
+        return any(
+            jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), statistics, before))
+        )
+
+    assert moved("batch") and not moved("running")
+
+
 def test_a_smaller_share_lies_within_a_larger_and_keeps_the_order():
     names = tuple(f"T{i:03d}" for i in range(64))
     images = ImageSet("pictures", names, names)

@@ -24,6 +24,7 @@ _CHOICES = {
     "data.keep": ("", "host", "device"),
     "student.dtype": ("float32", "bfloat16"),
     "student.projector": ("learned", "whitened", "none"),
+    "student.bn": ("batch", "running"),
     "teacher.bn": ("running", "batch"),
     "optimizer.name": ("sgd", "adamw", "lars"),
 }

@@ -121,7 +121,12 @@ def train_and_evaluate(
             " set config.student.projector to 'learned'."
         )
     graph = split(
-        nnx.view(student, deterministic=not config.student.dropout, raise_if_not_found=False)
+        nnx.view(
+            student,
+            deterministic=not config.student.dropout,
+            use_running_average=config.student.bn == "running",
+            raise_if_not_found=False,
+        )
     )[0]
     state = init_state(
         student,
