@@ -57,3 +57,5 @@ def test_a_file_comes_back_and_another_is_refused(tmp_path):
 def test_labels_of_one_kind_calibrate_nothing():
     with pytest.raises(UserError, match="right and wrong matches"):
         fit_calibration(np.ones(3), np.ones(3, bool), references=3, measured_on="x")
+    with pytest.raises(ValueError, match="3 scores and 2 labels"):
+        fit_calibration(np.ones(3), np.array([True, False]), references=3, measured_on="x")

@@ -83,7 +83,7 @@ def fit_calibration(
     """Measures precision by score.
 
     Args:
-        scores: [P] of the best match of each query, distractors' included.
+        scores: [P] of the best matches of every query, distractors' included.
         correct: [P] bool, whether it is a copy.
         references: how many pictures the queries were compared with.
         measured_on: name of the set.
@@ -94,6 +94,8 @@ def fit_calibration(
     Source: isotonic regression; each level is drawn in by half an observation, for no finite set makes certain.
     """
     correct = np.asarray(correct, bool)
+    if correct.shape != np.shape(scores):
+        raise ValueError(f"there are {len(scores)} scores and {len(correct)} labels")
     if correct.all() or not correct.any():
         raise UserError(
             "A calibration needs right and wrong matches; give queries some of which have copies and some have none."

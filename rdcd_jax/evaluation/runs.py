@@ -35,6 +35,9 @@ DEFAULT_CODECS = "Flat"
 # Without a training set there is nothing to normalise by.
 DEFAULT_SCORE_NORMS = {True: "None;1.0[0,2]", False: "None"}
 
+# Matches of each query that a calibration is fitted to, as many as a search gives.
+_CALIBRATED = 10
+
 # Called with what is being described ("queries", ...), pictures done and pictures in all.
 Progress = Callable[[str, int, int], None]
 
@@ -225,13 +228,18 @@ def _write_calibration(
     measured_on: str | os.PathLike,
 ) -> None:
     """Writes `calibration.json`, of the descriptors as they are, where there are right and wrong matches."""
-    scores, places = search.knn(queries.descriptors, references.descriptors, 1)
-    pairs = zip(queries.ids.tolist(), references.ids[places[:, 0]].tolist(), strict=True)
+    k = min(_CALIBRATED, len(references))
+    scores, places = search.knn(queries.descriptors, references.descriptors, k)
+    pairs = zip(
+        np.repeat(queries.ids, k).tolist(), references.ids[places.ravel()].tolist(), strict=True
+    )
     true = set(truth.pairs)
     correct = np.asarray([pair in true for pair in pairs])
     if 0 < correct.sum() < len(correct):
         name = pathlib.Path(os.path.abspath(measured_on)).name
-        found = fit_calibration(scores[:, 0], correct, references=len(references), measured_on=name)
+        found = fit_calibration(
+            scores.ravel(), correct, references=len(references), measured_on=name
+        )
         write_json(out / "calibration.json", dataclasses.asdict(found))
 
 
