@@ -58,7 +58,10 @@ def find_groups(
     images = images if isinstance(images, ImageSet) else find_images(images)
     if threshold is None:
         calibration = calibration_of(describer)
-        threshold = calibration and calibration.threshold(PRECISION, len(images))
+        if calibration is not None:
+            # In one's own folder copies are rarer than among a benchmark's queries: no more is claimed than was measured.
+            many = max(len(images), calibration.references)
+            threshold = calibration.threshold(PRECISION, many)
     if threshold is None:
         raise UserError(
             f"The model {model} has no calibration to choose a threshold by; give --threshold, such as 0.7."
