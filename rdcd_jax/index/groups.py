@@ -59,7 +59,7 @@ def find_groups(
     if threshold is None:
         calibration = calibration_of(describer)
         if calibration is not None:
-            # In one's own folder copies are rarer than among a benchmark's queries: no more is claimed than was measured.
+            # In a folder of one's own copies are rarer than among a benchmark's queries.
             many = max(len(images), calibration.references)
             threshold = calibration.threshold(PRECISION, many)
     if threshold is None:
