@@ -15,7 +15,7 @@ from rdcd_jax.cli import main
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.descriptors import Descriptors, read_descriptors, write_descriptors
 
-VERBS = ("demo", "train", "embed", "evaluate", "weights", "models")
+VERBS = ("demo", "train", "embed", "evaluate", "weights", "models", "search", "duplicates")
 
 
 @pytest.fixture
