@@ -51,18 +51,15 @@ def main() -> None:
     references, distractors, training = choose(paths)
     rng = np.random.default_rng(0)
     truth = {}
-    for place, path in enumerate(references):
-        link(path, options.out / "references" / path.name)
-        if place < COPIES:
-            query = f"Q{place:05d}"
-            other = Image.open(training[rng.integers(len(training))])
-            truth[query] = path.stem
-            save(edited(Image.open(path), rng, other)[0], options.out / "queries" / f"{query}.jpg")
-    for place, path in enumerate(distractors, COPIES):
+    originals = [(path, path.stem) for path in references[:COPIES]]
+    originals += [(path, "") for path in distractors]
+    for place, (path, copied) in enumerate(originals):
         query = f"Q{place:05d}"
         other = Image.open(training[rng.integers(len(training))])
-        truth[query] = ""
+        truth[query] = copied
         save(edited(Image.open(path), rng, other)[0], options.out / "queries" / f"{query}.jpg")
+    for path in references:
+        link(path, options.out / "references" / path.name)
     for path in training:
         link(path, options.out / "train" / path.name)
     lines = [f"{query},{reference}\n" for query, reference in truth.items()]

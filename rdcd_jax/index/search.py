@@ -119,6 +119,7 @@ class Index:
                     f"{folder} is an index with {name} {theirs}, and this would have {ours}; give another folder."
                 )
         index = cls(folder)
+        index._describer = describer
         return index, *index.add(images, on_progress=on_progress)
 
     def __len__(self) -> int:
@@ -205,6 +206,7 @@ class Index:
             if name not in VARIANTS:
                 raise UserError(f"There is no variant '{name}'; use {', '.join(VARIANTS)}.")
         images = images if isinstance(images, ImageSet) else find_images(images)
+        ids = [name for segment in self._segments() for name in segment.ids]
         best: dict[tuple[str, str], Match] = {}
         unreadable: list[Unreadable] = []
         for name in ("", *variants):
@@ -212,9 +214,9 @@ class Index:
             if found is None:
                 break
             scores, places = self.nearest(found.descriptors, k)
-            names = self._ids_of(places)
-            for query, row, others in zip(found.ids.tolist(), scores, names, strict=True):
-                for score, other in zip(row.tolist(), others, strict=True):
+            for query, row, others in zip(found.ids.tolist(), scores, places, strict=True):
+                for score, place in zip(row.tolist(), others.tolist(), strict=True):
+                    other = ids[place]
                     match = Match(query, other, score, None, name)
                     if (query, other) not in best or best[query, other].score < score:
                         best[query, other] = match
@@ -261,10 +263,6 @@ class Index:
     def _segments(self):
         for place in range(len(self.manifest.segments)):
             yield store.read_segment(self.folder, self.manifest, place)
-
-    def _ids_of(self, places: np.ndarray) -> list[list[str]]:
-        ids = [name for segment in self._segments() for name in segment.ids]
-        return [[ids[place] for place in row] for row in places.tolist()]
 
     def _described(
         self,

@@ -2,7 +2,9 @@
 
 A pickle is a program, and running an untrusted one runs whatever it names. So `pickle` is not used
 here: the few opcodes a state dict needs are interpreted over inert Python values, and any global
-besides the tensors' own XX"""
+besides the tensors' own, their containers' and those of `OBJECTS` is refused by name. Files are mapped, not read whole,
+and no tensor may claim more numbers than the file holds.
+"""
 
 import dataclasses
 import pickletools
