@@ -125,7 +125,7 @@ def _add_embed(verbs) -> None:
     parser = verb(
         verbs,
         "embed",
-        "Describe pictures and write their descriptors.",
+        "Describe pictures and write their descriptors, or go on where the same command was ended.",
         "rdcd-jax embed --model=runs/first/export --images=FOLDER --out=descriptors.npz",
         _embed,
     )
@@ -134,30 +134,68 @@ def _add_embed(verbs) -> None:
     )
     parser.add_argument("--images", required=True, help=SOURCE)
     parser.add_argument("--out", required=True, type=pathlib.Path, help="an .npz or .h5 file")
+    parser.add_argument(
+        "--process",
+        type=_process,
+        metavar="I/N",
+        help="this is process I (from 0) of N that share the work and a file system; the last to end writes the file",
+    )
     add_ids_option(parser)
     _add_embedding_options(parser)
 
 
 def _add_embedding_options(parser) -> None:
-    parser.add_argument(
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument(
         "--image-size", type=int, metavar="S", help="side in pixels; the model's own by default"
     )
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="B")
+    sizes.add_argument(
+        "--short-edge",
+        type=int,
+        metavar="S",
+        help="shorter side in pixels; the longer one is S and the nearest multiple of 32 more, 3 S at most",
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=32, metavar="B", help="pictures at a time: 32"
+    )
+
+
+def _process(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (index.isdecimal() and slash and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text} is not I/N with I from 0 to N - 1")
+    return int(index), int(count)
+
+
+def _describer(options):
+    from rdcd_jax.weights.library import load_describer
+
+    model = load_describer(options.model)
+    if options.short_edge is not None:
+        return model.at_size(options.short_edge, short_edge=True)
+    return model.at_size(options.image_size)
 
 
 def _embed(options, rest) -> None:
     from rdcd_jax.data.sources import find_images
     from rdcd_jax.evaluation.runs import embed_to_file
-    from rdcd_jax.weights.library import load_describer
 
     images = find_images(options.images, ids=options.ids)
-    model = load_describer(options.model).at_size(options.image_size)
+    model = _describer(options)
     with reported() as report:
-        found, unreadable = embed_to_file(
-            model, images, options.out, batch_size=options.batch_size, on_progress=report
+        found = embed_to_file(
+            model,
+            images,
+            options.out,
+            batch_size=options.batch_size,
+            process=options.process,
+            on_progress=report,
         )
-    tell_unreadable(len(unreadable), f"{options.out}.unreadable.txt")
-    print(f"{len(found.ids)} descriptors of {found.descriptors.shape[1]} numbers in {options.out}.")
+    if found is None:
+        print(f"This process's pictures are described; the last one to end writes {options.out}.")
+        return
+    tell_unreadable(len(found.unreadable), f"{options.out}.unreadable.txt")
+    print(f"{found.count} descriptors of {found.dim} numbers in {options.out}.")
 
 
 def _add_evaluate(verbs) -> None:
@@ -207,9 +245,7 @@ def _evaluate(options, rest) -> None:
         if getattr(options, name)
     ]
     if given == ["model", "data"]:
-        from rdcd_jax.weights.library import load_describer
-
-        model = load_describer(options.model).at_size(options.image_size)
+        model = _describer(options)
         with reported() as report:
             rows, _, unreadable = runs.evaluate_disc_run(
                 model,

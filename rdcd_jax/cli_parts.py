@@ -62,7 +62,7 @@ def reported() -> Iterator[Callable[[str, int, int], None]]:
         def report(what: str, done: int, total: int) -> None:
             if what not in reporters:
                 shown.close()
-                reporters[what] = shown.enter_context(Reporter(what, total))
+                reporters[what] = shown.enter_context(Reporter(what, total, done))
             reporters[what].update(done)
             if done >= total:
                 shown.close()
