@@ -9,8 +9,9 @@ import tracemalloc
 import numpy as np
 import pytest
 from test_embed import made, means
-from toy import make_pictures
+from toy import make_export, make_pictures
 
+from rdcd_jax.cli import main
 from rdcd_jax.data.sources import find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation import parts
@@ -220,3 +221,26 @@ def test_the_manifest_tells_what_is_described(tmp_path):
         told = json.loads((opened.folder / parts.MANIFEST).read_text())
     assert told["pictures"] == images.fingerprint()
     assert told["model"] == "means" and told["rows"] == 100
+
+
+def test_the_command_line(toys, tmp_path, capsys):
+    pictures = make_pictures(tmp_path / "p", 240, size=12)
+    student = make_export(tmp_path / "student")
+    words = ["embed", f"--model={student}", f"--images={pictures}", f"--out={tmp_path / 'd.npz'}"]
+    assert main([*words, "--short-edge=16", "--process=1/2"]) == 0
+    assert "the last one to end writes" in capsys.readouterr().out
+    assert not (tmp_path / "d.npz").exists()
+    # Another size is another embedding.
+    assert main(words) == 1
+    assert "d.npz.parts holds parts of another embedding (of 16 pixels, not 32)" in (
+        capsys.readouterr().err
+    )
+    assert main([*words, "--short-edge=16"]) == 0
+    told = capsys.readouterr()
+    assert "240 descriptors of 4 numbers in" in told.out and "240/240, 0:00:00 left" in told.err
+    assert len(read_descriptors(tmp_path / "d.npz")) == 240
+    assert main([*words, "--short-edge=0"]) == 1
+    assert "--short-edge is 0; give 1 to" in capsys.readouterr().err
+    for wrong in (["--short-edge=16", "--image-size=16"], ["--process=2/2"], ["--process=1"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*words, *wrong])
