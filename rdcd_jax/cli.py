@@ -12,6 +12,7 @@ from rdcd_jax.cli_index import add_index
 from rdcd_jax.cli_parts import (
     add_embedding_options,
     add_ids_option,
+    chosen_model,
     reported,
     tell_unreadable,
     verb,
@@ -148,10 +149,9 @@ def _add_embed(verbs) -> None:
 def _embed(options, rest) -> None:
     from rdcd_jax.data.sources import find_images
     from rdcd_jax.evaluation.runs import embed_to_file
-    from rdcd_jax.weights.library import load_describer
 
     images = find_images(options.images, ids=options.ids)
-    model = load_describer(options.model).at_size(options.image_size)
+    model = chosen_model(options)
     with reported() as report:
         found, unreadable = embed_to_file(
             model, images, options.out, batch_size=options.batch_size, on_progress=report

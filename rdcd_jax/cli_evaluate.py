@@ -4,7 +4,7 @@ import pathlib
 import sys
 
 from rdcd_jax.cli_data import SOURCE
-from rdcd_jax.cli_parts import add_embedding_options, reported, tell_unreadable, verb
+from rdcd_jax.cli_parts import add_embedding_options, chosen_model, reported, tell_unreadable, verb
 
 # What each benchmark's descriptor files are given by, and the options that it has no use for.
 _FILES = {
@@ -135,12 +135,8 @@ def _copydays(options, pictures: bool, shared: dict) -> None:
 
 def _from_pictures(options, evaluated, shared: dict):
     from rdcd_jax.evaluation.runs import IMAGE_SIZES
-    from rdcd_jax.weights.library import load_describer
 
-    size = options.image_size
-    if size is None:
-        size = IMAGE_SIZES.get(options.protocol)
-    model = load_describer(options.model).at_size(size)
+    model = chosen_model(options, IMAGE_SIZES.get(options.protocol))
     with reported() as report:
         return evaluated(
             model,

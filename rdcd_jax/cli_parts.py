@@ -58,6 +58,14 @@ def add_embedding_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive, default=32, metavar="B")
 
 
+def chosen_model(options: argparse.Namespace, image_size: int | None = None):
+    """The model of --model at --image-size; at `image_size`, or its own without either."""
+    from rdcd_jax.weights.library import load_describer
+
+    size = image_size if options.image_size is None else options.image_size
+    return load_describer(options.model).at_size(size)
+
+
 @contextlib.contextmanager
 def reported() -> Iterator[Callable[[str, int, int], None]]:
     """Gives a progress callback (what, done, total) that shows one bar after another."""
