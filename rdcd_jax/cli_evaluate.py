@@ -76,9 +76,7 @@ def add_evaluate(verbs) -> None:
         "--backend", default="jax", help="exact search by jax, scann or numpy (the same answers)"
     )
     add_embedding_options(parser)
-    parser.epilog += (
-        f"\n\nSOURCE is {SOURCE}. NDEC's pictures are described at 224 pixels without --image-size."
-    )
+    parser.epilog += f"\n\nSOURCE is {SOURCE}.\nNDEC's pictures are described at 224 pixels without --image-size."
 
 
 def _evaluate(options, rest) -> None:
