@@ -76,7 +76,7 @@ def add_evaluate(verbs) -> None:
         "--backend", default="jax", help="exact search by jax, scann or numpy (the same answers)"
     )
     add_embedding_options(parser)
-    parser.epilog += f"\n\nSOURCE is {SOURCE}.\nNDEC's pictures are described at 224 pixels without --image-size."
+    parser.epilog += f"\n\nSOURCE is {SOURCE}.\nNDEC's pictures are described at 224 pixels unless a size is given."
 
 
 def _evaluate(options, rest) -> None:
@@ -88,8 +88,10 @@ def _evaluate(options, rest) -> None:
     given = tuple(name for name in names if getattr(options, name))
     if given not in (("model", "data"), _FILES[benchmark]):
         options.usage_error(f"evaluate takes either --model and --data, or {_SAID[benchmark]}")
-    if "model" not in given and options.image_size is not None:
-        options.usage_error("--image-size goes with --model; descriptors are made already")
+    if "model" not in given and (options.image_size or options.short_edge) is not None:
+        options.usage_error(
+            "--image-size and --short-edge go with --model; descriptors are made already"
+        )
     shared = {
         "training": options.training,
         "codecs": options.codecs,
