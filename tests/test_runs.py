@@ -169,6 +169,35 @@ def test_ndec_is_evaluated_as_disc_is(root, tmp_path):
     assert not (tmp_path / "ndec" / "disc_metrics.csv").exists()
 
 
+def test_an_evaluation_that_was_ended_goes_on(root, tmp_path, monkeypatch):
+    whole, _, _ = evaluate_disc_run(Thumbnails(), root, tmp_path / "whole", batch_size=5)
+    describe, given = Thumbnails.describe, []
+
+    def ending(self, pictures):
+        given.append(len(pictures))
+        # In the training pictures, after two batches of queries and three of references.
+        if len(given) == 6:
+            raise KeyboardInterrupt
+        return describe(self, pictures)
+
+    monkeypatch.setattr(Thumbnails, "describe", ending)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_disc_run(Thumbnails(), root, out, batch_size=5)
+    other = Thumbnails()
+    other.image_size = 8
+    with pytest.raises(UserError, match=r"queries\.npz\.parts holds parts of another"):
+        evaluate_disc_run(other, root, out)
+    rows, _, _ = evaluate_disc_run(Thumbnails(), root, out, batch_size=5)
+    assert len(given) == 6 + 3
+    assert [row.cells() for row in rows] == [row.cells() for row in whole]
+    assert sorted(path.name for path in (out / "descriptors").iterdir()) == [
+        "queries.npz",
+        "references.npz",
+        "training.npz",
+    ]
+
+
 def test_training_pictures_are_described_only_where_needed(root, tmp_path):
     rows, _, _ = evaluate_disc_run(Thumbnails(), root, tmp_path / "out", score_norm="None")
     assert len(rows) == 1

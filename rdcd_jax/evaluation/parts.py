@@ -24,7 +24,14 @@ import numpy as np
 from rdcd_jax.data.sources import ImageSet, changed
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.descriptors import Descriptors, write_descriptor_parts
-from rdcd_jax.evaluation.embed import DescribingModel, Part, Unreadable, none_readable
+from rdcd_jax.evaluation.embed import (
+    DescribingModel,
+    Part,
+    Progress,
+    Unreadable,
+    described_parts,
+    none_readable,
+)
 from rdcd_jax.files import write_aside, write_json
 
 FORMAT = 1
@@ -68,18 +75,34 @@ class Parts:
     rows: int
     process: tuple[int, int]
 
-    def mine(self) -> range:
-        """Numbers of the parts that this process makes."""
-        index, count = self.process
-        return range(index, -(-len(self.images) // self.rows), count)
-
-    def missing(self) -> list[int]:
-        """Those that it has to make still; a damaged part is one of them."""
-        return [number for number in self.mine() if self.read(number) is None]
-
     def places(self, number: int) -> range:
         """Places of a part's pictures in the set."""
         return range(number * self.rows, min((number + 1) * self.rows, len(self.images)))
+
+    def fill(self, model: DescribingModel, batch_size: int, on_progress: Progress) -> None:
+        """Makes the parts that this process has to make still; a damaged one is made again.
+
+        Args:
+            model: the one that they were opened for.
+            batch_size: see `described_parts`.
+            on_progress: told pictures done and in all, of this process's share.
+        """
+        index, count = self.process
+        mine = range(index, -(-len(self.images) // self.rows), count)
+        missing = [number for number in mine if self.read(number) is None]
+        places = [place for number in missing for place in self.places(number)]
+        total = sum(len(self.places(number)) for number in mine)
+
+        def told(done: int, _: int) -> None:
+            on_progress(total - len(places) + done, total)
+
+        told(0, 0)
+        images = self.images.subset(places)
+        described = described_parts(
+            model, images, rows=self.rows, batch_size=batch_size, on_progress=told
+        )
+        for number, part in zip(missing, described, strict=True):
+            self.write(number, part)
 
     def write(self, number: int, part: Part) -> None:
         """Keeps a part."""

@@ -1,7 +1,7 @@
 """What the command line's `embed` and `evaluate` do, as functions of plain arguments."""
 
+import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +19,8 @@ from rdcd_jax.evaluation.descriptors import (
     descriptor_suffix,
     read_descriptors,
     require_comparable,
-    write_descriptors,
 )
-from rdcd_jax.evaluation.embed import DescribingModel, Unreadable, described_parts, embed_images
+from rdcd_jax.evaluation.embed import DescribingModel, Unreadable
 from rdcd_jax.evaluation.ground_truth import (
     GroundTruth,
     find_disc_layout,
@@ -29,7 +28,7 @@ from rdcd_jax.evaluation.ground_truth import (
     read_ground_truth,
     require_known_ids,
 )
-from rdcd_jax.evaluation.parts import Embedded, open_parts
+from rdcd_jax.evaluation.parts import Embedded, Parts, open_parts
 from rdcd_jax.evaluation.score_norm import parse_score_norms
 from rdcd_jax.evaluation.settings import candidate_count, needs_training, require_settings
 from rdcd_jax.files import require_writable, write_json, write_text
@@ -86,20 +85,7 @@ def embed_to_file(
     images = images if isinstance(images, ImageSet) else find_images(images)
     process = process or (jax.process_index(), jax.process_count())
     with open_parts(out, model, images, process) as parts:
-        missing = parts.missing()
-        places = [place for number in missing for place in parts.places(number)]
-        total = sum(len(parts.places(number)) for number in parts.mine())
-
-        def told(done: int, _: int) -> None:
-            if on_progress is not None:
-                on_progress(images.source, total - len(places) + done, total)
-
-        told(0, 0)
-        described = described_parts(
-            model, images.subset(places), rows=parts.rows, batch_size=batch_size, on_progress=told
-        )
-        for number, part in zip(missing, described, strict=True):
-            parts.write(number, part)
+        parts.fill(model, batch_size, _told(on_progress, images.source))
         found = parts.join()
     if found is not None:
         _list_unreadable(pathlib.Path(f"{out}.unreadable.txt"), found.unreadable)
@@ -247,13 +233,18 @@ def described_sets(
     Returns:
         Descriptors and the pictures left out, by the sets' names.
     """
-    described: dict[str, Descriptors] = {}
-    left_out: dict[str, list[Unreadable]] = {}
-    for name, each in images.items():
-        told = None if on_progress is None else functools.partial(on_progress, name)
-        described[name], left_out[name] = _embedded(model, each, batch_size, told)
-        # Kept, so that other codecs and normalisations need not describe everything again.
-        write_descriptors(out / "descriptors" / f"{name}.npz", described[name])
+    # Kept, so that other codecs and normalisations need not describe everything again.
+    paths = {name: out / "descriptors" / f"{name}.npz" for name in images}
+    with contextlib.ExitStack() as opened:
+        parts: dict[str, Parts] = {}
+        for name, each in images.items():
+            require_writable(paths[name])
+            parts[name] = opened.enter_context(open_parts(paths[name], model, each, (0, 1)))
+        for name, each in parts.items():
+            each.fill(model, batch_size, _told(on_progress, name))
+        # Not before: an evaluation that is ended goes on with every set.
+        left_out = {name: each.join().unreadable for name, each in parts.items()}
+    described = {name: read_descriptors(path) for name, path in paths.items()}
     _list_unreadable(out / "unreadable.txt", [each for some in left_out.values() for each in some])
     return described, left_out
 
@@ -328,13 +319,9 @@ def _settings(
     return {"codecs": names, "score_norms": norms, "k": k, "backend": backend}
 
 
-def _embedded(
-    model: DescribingModel,
-    images: ImageSet,
-    batch_size: int,
-    on_progress: Callable[[int, int], None] | None,
-) -> tuple[Descriptors, list[Unreadable]]:
-    return embed_images(model, images, batch_size=batch_size, on_progress=on_progress)
+def _told(on_progress: Progress | None, name: str) -> Callable[[int, int], None]:
+    """The callback of one set."""
+    return lambda done, total: None if on_progress is None else on_progress(name, done, total)
 
 
 def _list_unreadable(path: pathlib.Path, unreadable: Sequence[Unreadable]) -> None:
