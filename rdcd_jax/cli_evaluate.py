@@ -17,11 +17,6 @@ _FOREIGN = {
     "ndec": ("distractors",),
     "copydays": ("references", "ground_truth", "score_norm", "global_candidates"),
 }
-_SAID = {
-    "disc": "--queries, --references and --ground-truth",
-    "ndec": "--queries, --references and --ground-truth",
-    "copydays": "--queries",
-}
 
 
 def add_evaluate(verbs) -> None:
@@ -87,7 +82,8 @@ def _evaluate(options, rest) -> None:
     names = ("model", "data", "queries", "references", "ground_truth")
     given = tuple(name for name in names if getattr(options, name))
     if given not in (("model", "data"), _FILES[benchmark]):
-        options.usage_error(f"evaluate takes either --model and --data, or {_SAID[benchmark]}")
+        files = ", ".join(f"--{name.replace('_', '-')}" for name in _FILES[benchmark])
+        options.usage_error(f"evaluate {benchmark} takes either --model and --data, or {files}")
     if "model" not in given and (options.image_size or options.short_edge) is not None:
         options.usage_error(
             "--image-size and --short-edge go with --model; descriptors are made already"

@@ -40,7 +40,7 @@ def files(tmp_path):
 
 def test_arguments_of_evaluate_that_do_not_belong_together(files, usage_error):
     told = usage_error("evaluate", "disc", *options(**files), "--model=x")
-    assert "either --model and --data, or --queries" in told
+    assert "either --model and --data, or --queries, --references, --ground-truth" in told
 
 
 def test_foreign_text_stays_on_one_line(files, fails):
