@@ -50,6 +50,22 @@ def add_ids_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_embedding_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --image-size and --batch-size."""
+    parser.add_argument(
+        "--image-size", type=int, metavar="S", help="side in pixels; the model's own by default"
+    )
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="B")
+
+
+def chosen_model(options: argparse.Namespace, image_size: int | None = None):
+    """The model of --model at --image-size; at `image_size`, or its own without either."""
+    from rdcd_jax.weights.library import load_describer
+
+    size = image_size if options.image_size is None else options.image_size
+    return load_describer(options.model).at_size(size)
+
+
 @contextlib.contextmanager
 def reported() -> Iterator[Callable[[str, int, int], None]]:
     """Gives a progress callback (what, done, total) that shows one bar after another."""
