@@ -95,8 +95,9 @@ def base_config(
     config.student.dtype = "float32"
     # Dropout and stochastic depth in training, as published.
     config.student.dropout = True
-    # learned; whitened: fitted at the end to the student's own features, for runs without a term on the descriptor; or
-    # none: the feature itself is the descriptor, of student.dim numbers, as of SSCD.
+    # learned; for runs without a term on the descriptor whitened (fitted at the end to the student's own features) or
+    # start (that of init_from, as it is); or none: the feature itself is the descriptor, of student.dim numbers, as of
+    # SSCD.
     config.student.projector = "learned"
     # What batch norm uses in training: batch (statistics), or running: the start's own, which then stay as they are.
     config.student.bn = "batch"

@@ -48,7 +48,12 @@ def test_a_file_comes_back_and_another_is_refused(tmp_path):
     told = dataclasses.asdict(calibration)
     path.write_text(json.dumps(told))
     assert read_calibration(path) == calibration == read_calibration(told)
-    for broken in ({}, {**told, "precisions": [0.5]}, {**told, "scores": told["scores"][::-1]}):
+    for broken in (
+        {},
+        {**told, "slope": -1},
+        {**told, "offset": "much"},
+        {**told, "references": 0},
+    ):
         path.write_text(json.dumps(broken))
         with pytest.raises(UserError, match=r"calibration\.json is no calibration"):
             read_calibration(path)
@@ -57,5 +62,8 @@ def test_a_file_comes_back_and_another_is_refused(tmp_path):
 def test_labels_of_one_kind_calibrate_nothing():
     with pytest.raises(UserError, match="right and wrong matches"):
         fit_calibration(np.ones(3), np.ones(3, bool), references=3, measured_on="x")
+    with pytest.raises(UserError, match="copies score higher"):
+        correct = np.array([True, False, False])
+        fit_calibration(np.arange(3), correct, references=3, measured_on="x")
     with pytest.raises(ValueError, match="3 scores and 2 labels"):
         fit_calibration(np.ones(3), np.array([True, False]), references=3, measured_on="x")

@@ -190,7 +190,7 @@ def test_a_learned_projector_needs_a_term():
     changes = {"objective.moco_lambda": 0.0}
     with pytest.raises(UserError, match="projector is 'learned' with objective.moco_lambda 0.0"):
         check_config(toy_config("x", **changes))
-    for projector in ("whitened", "none"):
+    for projector in ("whitened", "start", "none"):
         check_config(toy_config("x", **changes, **{"student.projector": projector}))
     check_config(toy_config("x", **{"student.projector": "none"}))
 

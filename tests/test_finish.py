@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from toy import describe, make_features, make_pictures, toy_config
 
 from rdcd_jax.data.decode import decode_rgb, resize_square
@@ -60,6 +61,25 @@ def test_a_whitened_export(toys, pictures, features, tmp_path):
     np.testing.assert_allclose(covariance / covariance[0, 0], np.eye(4), atol=0.02)
     deviation = np.sqrt(covariance[0, 0])
     np.testing.assert_allclose(images.descriptors.mean(axis=0) / deviation, 0, atol=0.02)
+
+
+def test_a_projector_kept_from_the_start(toys, pictures, features, tmp_path):
+    train_and_evaluate(toy_config(pictures, features), tmp_path / "start")
+    start = tmp_path / "start" / "export"
+    changes = {"student.projector": "start", "objective.moco_lambda": 0.0}
+    with pytest.raises(
+        UserError, match="init_from = '' has no projector to config.student.dim = 4"
+    ):
+        train_and_evaluate(toy_config(pictures, features, **changes), tmp_path / "fresh")
+    config = toy_config(pictures, features, **changes, init_from=str(start))
+    config.optimizer.weight_decay = 0.5
+    train_and_evaluate(config, tmp_path / "run")
+    before, after = (load_model(str(x)).module for x in (start, tmp_path / "run" / "export"))
+    jax.tree.map(
+        np.testing.assert_array_equal, nnx.state(before.projector), nnx.state(after.projector)
+    )
+    trunks = (jax.tree.leaves(nnx.state(x.backbone, nnx.Param)) for x in (before, after))
+    assert any((a != b).any() for a, b in zip(*trunks, strict=True)), "nothing was trained"
 
 
 def test_whitening_needs_enough_pictures(toys, tmp_path):

@@ -2,32 +2,31 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.optimize import isotonic_regression
+from scipy.optimize import minimize
+from scipy.special import expit, logit
 
 from rdcd_jax.errors import UserError
-
-# Steps between the least and the largest score that was measured, where a threshold is looked for.
-_STEPS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Precision by score, measured on a labelled set.
+    """Precision by score, measured on a labelled set: its log-odds rise in proportion to the score.
 
     Attributes:
-        scores: ascending.
-        precisions: of a match with that score, between 0 and 1, never falling; linear between scores, level outside.
+        offset: log-odds of a match with score 0.
+        slope: by how much they rise from score 0 to score 1, above 0.
         references: pictures that the queries were compared with when it was measured.
         measured_on: name of the set.
     """
 
-    scores: tuple[float, ...]
-    precisions: tuple[float, ...]
+    offset: float
+    slope: float
     references: int
     measured_on: str
 
@@ -42,15 +41,16 @@ class Calibration:
         Returns:
             The same shape, float64.
         """
-        precision = np.interp(scores, self.scores, self.precisions)
-        chance = (1 - precision) * references / self.references
-        return precision / (precision + chance)
+        return expit(self._odds(references) + self.slope * np.asarray(scores, np.float64))
 
     def threshold(self, precision: float, references: int) -> float | None:
-        """The least score of which matches are right with that probability; None where it is never reached."""
-        scores = np.linspace(self.scores[0], self.scores[-1], _STEPS)
-        reached = self.precision(scores, references) >= precision
-        return float(scores[reached.argmax()]) if reached.any() else None
+        """The least score of a match that is a copy with that probability; None where no cosine reaches it."""
+        score = float((logit(precision) - self._odds(references)) / self.slope)
+        return score if score <= 1 else None
+
+    def _odds(self, references: int) -> float:
+        """Log-odds of a match with score 0 among so many references."""
+        return self.offset - math.log(references / self.references)
 
 
 def read_calibration(told: Mapping[str, object] | str | os.PathLike) -> Calibration:
@@ -63,13 +63,12 @@ def read_calibration(told: Mapping[str, object] | str | os.PathLike) -> Calibrat
     try:
         if not isinstance(told, Mapping):
             told = json.loads(pathlib.Path(told).read_text(encoding="utf-8"))
-        lists = (tuple(map(float, told[name])) for name in ("scores", "precisions"))
-        found = Calibration(*lists, int(told["references"]), str(told["measured_on"]))
-        scores, precisions = np.asarray(found.scores), np.asarray(found.precisions)
-        sound = 0 < len(scores) == len(precisions) and found.references > 0
-        sound = sound and (np.diff(scores) >= 0).all() and (np.diff(precisions) >= 0).all()
-        if not sound or precisions[0] <= 0 or precisions[-1] >= 1:
-            raise ValueError("its numbers do not rise as a calibration's do")
+        numbers = (float(told[name]) for name in ("offset", "slope"))
+        found = Calibration(*numbers, int(told["references"]), str(told["measured_on"]))
+        if not (math.isfinite(found.offset) and 0 < found.slope < math.inf):
+            raise ValueError("its slope does not rise")
+        if found.references < 1:
+            raise ValueError("it has no references")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{name} is no calibration ({error}); give the calibration.json that `rdcd-jax evaluate disc` writes."
@@ -89,9 +88,10 @@ def fit_calibration(
         measured_on: name of the set.
 
     Raises:
-        UserError: there are no copies or nothing but copies among the matches.
+        UserError: there are no copies or nothing but copies among the matches, or copies do not score higher.
 
-    Source: isotonic regression; each level is drawn in by half an observation, for no finite set makes certain.
+    Source: Platt, "Probabilistic outputs for support vector machines", 1999, with his targets, which are drawn in by
+    one observation, for no finite set makes certain.
     """
     correct = np.asarray(correct, bool)
     if correct.shape != np.shape(scores):
@@ -100,14 +100,19 @@ def fit_calibration(
         raise UserError(
             "A calibration needs right and wrong matches; give queries some of which have copies and some have none."
         )
-    order = np.argsort(scores, kind="stable")
-    x = np.asarray(scores, np.float64)[order]
-    fitted = isotonic_regression(correct[order].astype(np.float64))
-    knots, values = [], []
-    for first, last in zip(fitted.blocks[:-1], fitted.blocks[1:], strict=True):
-        count, right = last - first, correct[order][first:last].sum()
-        # A block is level; between blocks the precision rises along a line.
-        knots.append(float(x[first:last].mean()))
-        values.append(float((right + 0.5) / (count + 1)))
-    values = np.maximum.accumulate(values)
-    return Calibration(tuple(knots), tuple(values.tolist()), references, measured_on)
+    x = np.asarray(scores, np.float64)
+    right, wrong = correct.sum(), (~correct).sum()
+    target = np.where(correct, (right + 1) / (right + 2), 1 / (wrong + 2))
+
+    def loss(line: np.ndarray) -> tuple[float, np.ndarray]:
+        """Cross-entropy of the targets, and its gradient."""
+        odds = line[0] + line[1] * x
+        rest = expit(odds) - target
+        return np.sum(np.logaddexp(0, odds) - target * odds), np.array([rest.sum(), rest @ x])
+
+    offset, slope = minimize(loss, np.zeros(2), jac=True).x
+    if slope <= 0:
+        raise UserError(
+            "A calibration needs a model whose copies score higher than other pictures."
+        )
+    return Calibration(float(offset), float(slope), references, measured_on)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from rdcd_jax.data.sources import ImageSet, find_images
-from rdcd_jax.errors import one_line
+from rdcd_jax.errors import UserError, one_line
 from rdcd_jax.evaluation import protocols, search
 from rdcd_jax.evaluation.calibration import fit_calibration
 from rdcd_jax.evaluation.codecs import parse_codecs
@@ -297,8 +297,9 @@ def _write_calibration(
     )
     true = set(truth.pairs)
     correct = np.asarray([pair in true for pair in pairs])
-    if 0 < correct.sum() < len(correct):
-        name = pathlib.Path(os.path.abspath(measured_on)).name
+    name = pathlib.Path(os.path.abspath(measured_on)).name
+    # Matches of one kind, or of a model that knows nothing, calibrate nothing.
+    with contextlib.suppress(UserError):
         found = fit_calibration(
             scores.ravel(), correct, references=len(references), measured_on=name
         )

@@ -23,7 +23,7 @@ _CHOICES = {
     "data.views": ("host", "device"),
     "data.keep": ("", "host", "device"),
     "student.dtype": ("float32", "bfloat16"),
-    "student.projector": ("learned", "whitened", "none"),
+    "student.projector": ("learned", "whitened", "start", "none"),
     "student.bn": ("batch", "running"),
     "teacher.bn": ("running", "batch"),
     "optimizer.name": ("sgd", "adamw", "lars"),
@@ -137,11 +137,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             " above 0."
         )
     projector = config.student.projector
-    if projector != "none" and objective.compares_views == (projector == "whitened"):
+    if projector != "none" and objective.compares_views != (projector == "learned"):
         raise UserError(
             f"config.student.projector is {projector!r} with objective.moco_lambda {objective.moco_lambda}, sscd_lambda"
             f" {objective.sscd_lambda} and compress_lambda {objective.compress_lambda}: only these train the projector,"
-            " so use 'learned' with one of them, 'whitened' without, or 'none'."
+            " so use 'learned' with one of them, 'whitened' or 'start' without, or 'none'."
         )
     if not value["data.train"]:
         raise UserError("config.data.train is empty; give a folder of pictures, as data=FOLDER.")

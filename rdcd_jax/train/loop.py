@@ -210,7 +210,8 @@ def share_of(images: ImageSet, share: float, seed: int) -> ImageSet:
 def make_student(config: ml_collections.ConfigDict, feature_dim: int | None) -> nnx.Module:
     """The student at the start of a run: `init_from`'s weights, or fresh ones.
 
-    A starting model of another descriptor size, or without a projector, keeps its trunk and gets a fresh projector.
+    A starting model of another descriptor size, or without a projector, keeps its trunk and gets a fresh projector,
+    unless config.student.projector is to be its own.
 
     Args:
         config: of the run.
@@ -238,11 +239,16 @@ def make_student(config: ml_collections.ConfigDict, feature_dim: int | None) -> 
         rngs=rngs,
         dtype=dtype,
     )
-    if start is None:
-        return student
-    nnx.update(student.backbone, nnx.state(start.module.backbone))
-    projector = start.module.projector
-    if projector is not None and not bare and projector.out_features == config.student.dim:
+    projector = None if start is None else start.module.projector
+    fits = projector is not None and projector.out_features == config.student.dim
+    if config.student.projector == "start" and not fits:
+        raise UserError(
+            f"config.student.projector is 'start', but config.init_from = {config.init_from!r} has no projector to"
+            f" config.student.dim = {config.student.dim} numbers; start from a student that has, or use 'whitened'."
+        )
+    if start is not None:
+        nnx.update(student.backbone, nnx.state(start.module.backbone))
+    if fits and not bare:
         nnx.update(student.projector, nnx.state(projector))
     return student
 
@@ -344,6 +350,9 @@ class Evaluator:
         module = nnx.clone(self.student)
         # The host's copy: one process's whole weights, free of the mesh.
         nnx.update(module, jax.device_get(state.params), jax.device_get(state.batch_stats))
+        if self.config.student.projector == "start":
+            # Weight decay moves what no gradient reaches.
+            nnx.update(module.projector, nnx.state(self.student.projector))
         model = Model(
             name=self.workdir.resolve().name,
             network=self.config.student.network,
