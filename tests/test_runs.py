@@ -144,10 +144,7 @@ def test_evaluation_writes_what_a_score_means(root, tmp_path):
     evaluate_disc_files(*files, tmp_path / "again")
     again = read_calibration(tmp_path / "again" / "calibration.json")
     assert again == dataclasses.replace(found, measured_on="ground_truth.csv")
-    # Where no match is right nothing can be told, and what an earlier run told does not stay.
-    (root / "ground_truth.csv").write_text("Q 7 é,R0\n", encoding="utf-8")
-    evaluate_disc_files(*files, tmp_path / "again", k=1)
-    assert (tmp_path / "again" / "calibration.json").exists()
+    # Where copies score lowest nothing can be told, and what an earlier run told does not stay.
     opposite = read_descriptors(kept / "queries.npz")
     opposite = dataclasses.replace(opposite, descriptors=-opposite.descriptors)
     write_descriptors(kept / "opposite.npz", opposite)

@@ -298,15 +298,13 @@ def _write_calibration(
     true = set(truth.pairs)
     correct = np.asarray([pair in true for pair in pairs])
     name = pathlib.Path(os.path.abspath(measured_on)).name
-    try:
+    # That of an earlier run would be taken for this one's.
+    path.unlink(missing_ok=True)
+    # Matches of one kind, or of a model that knows nothing, calibrate nothing.
+    with contextlib.suppress(UserError):
         found = fit_calibration(
             scores.ravel(), correct, references=len(references), measured_on=name
         )
-    except UserError:
-        # Matches of one kind, or of a model that knows nothing, calibrate nothing; and the file of an earlier run
-        # would be taken for this one's.
-        path.unlink(missing_ok=True)
-    else:
         write_json(path, dataclasses.asdict(found))
 
 
