@@ -9,6 +9,7 @@ from rdcd_jax import __version__
 from rdcd_jax.cli_data import SOURCE, add_data
 from rdcd_jax.cli_index import add_index
 from rdcd_jax.cli_parts import add_ids_option, positive, reported, tell_unreadable, verb
+from rdcd_jax.cli_report import add_report
 from rdcd_jax.errors import UserError, one_line
 from rdcd_jax.files import cache_folder
 
@@ -62,6 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_embed(verbs)
     _add_evaluate(verbs)
+    add_report(verbs)
     add_data(verbs)
     add_index(verbs)
     _add_weights(verbs)

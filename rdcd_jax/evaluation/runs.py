@@ -28,6 +28,7 @@ from rdcd_jax.evaluation.ground_truth import (
     read_ground_truth,
     require_known_ids,
 )
+from rdcd_jax.evaluation.record import write_record
 from rdcd_jax.evaluation.score_norm import parse_score_norms
 from rdcd_jax.files import require_writable, write_json, write_text
 
@@ -114,8 +115,8 @@ def evaluate_disc_run(
         model: the model.
         data: the folder, see `find_disc_layout`.
         out: folder for `disc_metrics.csv`, `metrics.json`, `predictions.csv` (of the last row), `calibration.json`
-            (what a score of the descriptors as they are means), `descriptors/*.npz`, and `unreadable.txt` where
-            pictures were left out.
+            (what a score of the descriptors as they are means), `descriptors/*.npz`, what a report needs (see
+            `record.write_record`), and `unreadable.txt` where pictures were left out.
         training: a source of training pictures in place of the folder's own.
         codecs: codecs separated by `;`.
         score_norm: normalisations separated by `;`; by default "None;1.0[0,2]", or "None" where
@@ -165,6 +166,16 @@ def evaluate_disc_run(
     )
     protocols.write_disc_results(out, rows, predictions)
     _write_calibration(out, described["queries"], described["references"], truth, data)
+    write_record(
+        out,
+        rows,
+        truth,
+        described["references"],
+        queries=len(described["queries"]),
+        measured_on=data,
+        image_size=model.image_size,
+        pictures={name: images[name].source for name in ("queries", "references")},
+    )
     return rows, predictions, unreadable
 
 
@@ -187,7 +198,8 @@ def evaluate_disc_files(
         queries: an `.npz` or `.h5` file.
         references: likewise; may be the same `.h5` file where it holds both.
         ground_truth: a CSV file.
-        out: folder for `disc_metrics.csv`, `metrics.json`, `predictions.csv` (of the last row) and `calibration.json`.
+        out: folder for `disc_metrics.csv`, `metrics.json`, `predictions.csv` (of the last row), `calibration.json`
+            and what a report needs.
         training: a descriptor file of unrelated pictures.
         codecs: as in `evaluate_disc_run`.
         score_norm: as in `evaluate_disc_run`.
@@ -217,6 +229,9 @@ def evaluate_disc_files(
     )
     protocols.write_disc_results(out, rows, predictions)
     _write_calibration(pathlib.Path(out), read["query"], read["reference"], truth, ground_truth)
+    write_record(
+        out, rows, truth, read["reference"], queries=len(read["query"]), measured_on=ground_truth
+    )
     return rows, predictions
 
 
