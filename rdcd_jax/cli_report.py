@@ -16,7 +16,10 @@ def add_report(verbs) -> None:
         _report,
     )
     parser.add_argument(
-        "evaluations", nargs="+", metavar="EVAL_DIR", help="a folder that `rdcd-jax evaluate disc` wrote"
+        "evaluations",
+        nargs="+",
+        metavar="EVAL_DIR",
+        help="a folder that `rdcd-jax evaluate disc` wrote",
     )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("report.html"))
     parser.add_argument(

@@ -10,7 +10,9 @@ import time
 import urllib.error
 import urllib.request
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 DRIVER = shutil.which("chromedriver")
 # The protocol's name for the field that holds an element.
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
@@ -51,7 +53,9 @@ class Browser:
     def set_media(self, **features):
         """Emulates a medium ("screen", "print") or features such as a dark colour scheme."""
         media = features.pop("media", "")
-        features = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
+        features = [
+            {"name": name.replace("_", "-"), "value": value} for name, value in features.items()
+        ]
         parameters = {"media": media, "features": features}
         self.post("goog/cdp/execute", cmd="Emulation.setEmulatedMedia", params=parameters)
 

@@ -96,7 +96,9 @@ def write_record(
     folder = pathlib.Path(folder)
     edits = {query: "+".join(made) for query, made in truth.edits.items()}
     pairs = [*truth.pairs, *((query, "") for query in truth.distractors)]
-    _write_csv(folder / PAIRS, (*HEADER, "edits"), ((*pair, edits.get(pair[0], "")) for pair in pairs))
+    _write_csv(
+        folder / PAIRS, (*HEADER, "edits"), ((*pair, edits.get(pair[0], "")) for pair in pairs)
+    )
     names = ("codec", "score_norm", "score", "precision", "recall")
     different = {(row.codec, row.score_norm): curve(row).tolist() for row in rows}
     points = ((*name, *point) for name, points in different.items() for point in points)
@@ -115,7 +117,10 @@ def write_record(
             "references": len(references),
             "rows": [
                 row.cells()
-                | {"recall-at-10": row.metrics.recall_at_10, "score-at-p90": row.metrics.threshold_at_p90}
+                | {
+                    "recall-at-10": row.metrics.recall_at_10,
+                    "score-at-p90": row.metrics.threshold_at_p90,
+                }
                 for row in rows
             ],
             "singular_values": [float(f"{value:.6g}") for value in values],
@@ -140,7 +145,9 @@ def read_record(folder: str | os.PathLike) -> Record:
     folder = pathlib.Path(folder)
     path = folder / RECORD
     if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; give one that `rdcd-jax evaluate disc` wrote.")
+        raise UserError(
+            f"{folder}: there is no such folder; give one that `rdcd-jax evaluate disc` wrote."
+        )
     if not path.is_file():
         raise UserError(
             f"{folder}: holds no {RECORD}, which `rdcd-jax evaluate disc` writes; evaluate again with this version"
@@ -149,7 +156,9 @@ def read_record(folder: str | os.PathLike) -> Record:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         if int(told["format"]) > FORMAT:
-            raise UserError(f"{path}: was written by a newer version of rdcd_jax; install that one.")
+            raise UserError(
+                f"{path}: was written by a newer version of rdcd_jax; install that one."
+            )
         for name in (PAIRS, CURVES, PREDICTIONS):
             if file_sha256(folder / name) != told["sha256"][name]:
                 raise UserError(
@@ -159,8 +168,18 @@ def read_record(folder: str | os.PathLike) -> Record:
         return _record(folder, told)
     except UserError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as an evaluation ({error}); evaluate again.") from error
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        csv.Error,
+    ) as error:
+        raise UserError(
+            f"{path}: cannot be read as an evaluation ({error}); evaluate again."
+        ) from error
 
 
 def curve(row: DiscRow) -> np.ndarray:

@@ -42,14 +42,17 @@ class Axis:
 
     def ticks(self) -> list[tuple[float, str]]:
         """Round values on the axis, and how they are written."""
-        locator = LogLocator() if self.log else MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+        locator = (
+            LogLocator(subs=(1, 2, 5)) if self.log else MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+        )
         slack = 1e-9 * abs(self.high - self.low)
         values = [
             value
             for value in locator.tick_values(self.low, self.high)
             if self.low - slack <= value <= self.high + slack
         ]
-        return [(value, f"{100 * value if self.percent else value:.4g}") for value in values]
+        texts = (f"{100 * value if self.percent else value:.4g}" for value in values)
+        return list(zip(values, texts, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +140,19 @@ def precision_recall(runs: Sequence[Run]) -> Chart:
             ]
             if notes:
                 points = row.curve[:, [2, 1]]
-                lines.append(Line(run.title(row), points, notes, place % COLOURS, (number + place // COLOURS) % DASHES))
+                lines.append(
+                    Line(
+                        run.title(row),
+                        points,
+                        notes,
+                        place % COLOURS,
+                        (number + place // COLOURS) % DASHES,
+                    )
+                )
     told = "; ".join(
-        f"{run.title(row)}: µAP {100 * row.figures['uAP']:.1f} %" for run in runs for row in run.record.rows
+        f"{run.title(row)}: µAP {100 * row.figures['uAP']:.1f} %"
+        for run in runs
+        for row in run.record.rows
     )
     axes = [Axis(label, 0, 1, percent=True) for label in ("Recall, %", "Precision, %")]
     return Chart("Precision and recall", f"Precision over recall. {told}.", *axes, lines, at_y=0.9)
@@ -164,9 +177,14 @@ def score_histogram(run: Run) -> Chart | None:
         # Of a bin's two corners the left one speaks.
         notes[1:-1:2] = [
             f"score {a:.3f} to {b:.3f}: {n} of {of_kind.sum()} {kind} ({100 * s:.1f} %)"
-            for a, b, n, s in zip(edges[:-1], edges[1:], of_kind.tolist(), share.tolist(), strict=True)
+            for a, b, n, s in zip(
+                edges[:-1], edges[1:], of_kind.tolist(), share.tolist(), strict=True
+            )
         ]
-        lines.append(Line(f"{kind}: {of_kind.sum()}", points, notes, place, dash=place, area=True))
+        # Not the colours of the first runs, which mean something else.
+        lines.append(
+            Line(f"{kind}: {of_kind.sum()}", points, notes, 2 + place, dash=place, area=True)
+        )
     top = max(float(line.points[:, 1].max()) for line in lines)
     threshold = run.threshold
     told = "" if threshold is None else f" The threshold is {threshold:.3f}."
@@ -192,13 +210,13 @@ def spectrum(runs: Sequence[Run]) -> Chart:
         points = np.stack([order, values], axis=1)
         lines.append(Line(name, points, notes, place % COLOURS, place // COLOURS % DASHES))
     positive = [float(line.points[line.points[:, 1] > 1e-4, 1].min(initial=1)) for line in lines]
-    low = 10.0 ** np.floor(np.log10(min(0.5, *positive)))
+    low = 0.8 * min(0.5, *positive)
     longest = max(len(line.points) for line in lines)
     return Chart(
         "Singular values",
         f"Singular values of the references' descriptors. {'; '.join(line.name for line in lines)}.",
         Axis("Direction", 1, max(2, longest)),
-        Axis("Singular value, of the largest", float(low), 1, log=True),
+        Axis("Singular value, of the largest", low, 1, log=True),
         lines,
     )
 

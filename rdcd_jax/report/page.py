@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import os
 import pathlib
-import re
 from collections.abc import Sequence
 
 import jinja2
@@ -14,29 +13,12 @@ import jinja2
 import rdcd_jax
 from rdcd_jax.errors import one_line
 from rdcd_jax.files import require_writable, write_text
-from rdcd_jax.report import charts
+from rdcd_jax.report import charts, tables
 from rdcd_jax.report.pictures import Thumbnails
-from rdcd_jax.report.runs import FALSE_POSITIVE, MISSED, Case, EditRecall, Run, read_runs
+from rdcd_jax.report.runs import FALSE_POSITIVE, MISSED, Case, Run, read_runs
 
 # Mistakes of each kind and run that are shown, and bytes that their pictures may take in all.
 SHOWN, _BYTES = 12, 3_500_000
-# (name in the record, heading, whether it is told in percent); of the last, more is not better.
-_FIGURES = (
-    ("uAP", "µAP, %", True),
-    ("accuracy-at-1", "Accuracy@1, %", True),
-    ("recall-at-10", "Recall@10, %", True),
-    ("recall-at-p90", "Recall@P90, %", True),
-    ("score-at-p90", "Score there", False),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """A figure of the table: its value, its text, and whether it is the best of its column."""
-
-    value: float | None
-    text: str
-    best: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +57,6 @@ def write_report(
     require_writable(out)
     runs = read_runs(folders)
     shown_cases, notes = _with_pictures(runs, shown)
-    truths = {(run.record.truth.pairs, run.record.references) for run in runs}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rdcd_jax.report"),
         autoescape=True,
@@ -92,51 +73,24 @@ def write_report(
         # The page's own script may run, and nothing that a picture's name may have smuggled in.
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         runs=runs,
-        comparable=len(truths) == 1,
-        headings=[heading for _, heading, _ in _FIGURES],
-        table=metrics_table(runs, mark_best=len(truths) == 1),
+        comparable=tables.are_comparable(runs),
+        figures=tables.metrics_table(runs),
         curves=charts.precision_recall(runs),
         histograms=[(run, charts.score_histogram(run)) for run in runs],
         spectrum=charts.spectrum(runs),
-        edits=edit_table(runs),
+        edits=tables.edit_table(runs),
         cases=shown_cases,
         counts=[(run.name, *_mistakes(run)) for run in runs],
         notes=notes,
         outcomes=(FALSE_POSITIVE, MISSED),
-        kinds=sorted({edit for each in shown_cases for edit in each.case.edits}, key=_natural),
+        kinds=sorted(
+            {edit for each in shown_cases for edit in each.case.edits}, key=tables.natural_order
+        ),
         canvas=charts,
+        scored=_scored,
     )
     write_text(out, page)
     return runs
-
-
-def metrics_table(runs: Sequence[Run], *, mark_best: bool) -> list[tuple[Run, str, str, list[Cell]]]:
-    """Every row of every run: the run, codec, normalisation and figures.
-
-    Args:
-        runs: the runs.
-        mark_best: whether the best figure of each column is marked.
-    """
-    rows = [(run, row) for run in runs for row in run.record.rows]
-    columns = []
-    for name, _, percent in _FIGURES:
-        values = [row.figures[name] for _, row in rows]
-        best = max((v for v in values if v is not None), default=None)
-        marked = mark_best and percent and len(rows) > 1
-        columns.append(
-            [Cell(v, _figure(v, percent), marked and v is not None and v == best) for v in values]
-        )
-    return [
-        (run, one_line(row.codec), one_line(row.score_norm), list(cells))
-        for (run, row), cells in zip(rows, zip(*columns, strict=True), strict=True)
-    ]
-
-
-def edit_table(runs: Sequence[Run]) -> list[tuple[str, list[EditRecall | None]]]:
-    """Recall of each run by kind of edit; None where a run has no such copies."""
-    found = [run.by_edit() for run in runs]
-    kinds = sorted({edit for each in found for edit in each}, key=_natural)
-    return [(kind, [each.get(kind) for each in found]) for kind in kinds]
 
 
 def _with_pictures(runs: Sequence[Run], count: int) -> tuple[list[Shown], list[str]]:
@@ -145,7 +99,9 @@ def _with_pictures(runs: Sequence[Run], count: int) -> tuple[list[Shown], list[s
     notes = []
     for run, images in zip(runs, sources, strict=True):
         if not run.record.pictures:
-            notes.append(f"{run.name} was evaluated from descriptor files, so it has no pictures to show.")
+            notes.append(
+                f"{run.name} was evaluated from descriptor files, so it has no pictures to show."
+            )
         elif images.problem:
             notes.append(f"{run.name} has no pictures to show any more: {one_line(images.problem)}")
     lists = [
@@ -156,7 +112,11 @@ def _with_pictures(runs: Sequence[Run], count: int) -> tuple[list[Shown], list[s
     found, taken = {}, 0
     # The worst of every run and kind before the second worst of any.
     for number, case in filter(None, itertools.chain(*itertools.zip_longest(*lists))):
-        named = zip(("queries", "references", "references"), (case.query, case.found, case.true), strict=True)
+        named = zip(
+            ("queries", "references", "references"),
+            (case.query, case.found, case.true),
+            strict=True,
+        )
         uris = tuple(None if id_ is None else sources[number].uri(part, id_) for part, id_ in named)
         taken += sum(len(uri or "") for uri in uris)
         if taken > _BYTES:
@@ -170,16 +130,8 @@ def _mistakes(run: Run) -> tuple[int, int]:
     return sum(case.above is True for case in run.false_positives()), len(run.missed())
 
 
-def _figure(value: float | None, percent: bool) -> str:
-    if value is None:
-        return "–"
-    return f"{100 * value:.2f}" if percent else f"{value:.3f}"
-
-
-def _natural(text: str) -> list[tuple[bool, int, str]]:
-    """Sorts numbers in names by their value."""
-    parts = filter(None, re.split(r"(\d+)", text))
-    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+def _scored(score: float | None) -> str:
+    return ", not a candidate" if score is None else f", score {score:.3f}"
 
 
 def _template(name: str) -> str:

@@ -59,7 +59,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """An evaluation with a name of its own. What is told of copies and mistakes is of the last row, with its predictions.
+    """An evaluation with a name of its own; its copies and mistakes are told of its last row, which has predictions.
 
     Attributes:
         name: the model's, with as much of the folder as keeps it apart from other runs.
@@ -88,7 +88,9 @@ class Run:
     def metrics(self) -> metrics.Metrics:
         """Every figure of the last row."""
         told = self.record.predictions
-        return metrics.evaluate(self.record.truth.pairs, told.query_ids, told.reference_ids, told.scores)
+        return metrics.evaluate(
+            self.record.truth.pairs, told.query_ids, told.reference_ids, told.scores
+        )
 
     @functools.cached_property
     def scores(self) -> dict[tuple[str, str], float]:
@@ -110,7 +112,9 @@ class Run:
     def by_edit(self) -> dict[str, EditRecall]:
         """What was found, by kind of edit; a copy with several edits counts for each."""
         counts: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0, 0])
-        for pair, rank in zip(self.record.truth.pairs, self.metrics.true_ranks.tolist(), strict=True):
+        for pair, rank in zip(
+            self.record.truth.pairs, self.metrics.true_ranks.tolist(), strict=True
+        ):
             for edit in set(self.record.truth.edits.get(pair[0], ())):
                 found = 1, rank == 0, self._is_above(self.scores.get(pair))
                 counts[edit] = [a + b for a, b in zip(counts[edit], found, strict=True)]
@@ -123,7 +127,8 @@ class Run:
     def false_positives(self) -> list[Case]:
         """Each query's best wrong reference, highest score first."""
         cases = [
-            self._case(FALSE_POSITIVE, query, self._first_true.get(query)) for query in self._best_wrong
+            self._case(FALSE_POSITIVE, query, self._first_true.get(query))
+            for query in self._best_wrong
         ]
         return sorted(cases, key=lambda case: -case.found_score)
 
@@ -137,7 +142,11 @@ class Run:
         for (query, reference), rank in zip(
             self.record.truth.pairs, self.metrics.true_ranks.tolist(), strict=True
         ):
-            if rank > 0 if self.threshold is None else not self._is_above(self.scores.get((query, reference))):
+            if (
+                rank > 0
+                if self.threshold is None
+                else not self._is_above(self.scores.get((query, reference)))
+            ):
                 missed.append(self._case(MISSED, query, reference))
 
         def order(case: Case) -> tuple[bool, float]:
