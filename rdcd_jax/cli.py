@@ -7,8 +7,15 @@ import sys
 
 from rdcd_jax import __version__
 from rdcd_jax.cli_data import SOURCE, add_data
+from rdcd_jax.cli_evaluate import add_evaluate
 from rdcd_jax.cli_index import add_index
-from rdcd_jax.cli_parts import add_ids_option, positive, reported, tell_unreadable, verb
+from rdcd_jax.cli_parts import (
+    add_embedding_options,
+    add_ids_option,
+    reported,
+    tell_unreadable,
+    verb,
+)
 from rdcd_jax.cli_report import add_report
 from rdcd_jax.errors import UserError, one_line
 from rdcd_jax.files import cache_folder
@@ -62,7 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_demo(verbs)
     _add_train(verbs)
     _add_embed(verbs)
-    _add_evaluate(verbs)
+    add_evaluate(verbs)
     add_report(verbs)
     add_data(verbs)
     add_index(verbs)
@@ -137,14 +144,7 @@ def _add_embed(verbs) -> None:
     parser.add_argument("--images", required=True, help=SOURCE)
     parser.add_argument("--out", required=True, type=pathlib.Path, help="an .npz or .h5 file")
     add_ids_option(parser)
-    _add_embedding_options(parser)
-
-
-def _add_embedding_options(parser) -> None:
-    parser.add_argument(
-        "--image-size", type=int, metavar="S", help="side in pixels; the model's own by default"
-    )
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="B")
+    add_embedding_options(parser)
 
 
 def _embed(options, rest) -> None:
@@ -160,95 +160,6 @@ def _embed(options, rest) -> None:
         )
     tell_unreadable(len(unreadable), f"{options.out}.unreadable.txt")
     print(f"{len(found.ids)} descriptors of {found.descriptors.shape[1]} numbers in {options.out}.")
-
-
-def _add_evaluate(verbs) -> None:
-    parser = verb(
-        verbs,
-        "evaluate",
-        "Evaluate a model, or descriptor files, by the protocol of DISC2021.",
-        "rdcd-jax evaluate disc --model=runs/first/export --data=DISC --out=results --codecs='Flat;PCAW64,L2norm,Flat'",
-        _evaluate,
-    )
-    parser.add_argument("protocol", choices=("disc",))
-    parser.add_argument("--model", help="a shipped student, an export folder, or KIND:PATH")
-    parser.add_argument(
-        "--data", help="a folder with queries, references, training and ground truth"
-    )
-    parser.add_argument("--queries", help="a descriptor file, instead of --model and --data")
-    parser.add_argument("--references", help="a descriptor file")
-    parser.add_argument("--ground-truth", metavar="CSV", help="goes with --queries")
-    parser.add_argument("--training", help="training pictures, or a descriptor file with --queries")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder for the results")
-    parser.add_argument("--codecs", default="Flat", help="separated by ';'")
-    parser.add_argument("--score-norm", help="such as '1.0[0,2]', or None; separated by ';'")
-    parser.add_argument("--k", type=int, default=10, help="candidates a query")
-    parser.add_argument(
-        "--global-candidates", action="store_true", help="the k * queries best pairs of all"
-    )
-    parser.add_argument(
-        "--backend", default="jax", help="exact search by jax, scann or numpy (the same answers)"
-    )
-    _add_embedding_options(parser)
-
-
-def _evaluate(options, rest) -> None:
-    from rdcd_jax.evaluation import runs
-
-    shared = {
-        "training": options.training,
-        "codecs": options.codecs,
-        "score_norm": options.score_norm,
-        "k": options.k,
-        "global_candidates": options.global_candidates,
-        "backend": options.backend,
-    }
-    given = [
-        name
-        for name in ("model", "data", "queries", "references", "ground_truth")
-        if getattr(options, name)
-    ]
-    if given == ["model", "data"]:
-        from rdcd_jax.weights.library import load_describer
-
-        model = load_describer(options.model).at_size(options.image_size)
-        with reported() as report:
-            rows, _, unreadable = runs.evaluate_disc_run(
-                model,
-                options.data,
-                options.out,
-                batch_size=options.batch_size,
-                on_progress=report,
-                **shared,
-            )
-        tell_unreadable(len(unreadable), options.out / "unreadable.txt")
-    elif given == ["queries", "references", "ground_truth"]:
-        rows, _ = runs.evaluate_disc_files(
-            options.queries, options.references, options.ground_truth, options.out, **shared
-        )
-    else:
-        options.usage_error(
-            "evaluate takes either --model and --data, or --queries, --references and --ground-truth"
-        )
-    print_rows(rows)
-
-
-def print_rows(rows) -> None:
-    """Prints a DISC table, figures in percent, and the score from which on nine of ten matches are true."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("codec", "score norm", "µAP", "accuracy@1", "recall@P90", "score there")
-    for row in rows:
-        codec, norm, *values = row.cells().values()
-        threshold = row.metrics.threshold_at_p90
-        table.add_row(
-            codec,
-            norm,
-            *("-" if v is None else f"{100 * v:.1f}" for v in values),
-            "-" if threshold is None else f"{threshold:.3f}",
-        )
-    Console(width=100 if not sys.stdout.isatty() else None).print(table)
 
 
 def _add_weights(verbs) -> None:

@@ -50,6 +50,14 @@ def add_ids_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_embedding_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --image-size and --batch-size."""
+    parser.add_argument(
+        "--image-size", type=int, metavar="S", help="side in pixels; the model's own by default"
+    )
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="B")
+
+
 @contextlib.contextmanager
 def reported() -> Iterator[Callable[[str, int, int], None]]:
     """Gives a progress callback (what, done, total) that shows one bar after another."""

@@ -1,12 +1,13 @@
 """Writing files so that a reader sees the old content or the new one, never a part; and where the cache lies."""
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rdcd_jax.errors import UserError
 
@@ -63,6 +64,16 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Writes `value` as indented JSON to `path`; NaN is refused, since it is not JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_csv(
+    path: str | os.PathLike, header: Iterable[object], lines: Iterable[Iterable[object]]
+) -> None:
+    """Writes a header and lines of cells to `path` (UTF-8); None becomes an empty cell."""
+    with write_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(lines)
 
 
 def file_sha256(path: str | os.PathLike) -> str:

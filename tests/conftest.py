@@ -11,7 +11,9 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import numpy as np
 import pytest
-from toy import add_toys, make_features, make_pictures
+from toy import add_toys, make_export, make_features, make_pictures
+
+from rdcd_jax.cli import main
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -43,3 +45,39 @@ def features(pictures):
 @pytest.fixture
 def toys(monkeypatch):
     add_toys(monkeypatch)
+
+
+@pytest.fixture
+def student(monkeypatch, tmp_path):
+    add_toys(monkeypatch)
+    return make_export(tmp_path / "student", dim=8)
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs arguments that must fail with 1 and one line on stderr after any progress; gives it."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 1
+        told = capsys.readouterr()
+        assert told.out == ""
+        *progress, sentence = told.err.splitlines()
+        assert sentence.startswith("rdcd-jax: ")
+        assert all(line.endswith(" left") for line in progress), told.err
+        return sentence
+
+    return run
+
+
+@pytest.fixture
+def usage_error(capsys):
+    """Runs arguments that must exit with 2; gives what is told on stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        assert left.value.code == 2
+        return capsys.readouterr().err
+
+    return run

@@ -1,81 +1,19 @@
 """The command line: exit codes, sentences, and the main uses from pictures to figures."""
 
-import csv
 import json
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
-from toy import CONFIGS, add_toys, make_export, make_features, make_pictures
+from toy import CONFIGS, make_features, make_pictures, options
 
 import rdcd_jax
 from rdcd_jax.cli import main
 from rdcd_jax.errors import UserError
-from rdcd_jax.evaluation.descriptors import Descriptors, read_descriptors, write_descriptors
+from rdcd_jax.evaluation.descriptors import read_descriptors
 
 VERBS = ("demo", "train", "embed", "evaluate", "weights", "models", "search", "duplicates")
-
-
-@pytest.fixture
-def student(monkeypatch, tmp_path):
-    add_toys(monkeypatch)
-    return make_export(tmp_path / "student", dim=8)
-
-
-@pytest.fixture
-def disc(tmp_path):
-    """Queries that equal the first references, one distractor, and training pictures."""
-    root = tmp_path / "disc"
-    make_pictures(root / "queries", 5, prefix="Q", seed=1)
-    make_pictures(root / "references", 8, prefix="R", seed=1)
-    make_pictures(root / "train", 20, prefix="T", seed=2)
-    lines = [f"Q{i:05d},R{i:05d}\n" for i in range(4)]
-    (root / "ground_truth.csv").write_text("query_id,reference_id\n" + "".join(lines) + "Q00004,\n")
-    return root
-
-
-@pytest.fixture
-def files(tmp_path):
-    """Made-up descriptor files and their ground truth, as arguments."""
-    make_pictures(tmp_path / "q", 5, prefix="Q", size=12)
-    make_pictures(tmp_path / "r", 8, prefix="R", size=12)
-    (tmp_path / "truth.csv").write_text("Q00000,R00000\nQ00001,R00001\n")
-    return {
-        "queries": make_features(tmp_path / "q.npz", tmp_path / "q"),
-        "references": make_features(tmp_path / "r.npz", tmp_path / "r"),
-        "ground-truth": tmp_path / "truth.csv",
-        "out": tmp_path / "out",
-    }
-
-
-@pytest.fixture
-def fails(capsys):
-    """Runs arguments that must fail with 1 and one line on stderr after any progress; gives it."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == 1
-        told = capsys.readouterr()
-        assert told.out == ""
-        *progress, sentence = told.err.splitlines()
-        assert sentence.startswith("rdcd-jax: ")
-        assert all(line.endswith(" left") for line in progress), told.err
-        return sentence
-
-    return run
-
-
-def options(**values):
-    return [f"--{name}={value}" for name, value in values.items()]
-
-
-def usage_error(capsys, *arguments):
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    assert left.value.code == 2
-    return capsys.readouterr().err
 
 
 # The parser.
@@ -113,14 +51,9 @@ def test_module_runs_as_the_script():
         (["weights"], "list"),
     ],
 )
-def test_usage_errors_exit_with_2(arguments, match, capsys):
-    told = usage_error(capsys, *arguments)
+def test_usage_errors_exit_with_2(arguments, match, usage_error):
+    told = usage_error(*arguments)
     assert match in told and "Traceback" not in told
-
-
-def test_arguments_of_evaluate_that_do_not_belong_together(files, capsys):
-    told = usage_error(capsys, "evaluate", "disc", *options(**files), "--model=x")
-    assert "either --model and --data, or --queries" in told
 
 
 # Embedding.
@@ -214,135 +147,10 @@ def test_models_that_are_damaged(student, tmp_path, fails):
     assert str(weights) in fails("embed", *arguments)
 
 
-def test_foreign_text_stays_on_one_line(files, fails):
-    files["ground-truth"].write_text('"Q00\n00\x1b[2J",R00000\n' + "Q" * 100_000 + ",R00000\n")
-    told = fails("evaluate", "disc", *options(**files))
-    assert "Q00\\n00\\x1b[2J" in told and len(told) < 1700
-
-
-def test_too_little_memory_is_told_in_a_sentence(files, monkeypatch, fails):
-    def failing_by(error):
-        def without_memory(*arguments, **more):
-            raise error
-
-        monkeypatch.setattr("rdcd_jax.evaluation.runs.evaluate_disc_files", without_memory)
-
-    failing_by(MemoryError("Unable to allocate 9 TiB"))
-    told = fails("evaluate", "disc", *options(**files))
-    assert "There is not enough memory (Unable to allocate 9 TiB)" in told
-    failing_by(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating"))
-    told = fails("evaluate", "disc", *options(**files))
-    assert "There is not enough memory (on the device)" in told
-    failing_by(jax.errors.JaxRuntimeError("INTERNAL: a bug"))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
-        main(["evaluate", "disc", *options(**files)])
-
-
 def test_debug_shows_the_exception(tmp_path):
     arguments = options(model="nowhere", images=make_pictures(tmp_path / "p", 1), out="x.npz")
     with pytest.raises(UserError, match="There is no model 'nowhere'"):
         main(["embed", "--debug", *arguments])
-
-
-# Evaluating.
-
-
-def table(folder):
-    with (folder / "disc_metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_evaluation_of_pictures_and_of_their_descriptors(student, disc, tmp_path, capsys):
-    out = tmp_path / "out"
-    chosen = options(codecs="Flat;PCAW4,L2norm,Flat")
-    assert main(["evaluate", "disc", *options(model=student, data=disc, out=out), *chosen]) == 0
-    assert "PCAW4,L2norm,Flat" in capsys.readouterr().out
-    rows = table(out)
-    assert [(row["codec"], row["score_norm"]) for row in rows] == [
-        (codec, norm) for codec in ("Flat", "PCAW4,L2norm,Flat") for norm in ("None", "1.0[0,2]")
-    ]
-    assert list(rows[0]) == ["codec", "score_norm", "uAP", "accuracy-at-1", "recall-at-p90"]
-    assert float(rows[0]["accuracy-at-1"]) == 1.0
-    kept = out / "descriptors"
-    again = options(
-        queries=kept / "queries.npz",
-        references=kept / "references.npz",
-        training=kept / "training.npz",
-        out=tmp_path / "again",
-    )
-    truth = f"--ground-truth={disc / 'ground_truth.csv'}"
-    assert main(["evaluate", "disc", *again, truth, *chosen]) == 0
-    assert table(tmp_path / "again") == rows
-    for name in ("metrics.json", "predictions.csv"):
-        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
-
-
-def test_figures_that_do_not_exist_are_left_empty(files, capsys):
-    assert main(["evaluate", "disc", *options(**files)]) == 0
-    assert table(files["out"])[0]["recall-at-p90"] in ("", "0.5", "1.0")
-    files["ground-truth"].write_text("Q00000,R00007\n")
-    queries = read_descriptors(files["queries"])
-    rows = np.eye(8, 16, dtype=np.float32)
-    ids = np.asarray([f"R{i:05d}" for i in range(8)])
-    write_descriptors(files["references"], Descriptors(ids, rows, "made up"))
-    rows = np.tile(np.arange(16, 0, -1, dtype=np.float32), (5, 1))
-    write_descriptors(files["queries"], Descriptors(queries.ids, rows, "made up"))
-    assert main(["evaluate", "disc", *options(**files)]) == 0
-    assert table(files["out"])[0]["recall-at-p90"] == ""
-    assert json.loads((files["out"] / "metrics.json").read_text())[0]["recall-at-p90"] is None
-
-
-def test_evaluation_that_fails(files, tmp_path, fails):
-    def changed(**values):
-        return ["evaluate", "disc", *options(**(files | values))]
-
-    def truth(text):
-        (tmp_path / "other.csv").write_text(text)
-        return changed(**{"ground-truth": tmp_path / "other.csv"})
-
-    def queries(**changes):
-        good = read_descriptors(files["queries"])
-        fields = {"ids": good.ids, "descriptors": good.descriptors, "model": good.model} | changes
-        np.savez(tmp_path / "bad.npz", **fields)
-        return changed(queries=tmp_path / "bad.npz")
-
-    good = read_descriptors(files["queries"])
-    told = fails(*truth("Q00000,R00000\nQ77777,R00000\n"))
-    assert "other.csv" in told and "Q77777" in told and "queries" in told
-    told = fails(*truth("Q00000,R77777\n"))
-    assert "R77777" in told and "references" in told
-    assert "holds no pair" in fails(*truth("query_id,reference_id\n"))
-    assert "line 1" in fails(*truth("a,b,c\n"))
-    told = fails(*queries(ids=np.asarray(["Q00000"] * 5)))
-    assert "bad.npz: 4 ids are repeated, such as Q00000" in told
-    rows = good.descriptors.copy()
-    rows[2, 3] = np.nan
-    told = fails(*queries(descriptors=rows))
-    assert "bad.npz: 1 of 5 descriptors hold NaN or infinity, the first for Q00002" in told
-    told = fails(*queries(model="another"))
-    assert "'another'" in told and "'made up'" in told and "bad.npz" in told and "r.npz" in told
-    told = fails(*queries(descriptors=rows[:, :3]))
-    assert "3-d" in told and "16-d" in told
-    (tmp_path / "torn.npz").write_bytes(files["queries"].read_bytes()[:200])
-    assert "torn.npz: cannot be read" in fails(*changed(queries=tmp_path / "torn.npz"))
-    assert "none.npz: there is no such" in fails(*changed(queries=tmp_path / "none.npz"))
-    assert "IVF" in fails(*changed(codecs="IVF"))
-    assert "'1.0[0,2]' is fitted on a training set" in fails(*changed(**{"score-norm": "1.0[0,2]"}))
-    assert "k is 0" in fails(*changed(k=0))
-    assert "choose one of" in fails(*changed(backend="faiss"))
-    assert not files["out"].exists()
-
-
-def test_evaluation_of_a_folder_that_fails(student, disc, tmp_path, fails):
-    arguments = options(model=student, data=disc, out=tmp_path / "out")
-    (disc / "ground_truth.csv").write_text("Q99999,R00000\n")
-    assert "Q99999" in fails("evaluate", "disc", *arguments)
-    (disc / "ground_truth.csv").unlink()
-    assert "holds no ground-truth file" in fails("evaluate", "disc", *arguments)
-    assert "/no/such: there is no such folder" in fails(
-        "evaluate", "disc", *options(model=student, data="/no/such", out=tmp_path / "out")
-    )
-    assert not (tmp_path / "out").exists()
 
 
 # Training.

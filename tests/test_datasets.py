@@ -197,7 +197,7 @@ def test_copydays_layouts(tmp_path):
         (datasets.Ndec, lambda r: save(r / "references", "R.jpg"), "query_images_h5"),
         (
             datasets.Ndec,
-            lambda r: save(r / "queries", "Q.jpg"),
+            lambda r: [save(r / each, "1.jpg") for each in ("queries", "references")],
             "no ground-truth file; .*public_ground_truth_h5.csv",
         ),
         (datasets.Copydays, lambda r: save(r / "strong", "2.jpg"), "no folder of originals"),

@@ -4,6 +4,7 @@ from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.ground_truth import (
     GROUND_TRUTH_FILES,
     find_disc_layout,
+    find_ndec_layout,
     read_ground_truth,
     require_known_ids,
 )
@@ -92,3 +93,20 @@ def test_incomplete_and_ambiguous_layouts_are_refused(tmp_path):
     (tmp_path / "dev_queries").mkdir()
     with pytest.raises(UserError, match="more than one query folder: queries, dev_queries"):
         find_disc_layout(tmp_path)
+
+
+@pytest.mark.parametrize("below", [".", "images"])
+def test_ndec_beside_discs_own_queries(tmp_path, below):
+    for folder in ("references", "queries", "train"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "ground_truth.csv").touch()
+    plain = find_ndec_layout(tmp_path)
+    assert plain == find_disc_layout(tmp_path)
+    (tmp_path / below / "query_images_h5").mkdir(parents=True)
+    (tmp_path / below / "public_ground_truth_h5.csv").touch()
+    layout = find_ndec_layout(tmp_path)
+    assert layout.queries == tmp_path / below / "query_images_h5"
+    assert layout.ground_truth == tmp_path / below / "public_ground_truth_h5.csv"
+    assert layout.references == plain.references and layout.training == plain.training
+    with pytest.raises(UserError, match="there is no such folder"):
+        find_ndec_layout(tmp_path / "none")

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from rdcd_jax.errors import UserError
-from rdcd_jax.evaluation.metrics import NOT_RETRIEVED, evaluate
+from rdcd_jax.evaluation.metrics import (
+    NOT_RETRIEVED,
+    evaluate,
+    macro_average_precision,
+    pooled_precision_recall,
+    trapezoid_average_precision,
+)
 
 CASES = [
     "random",
@@ -44,6 +50,17 @@ def test_every_figure_of_the_challenge_evaluation(vectors, case):
             assert got is None
         else:
             np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12, err_msg=name)
+    # The challenge's earlier figure took the same curve's precisions one place too early.
+    area = np.sum(np.diff(metrics.recalls) * metrics.precisions[:-1])
+    assert area == pytest.approx(float(f[f"{case}_ap_old"]), abs=1e-12)
+
+
+def test_what_the_challenge_evaluation_refuses(vectors):
+    f = vectors("f_isc_metrics")
+    told = dict(zip(f["errors_names"].tolist(), f["errors_text"].tolist(), strict=True))
+    assert told["duplicates"].startswith("ValueError") and issubclass(UserError, ValueError)
+    # There an empty ground truth gives NaN; here it is refused, see below.
+    assert told["empty_predictions"] == told["empty_gt"] == "no exception"
 
 
 def test_string_ids_and_shuffled_predictions_change_nothing(vectors):
@@ -83,3 +100,35 @@ def test_without_predictions_every_figure_is_zero():
 def test_bad_input_is_refused(truth, queries, references, scores, sentence):
     with pytest.raises(UserError, match=sentence):
         evaluate(truth, queries, references, scores)
+
+
+@pytest.mark.parametrize("i", range(8))
+def test_copydays_figure_of_one_query(vectors, i):
+    h = vectors("h_copydays")
+    got = trapezoid_average_precision(h[f"ap{i}_ranks"], int(h[f"ap{i}_nres"]))
+    assert got == pytest.approx(float(h[f"ap{i}_value"]), abs=1e-12)
+    again = trapezoid_average_precision(h[f"ap{i}_ranks"][::-1].tolist(), int(h[f"ap{i}_nres"]))
+    assert again == got
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_copydays_figure_of_all_queries(vectors, i):
+    h = vectors("h_copydays")
+    relevance, distances, positives = (h[f"macro{i}_{name}"] for name in ("gnd", "dis", "totpos"))
+    got = macro_average_precision(relevance, distances, int(positives))
+    assert got == pytest.approx(float(h[f"macro{i}_AP"]), abs=1e-12)
+    curve = pooled_precision_recall(relevance.astype(bool), distances, int(positives))
+    for values, name in zip(curve, ("precision", "recall"), strict=True):
+        np.testing.assert_allclose(values, h[f"macro{i}_{name}"], rtol=0, atol=1e-12)
+
+
+def test_copydays_figures_refuse_what_cannot_be():
+    one = np.ones((1, 2))
+    with pytest.raises(UserError, match="there are 0 positives"):
+        trapezoid_average_precision([], 0)
+    with pytest.raises(UserError, match="there are 0 positives"):
+        macro_average_precision(one, one, 0)
+    with pytest.raises(UserError, match=r"not .1, 2. and .2, 1."):
+        macro_average_precision(one, one.T, 2)
+    with pytest.raises(UserError, match="distances hold NaN"):
+        macro_average_precision(one, one * np.nan, 2)

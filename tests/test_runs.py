@@ -8,6 +8,7 @@ from PIL import Image
 
 from rdcd_jax.data.sources import find_images
 from rdcd_jax.errors import UserError
+from rdcd_jax.evaluation.calibration import read_calibration
 from rdcd_jax.evaluation.descriptors import read_descriptors, write_descriptors
 from rdcd_jax.evaluation.embed import embed_images
 from rdcd_jax.evaluation.ground_truth import read_ground_truth
@@ -130,6 +131,43 @@ def test_evaluation_of_a_folder_and_of_its_descriptors(root, tmp_path):
     assert len(again) == len(rows)
 
 
+def test_evaluation_writes_what_a_score_means(root, tmp_path):
+    out = tmp_path / "out"
+    evaluate_disc_run(Thumbnails(), root, out, score_norm="None")
+    found = read_calibration(out / "calibration.json")
+    assert (found.references, found.measured_on) == (12, "data")
+    # Copies are the very same pictures here.
+    assert found.precision(1.0, 12) > 0.8 > 0.1 > found.precision(0.0, 12)
+    kept = out / "descriptors"
+    files = kept / "queries.npz", kept / "references.npz", root / "ground_truth.csv"
+    evaluate_disc_files(*files, tmp_path / "again")
+    again = read_calibration(tmp_path / "again" / "calibration.json")
+    assert again == dataclasses.replace(found, measured_on="ground_truth.csv")
+    # Where no match is right nothing can be told, and what an earlier run told does not stay.
+    (root / "ground_truth.csv").write_text("Q 7 é,R0\n", encoding="utf-8")
+    evaluate_disc_files(*files, tmp_path / "again", k=1)
+    assert (tmp_path / "again" / "calibration.json").exists()
+    opposite = read_descriptors(kept / "queries.npz")
+    opposite = dataclasses.replace(opposite, descriptors=-opposite.descriptors)
+    write_descriptors(kept / "opposite.npz", opposite)
+    (root / "ground_truth.csv").write_text("Q 0 é,R0\n", encoding="utf-8")
+    evaluate_disc_files(kept / "opposite.npz", *files[1:], tmp_path / "again")
+    assert not (tmp_path / "again" / "calibration.json").exists()
+
+
+def test_ndec_is_evaluated_as_disc_is(root, tmp_path):
+    rows, _, _ = evaluate_disc_run(Thumbnails(), root, tmp_path / "disc", backend="numpy")
+    (root / "queries").rename(root / "query_images_h5")
+    (root / "ground_truth.csv").rename(root / "public_ground_truth_h5.csv")
+    again, _, _ = evaluate_disc_run(
+        Thumbnails(), root, tmp_path / "ndec", benchmark="ndec", backend="numpy"
+    )
+    assert [row.cells() for row in again] == [row.cells() for row in rows]
+    tables = tmp_path / "ndec" / "ndec_metrics.csv", tmp_path / "disc" / "disc_metrics.csv"
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+    assert not (tmp_path / "ndec" / "disc_metrics.csv").exists()
+
+
 def test_training_pictures_are_described_only_where_needed(root, tmp_path):
     rows, _, _ = evaluate_disc_run(Thumbnails(), root, tmp_path / "out", score_norm="None")
     assert len(rows) == 1
@@ -148,6 +186,7 @@ def test_mistakes_are_told_before_pictures_are_described(root, tmp_path):
     assert "unknown codec 'IVF'" in run(codecs="IVF")
     assert "unknown score normalisation" in run(score_norm="1.0")
     assert "exact search" in run(backend="jax_approx")
+    assert "k is 13, but queries are compared with 12 pictures only" in run(k=13)
     with (root / "ground_truth.csv").open("a") as file:
         file.write("Q99,R1\n")
     assert "1 of the 9 queries named" in run()

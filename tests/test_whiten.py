@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from rdcd_jax.errors import UserError
-from rdcd_jax.evaluation.codecs import parse_codec, parse_codecs
+from rdcd_jax.evaluation import whiten
+from rdcd_jax.evaluation.codecs import parse_codec, parse_codecs, unit_rows
 from rdcd_jax.evaluation.whiten import PCAWhitening, training_selection
 
 CODECS = (
@@ -19,18 +20,35 @@ CODECS = (
 def test_codecs_give_the_references_inner_products(vectors, codec):
     g = vectors("g_scorenorm_pcaw")
     encode = parse_codec(codec).fit(g["train"])
-    expected = g[codec.replace(",", "_") + "/query"]
-    got = encode(g["query"])[: len(expected)]
+    name = codec.replace(",", "_")
+    expected, got = g[f"{name}/query"], encode(g["query"])
     assert got.dtype == np.float32
     # The sign of a component is arbitrary, inner products are not.
     np.testing.assert_allclose(got @ got.T, expected @ expected.T, rtol=0, atol=2e-5)
     # Directions of nearly equal eigenvalue, towards the end, mix at the reference's float32.
     leading = (np.abs(x[:, :16]) for x in (got, expected))
     np.testing.assert_allclose(*leading, rtol=0, atol=2e-5)
-    if f"{codec.replace(',', '_')}/ref" in g:
-        references = g[codec.replace(",", "_") + "/ref"]
-        found = encode(g["ref"])[: len(references)]
-        np.testing.assert_allclose(got @ found.T, expected @ references.T, rtol=0, atol=2e-5)
+    for part, rows in (("ref", g["ref"]), ("train_head", g["train"][:100])):
+        found = encode(rows)
+        products = expected @ g[f"{name}/{part}"].T
+        np.testing.assert_allclose(got @ found.T, products, rtol=0, atol=2e-5, err_msg=part)
+
+
+@pytest.mark.parametrize("codec", CODECS[1:])
+def test_fitted_projections_are_the_references(vectors, codec):
+    g = vectors("g_scorenorm_pcaw")
+    name, parsed = codec.replace(",", "_"), parse_codec(codec)
+    rows = unit_rows(g["train"]) if parsed.norm_first else g["train"]
+    fitted = PCAWhitening.fit(rows, parsed.dim, parsed.whiten)
+    np.testing.assert_allclose(fitted.mean, g[f"{name}/mean"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(fitted.eigenvalues, g[f"{name}/eigenvalues"], rtol=1e-4, atol=1e-6)
+    # faiss keeps y = A x + b, and its signs are arbitrary; the trailing directions mix at its float32.
+    matrix, offset = g[f"{name}/A"][:16], g[f"{name}/b"][:16]
+    components = fitted.components[:16]
+    scale = np.abs(components).max()
+    np.testing.assert_allclose(np.abs(components), np.abs(matrix), rtol=0, atol=2e-4 * scale)
+    shift = components @ fitted.mean
+    np.testing.assert_allclose(np.abs(shift), np.abs(offset), rtol=0, atol=2e-4 * scale)
 
 
 def test_flat_leaves_descriptors_as_they_are(vectors):
@@ -41,21 +59,28 @@ def test_flat_leaves_descriptors_as_they_are(vectors):
     np.testing.assert_allclose(scaled, query, rtol=0, atol=1e-6)
 
 
-def test_eigenvalues_are_those_of_the_scatter_matrix(vectors):
-    g = vectors("g_scorenorm_pcaw")
-    fitted = PCAWhitening.fit(g["train"], 64)
-    np.testing.assert_allclose(
-        fitted.eigenvalues, g["PCAW64_L2norm_Flat/eigenvalues"], rtol=1e-4, atol=1e-6
-    )
-
-
 def test_large_training_sets_are_cut_to_the_references_rows(vectors):
     g = vectors("g_scorenorm_pcaw")
-    # In tests/data the rows that are not selected are zero.
-    fitted = PCAWhitening.fit(g["subsample/x"], 4)
+    x = g["subsample/x"]
+    assert len(x) > int(g["subsample/max_points_per_d"]) * 4
+    fitted = PCAWhitening.fit(x, 4)
     np.testing.assert_allclose(fitted.eigenvalues, g["subsample/eigenvalues"], rtol=1e-6)
     np.testing.assert_allclose(fitted.mean, g["subsample/mean"], rtol=0, atol=1e-6)
-    assert len(set(training_selection(9000, 4000).tolist())) == 4000
+    chosen = training_selection(len(x), 4000)
+    assert len(set(chosen.tolist())) == 4000
+    # The others have no say.
+    others = np.setdiff1d(np.arange(len(x)), chosen)
+    x[others] = 9
+    np.testing.assert_array_equal(PCAWhitening.fit(x, 4).eigenvalues, fitted.eigenvalues)
+
+
+def test_a_large_training_set_passes_in_blocks(monkeypatch):
+    training = np.random.default_rng(0).normal(size=(5000, 4)).astype(np.float32)
+    whole = PCAWhitening.fit(training, 4)
+    monkeypatch.setattr(whiten, "_BLOCK_ROWS", 700)
+    blocked = PCAWhitening.fit(training, 4)
+    np.testing.assert_allclose(np.abs(blocked.components), np.abs(whole.components), rtol=1e-9)
+    np.testing.assert_allclose(blocked.apply(training[:50]), whole.apply(training[:50]), atol=1e-6)
 
 
 def test_whitened_training_rows_have_unit_scatter():

@@ -98,6 +98,11 @@ def toy_config(pictures, features=None, **changes):
     return config
 
 
+def options(**values):
+    """Options of the command line."""
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
 def metrics_of(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]

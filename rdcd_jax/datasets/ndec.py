@@ -5,15 +5,12 @@ import pathlib
 from rdcd_jax.data.sources import find_images
 from rdcd_jax.datasets.builder import PictureBuilder, Split, query_split
 from rdcd_jax.evaluation.ground_truth import (
-    GROUND_TRUTH_FILES,
-    QUERY_FOLDERS,
+    NDEC_GROUND_TRUTH_FILES,
+    NDEC_QUERY_FOLDERS,
     REFERENCE_FOLDERS,
     TRAINING_FOLDERS,
-    find_part,
+    find_ndec_layout,
 )
-
-NDEC_QUERY_FOLDERS = ("query_images_h5", *QUERY_FOLDERS)
-NDEC_GROUND_TRUTH_FILES = ("public_ground_truth_h5.csv", *GROUND_TRUTH_FILES)
 
 
 class Ndec(PictureBuilder):
@@ -37,9 +34,10 @@ class Ndec(PictureBuilder):
     @classmethod
     def find_splits(cls, root: pathlib.Path) -> dict[str, Split]:
         """Splits by the folders found; queries with their ground truth. See the base."""
-        queries = find_part(root, "query folder", NDEC_QUERY_FOLDERS)
-        truth = find_part(root, "ground-truth file", NDEC_GROUND_TRUTH_FILES)
-        references = Split(find_images(find_part(root, "reference folder", REFERENCE_FOLDERS)))
-        splits = {"references": references, "queries": query_split(queries, truth, references)}
-        training = find_part(root, "training folder", TRAINING_FOLDERS, required=False)
-        return splits if training is None else {"train": Split(find_images(training)), **splits}
+        layout = find_ndec_layout(root)
+        references = Split(find_images(layout.references))
+        queries = query_split(layout.queries, layout.ground_truth, references)
+        splits = {"references": references, "queries": queries}
+        if layout.training is None:
+            return splits
+        return {"train": Split(find_images(layout.training)), **splits}

@@ -20,6 +20,9 @@ GROUND_TRUTH_FILES = (
     "val_groundtruth_matches.csv",
     "gt_1k.csv",
 )
+# NDEC's own names come first: its folder may hold DISC2021's queries too.
+NDEC_QUERY_FOLDERS = ("query_images_h5", *QUERY_FOLDERS)
+NDEC_GROUND_TRUTH_FILES = ("public_ground_truth_h5.csv", *GROUND_TRUTH_FILES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,15 +183,49 @@ def find_disc_layout(root: str | os.PathLike) -> DiscLayout:
     Raises:
         UserError: no such folder, a part that is missing, or several that could be meant.
     """
-    root = pathlib.Path(root)
-    if not root.is_dir():
-        raise UserError(f"{root}: there is no such folder.")
+    root = require_folder(root)
     return DiscLayout(
         queries=find_part(root, "query folder", QUERY_FOLDERS),
         references=find_part(root, "reference folder", REFERENCE_FOLDERS),
         training=find_part(root, "training folder", TRAINING_FOLDERS, required=False),
         ground_truth=find_part(root, "ground-truth file", GROUND_TRUTH_FILES),
     )
+
+
+def find_ndec_layout(root: str | os.PathLike) -> DiscLayout:
+    """Finds the parts of an NDEC folder, in which references and training pictures are DISC2021's.
+
+    Args:
+        root: as in `find_disc_layout`. NDEC's own names are preferred to DISC2021's.
+
+    Returns:
+        Where the parts are.
+
+    Raises:
+        UserError: as `find_disc_layout`.
+
+    Source: arXiv 2205.12358, https://github.com/WangWenhao0716/ASL.
+    """
+    root = require_folder(root)
+    return DiscLayout(
+        queries=_preferred_part(root, "query folder", NDEC_QUERY_FOLDERS),
+        references=find_part(root, "reference folder", REFERENCE_FOLDERS),
+        training=find_part(root, "training folder", TRAINING_FOLDERS, required=False),
+        ground_truth=_preferred_part(root, "ground-truth file", NDEC_GROUND_TRUTH_FILES),
+    )
+
+
+def require_folder(root: str | os.PathLike) -> pathlib.Path:
+    """Returns the path of a benchmark's folder; raises UserError where there is none."""
+    root = pathlib.Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: there is no such folder.")
+    return root
+
+
+def _preferred_part(root: pathlib.Path, what: str, names: Sequence[str]) -> pathlib.Path:
+    own = find_part(root, what, names[:1], required=False)
+    return own or find_part(root, what, names)
 
 
 def find_part(

@@ -1,4 +1,4 @@
-"""How well ranked (query, reference, score) predictions find the true copies. Numpy only."""
+"""How well ranked predictions find the true copies: DISC2021's figures and Copydays'. Numpy only."""
 
 import dataclasses
 from collections.abc import Hashable, Sequence
@@ -117,6 +117,84 @@ def evaluate(
         thresholds=thresholds,
         true_ranks=true_ranks,
     )
+
+
+def trapezoid_average_precision(ranks: Sequence[int], n_positive: int) -> float:
+    """Returns the average precision of one query, the area in trapezoids below its precision-recall curve.
+
+    Args:
+        ranks: zero-based places of the positives among what was found, all different, in any order.
+        n_positive: positives there are; those that were not found count as missed.
+
+    Returns:
+        0 to 1.
+
+    Raises:
+        UserError: n_positive below 1.
+
+    Source: the evaluation of INRIA's Holidays and Copydays.
+    """
+    ranks = np.sort(np.asarray(ranks, np.float64))
+    _require_positives(n_positive)
+    found = np.arange(len(ranks))
+    # Before anything was found the curve is at precision 1.
+    before = np.divide(found, ranks, out=np.ones(len(ranks)), where=ranks > 0)
+    after = (found + 1) / (ranks + 1)
+    return float(np.sum(before + after) / (2 * n_positive))
+
+
+def macro_average_precision(relevance: np.ndarray, distances: np.ndarray, n_positive: int) -> float:
+    """Returns the average precision of the neighbours of all queries, ranked together by distance.
+
+    Args:
+        relevance: [Q, k] 1 or True for a positive.
+        distances: [Q, k] any scale; the nearest says "copy" most strongly.
+        n_positive: positives there are for all queries together.
+
+    Returns:
+        0 to 1, the area in trapezoids.
+
+    Raises:
+        UserError: as `pooled_precision_recall`.
+
+    Source: SSCD's evaluation of Copydays, whose "overall µAP" this is.
+    """
+    precisions, recalls = pooled_precision_recall(relevance, distances, n_positive)
+    before = np.concatenate([[1.0], precisions[:-1]])
+    return float(np.sum(np.diff(recalls, prepend=0.0) * (before + precisions) / 2))
+
+
+def pooled_precision_recall(
+    relevance: np.ndarray, distances: np.ndarray, n_positive: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the curve behind `macro_average_precision`.
+
+    Args:
+        relevance: as there.
+        distances: as there; among equals the order is that of numpy's default sort, as in the reference.
+        n_positive: as there.
+
+    Returns:
+        precisions and recalls [Q * k] float64, after each neighbour, the nearest first.
+
+    Raises:
+        UserError: shapes that differ, distances that are not finite, n_positive below 1.
+    """
+    relevance, distances = np.asarray(relevance), np.asarray(distances)
+    if relevance.shape != distances.shape:
+        raise UserError(
+            f"relevance and distances must have one shape, not {relevance.shape} and {distances.shape}."
+        )
+    _require_positives(n_positive)
+    if not np.isfinite(distances).all():
+        raise UserError("the distances hold NaN or infinity; compute the descriptors again.")
+    found = np.cumsum(relevance.ravel()[np.argsort(distances.ravel())], dtype=np.int64)
+    return found / np.arange(1, len(found) + 1), found / n_positive
+
+
+def _require_positives(n_positive: int) -> None:
+    if n_positive < 1:
+        raise UserError(f"there are {n_positive} positives; an average precision needs at least 1.")
 
 
 def _true_ranks(

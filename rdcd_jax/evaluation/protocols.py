@@ -1,6 +1,5 @@
 """The DISC protocol: descriptors and a ground truth in, a table of figures out."""
 
-import csv
 import dataclasses
 import os
 import pathlib
@@ -8,14 +7,15 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation import metrics, score_norm, search
 from rdcd_jax.evaluation.codecs import parse_codec
 from rdcd_jax.evaluation.descriptors import Descriptors, require_comparable
 from rdcd_jax.evaluation.ground_truth import HEADER, GroundTruth, require_known_ids
-from rdcd_jax.files import write_aside, write_json
+from rdcd_jax.evaluation.settings import candidate_count, require_settings
+from rdcd_jax.files import write_csv, write_json
 
 COLUMNS = ("codec", "score_norm", "uAP", "accuracy-at-1", "recall-at-p90")
+DEFAULT_K = 10
 # How a table names the absence of score normalisation.
 NO_SCORE_NORM = "None"
 
@@ -71,7 +71,7 @@ def evaluate_disc(
     *,
     codecs: Sequence[str] = ("Flat",),
     score_norms: Sequence[str | None] = (None,),
-    k: int = 10,
+    k: int | None = None,
     global_candidates: bool = False,
     backend: str = "jax",
     unreadable: Collection[str] = (),
@@ -85,7 +85,7 @@ def evaluate_disc(
         ground_truth: the true pairs.
         codecs: such as "Flat" or "PCAW128,L2norm,Flat".
         score_norms: such as "1.0[0,2]", or None for none.
-        k: candidates a query (all references where there are fewer).
+        k: candidates a query; 10 for None, or all references where there are fewer.
         global_candidates: take the k * N best pairs of all N queries instead of k of each.
         backend: one of `search.EXACT_BACKENDS`.
         unreadable: ids of pictures that the ground truth may name although they could not be
@@ -97,11 +97,13 @@ def evaluate_disc(
 
     Raises:
         UserError: unknown names, sets that cannot be compared, a ground truth that names other
-            pictures, no training descriptors where they are needed, an approximate backend.
+            pictures, no training descriptors where they are needed, an approximate backend, k above
+            the number of references.
 
-    Source: DISC2021 by way of SSCD's evaluation, by inner product throughout.
+    Source: DISC2021 by way of SSCD's evaluation, by inner product throughout. NDEC's is the same.
     """
     require_settings(codecs, score_norms, training is not None, k=k, backend=backend)
+    k = min(candidate_count(k, DEFAULT_K, len(references) + len(unreadable)), len(references))
     named = {"the query set": queries, "the reference set": references}
     if training is not None:
         named["the training set"] = training
@@ -137,44 +139,12 @@ def evaluate_disc(
     return rows, predictions
 
 
-def needs_training(codecs: Sequence[str], score_norms: Sequence[str | None]) -> bool:
-    """Returns whether any of the codecs or score normalisations is fitted on a training set."""
-    whitens = any(parse_codec(name).needs_training for name in codecs)
-    return whitens or any(spec is not None for spec in score_norms)
-
-
-def require_settings(
-    codecs: Sequence[str],
-    score_norms: Sequence[str | None],
-    has_training: bool,
-    *,
-    k: int,
-    backend: str,
-) -> None:
-    """Raises UserError for settings of `evaluate_disc` that cannot work, before any costly work."""
-    if not codecs or not score_norms:
-        raise UserError("name at least one codec and one score normalisation (None for none).")
-    for spec in score_norms:
-        if spec is not None:
-            score_norm.parse_score_norm(spec)
-    if k < 1:
-        raise UserError(f"k is {k}; every query needs at least 1 candidate.")
-    if backend not in search.EXACT_BACKENDS:
-        raise UserError(
-            f"figures come from an exact search, and {backend!r} is none; choose one of "
-            f"{', '.join(search.EXACT_BACKENDS)}."
-        )
-    needy = [name for name in codecs if needs_training([name], [])]
-    needy += [spec for spec in score_norms if spec is not None]
-    if needy and not has_training:
-        raise UserError(
-            f"{needy[0]!r} is fitted on a training set and there is none; give one, or choose the "
-            "codec Flat and the score normalisation None."
-        )
-
-
 def write_disc_results(
-    folder: str | os.PathLike, rows: Sequence[DiscRow], predictions: Predictions
+    folder: str | os.PathLike,
+    rows: Sequence[DiscRow],
+    predictions: Predictions,
+    *,
+    benchmark: str = "disc",
 ) -> None:
     """Writes `disc_metrics.csv`, `metrics.json` and `predictions.csv`.
 
@@ -182,14 +152,15 @@ def write_disc_results(
         folder: where to; it is made if missing.
         rows: the table. A figure that does not exist is an empty cell, and null in JSON.
         predictions: what `evaluate_disc` returns: those of the last row.
+        benchmark: what the first file is called by.
     """
     folder = pathlib.Path(folder)
     cells = [row.cells() for row in rows]
-    _write_csv(folder / "disc_metrics.csv", COLUMNS, (row.values() for row in cells))
+    write_csv(folder / f"{benchmark}_metrics.csv", COLUMNS, (row.values() for row in cells))
     write_json(folder / "metrics.json", cells)
     columns = (predictions.query_ids, predictions.reference_ids, predictions.scores)
     lines = zip(*(column.tolist() for column in columns), strict=True)
-    _write_csv(folder / "predictions.csv", (*HEADER, "score"), lines)
+    write_csv(folder / "predictions.csv", (*HEADER, "score"), lines)
 
 
 def _predictions(
@@ -205,16 +176,8 @@ def _predictions(
         n = k * len(queries)
         scores, query, reference = search.best_pairs(query_rows, reference_rows, n, backend)
     else:
-        k = min(k, len(references))
         scores, reference = search.knn(query_rows, reference_rows, k, backend)
         order = np.argsort(-scores.ravel(), kind="stable")
         query = np.repeat(np.arange(len(queries)), k)[order]
         scores, reference = scores.ravel()[order], reference.ravel()[order]
     return Predictions(queries.ids[query], references.ids[reference], scores)
-
-
-def _write_csv(path: pathlib.Path, header, lines) -> None:
-    with write_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(lines)

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.descriptors import Descriptors
 from rdcd_jax.evaluation.ground_truth import HEADER, GroundTruth
 from rdcd_jax.evaluation.protocols import DiscRow, Predictions
-from rdcd_jax.files import file_sha256, write_aside, write_json
+from rdcd_jax.files import file_sha256, write_csv, write_json
 
 FORMAT = 1
 RECORD, PAIRS, CURVES, PREDICTIONS = "evaluation.json", "pairs.csv", "curves.csv", "predictions.csv"
@@ -96,13 +96,13 @@ def write_record(
     folder = pathlib.Path(folder)
     edits = {query: "+".join(made) for query, made in truth.edits.items()}
     pairs = [*truth.pairs, *((query, "") for query in truth.distractors)]
-    _write_csv(
+    write_csv(
         folder / PAIRS, (*HEADER, "edits"), ((*pair, edits.get(pair[0], "")) for pair in pairs)
     )
     names = ("codec", "score_norm", "score", "precision", "recall")
     different = {(row.codec, row.score_norm): curve(row).tolist() for row in rows}
     points = ((*name, *point) for name, points in different.items() for point in points)
-    _write_csv(folder / CURVES, names, points)
+    write_csv(folder / CURVES, names, points)
     values = singular_values(references.descriptors)
     write_json(
         folder / RECORD,
@@ -150,8 +150,8 @@ def read_record(folder: str | os.PathLike) -> Record:
         )
     if not path.is_file():
         raise UserError(
-            f"{folder}: holds no {RECORD}, which `rdcd-jax evaluate disc` writes; evaluate again with this version"
-            " (descriptors that are there already can be given as files)."
+            f"{folder}: holds no {RECORD}, which `rdcd-jax evaluate disc` and `ndec` write; evaluate again with this"
+            " version (descriptors that are there already can be given as files)."
         )
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
@@ -241,14 +241,7 @@ def _absolute(source: str | os.PathLike) -> str:
     return os.path.abspath(source) if os.path.exists(source) else os.fspath(source)
 
 
-def _write_csv(path: pathlib.Path, header: Sequence[str], lines: Iterable[Sequence]) -> None:
-    with write_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(lines)
-
-
-def _read_csv(path: pathlib.Path) -> Iterable[list[str]]:
+def _read_csv(path: pathlib.Path) -> Iterator[list[str]]:
     """The lines after the header."""
     with path.open(newline="", encoding="utf-8") as file:
         lines = csv.reader(file)

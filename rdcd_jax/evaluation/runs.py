@@ -1,10 +1,10 @@
-"""What the command line's `embed` and `evaluate disc` do, as functions of plain arguments."""
+"""What the command line's `embed` and `evaluate` do, as functions of plain arguments."""
 
 import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -25,16 +25,23 @@ from rdcd_jax.evaluation.embed import Unreadable, embed_images
 from rdcd_jax.evaluation.ground_truth import (
     GroundTruth,
     find_disc_layout,
+    find_ndec_layout,
     read_ground_truth,
     require_known_ids,
 )
 from rdcd_jax.evaluation.record import write_record
 from rdcd_jax.evaluation.score_norm import parse_score_norms
+from rdcd_jax.evaluation.settings import candidate_count, needs_training, require_settings
 from rdcd_jax.files import require_writable, write_json, write_text
 
 DEFAULT_CODECS = "Flat"
 # Without a training set there is nothing to normalise by.
 DEFAULT_SCORE_NORMS = {True: "None;1.0[0,2]", False: "None"}
+
+# The benchmarks that are evaluated as DISC2021 is.
+LAYOUTS = {"disc": find_disc_layout, "ndec": find_ndec_layout}
+# Side of the pictures where a benchmark's own differs from the model's.
+IMAGE_SIZES = {"ndec": 224}
 
 # Matches of each query that a calibration is fitted to, as many as a search gives.
 _CALIBRATED = 10
@@ -100,28 +107,31 @@ def evaluate_disc_run(
     data: str | os.PathLike,
     out: str | os.PathLike,
     *,
+    benchmark: str = "disc",
     training: str | os.PathLike | None = None,
     codecs: str = DEFAULT_CODECS,
     score_norm: str | None = None,
-    k: int = 10,
+    k: int | None = None,
     global_candidates: bool = False,
     backend: str = "jax",
     batch_size: int = 32,
     on_progress: Progress | None = None,
 ) -> tuple[list[protocols.DiscRow], protocols.Predictions, list[Unreadable]]:
-    """Describes a DISC-shaped folder's pictures and evaluates them.
+    """Describes the pictures of a DISC-shaped folder, or of NDEC's, and evaluates them.
 
     Args:
-        model: the model.
-        data: the folder, see `find_disc_layout`.
-        out: folder for `disc_metrics.csv`, `metrics.json`, `predictions.csv` (of the last row), `calibration.json`
-            (what a score of the descriptors as they are means), `descriptors/*.npz`, what a report needs (see
-            `record.write_record`), and `unreadable.txt` where pictures were left out.
+        model: the model, at the size that the pictures are to have.
+        data: the folder, see `find_disc_layout` and `find_ndec_layout`.
+        out: folder for `disc_metrics.csv` (or `ndec_`), `metrics.json`, `predictions.csv` (of the last row),
+            `calibration.json` (what a score of the descriptors as they are means, where some matches are right and
+            some wrong), `descriptors/*.npz`, what a report is made of (see `write_record`), and `unreadable.txt` where
+            pictures were left out.
+        benchmark: "disc" or "ndec".
         training: a source of training pictures in place of the folder's own.
         codecs: codecs separated by `;`.
         score_norm: normalisations separated by `;`; by default "None;1.0[0,2]", or "None" where
             there is no training set. Training pictures are described only if something needs them.
-        k: candidates a query.
+        k: candidates a query; 10 for None, or all references where there are fewer.
         global_candidates: k * N best pairs of all instead of k of each query.
         backend: an exact search backend.
         batch_size: pictures at a time.
@@ -135,26 +145,20 @@ def evaluate_disc_run(
         UserError: anything wrong with the folder, names or files; before any picture is described
             where that can be known.
     """
-    layout = find_disc_layout(data)
+    layout = LAYOUTS[benchmark](data)
     training = layout.training if training is None else training
     settings = _settings(codecs, score_norm, training is not None, k=k, backend=backend)
     sources = {"queries": layout.queries, "references": layout.references}
-    if protocols.needs_training(settings["codecs"], settings["score_norms"]):
+    if needs_training(settings["codecs"], settings["score_norms"]):
         sources["training"] = training
     images = {name: find_images(source) for name, source in sources.items()}
+    candidate_count(k, protocols.DEFAULT_K, len(images["references"]))
     truth = read_ground_truth(layout.ground_truth)
     require_known_ids(truth, images["queries"].ids, images["references"].ids)
 
     out = pathlib.Path(out)
-    described: dict[str, Descriptors] = {}
-    unreadable: list[Unreadable] = []
-    for name, each in images.items():
-        told = None if on_progress is None else functools.partial(on_progress, name)
-        described[name], left_out = _embedded(model, each, batch_size, told)
-        # Kept, so that other codecs and normalisations need not describe everything again.
-        write_descriptors(out / "descriptors" / f"{name}.npz", described[name])
-        unreadable += left_out
-    _list_unreadable(out / "unreadable.txt", unreadable)
+    described, left_out = described_sets(model, images, out, batch_size, on_progress)
+    unreadable = [each for some in left_out.values() for each in some]
     rows, predictions = protocols.evaluate_disc(
         described["queries"],
         described["references"],
@@ -164,7 +168,7 @@ def evaluate_disc_run(
         unreadable=[each.id for each in unreadable],
         **settings,
     )
-    protocols.write_disc_results(out, rows, predictions)
+    protocols.write_disc_results(out, rows, predictions, benchmark=benchmark)
     _write_calibration(out, described["queries"], described["references"], truth, data)
     write_record(
         out,
@@ -185,10 +189,11 @@ def evaluate_disc_files(
     ground_truth: str | os.PathLike,
     out: str | os.PathLike,
     *,
+    benchmark: str = "disc",
     training: str | os.PathLike | None = None,
     codecs: str = DEFAULT_CODECS,
     score_norm: str | None = None,
-    k: int = 10,
+    k: int | None = None,
     global_candidates: bool = False,
     backend: str = "jax",
 ) -> tuple[list[protocols.DiscRow], protocols.Predictions]:
@@ -198,8 +203,9 @@ def evaluate_disc_files(
         queries: an `.npz` or `.h5` file.
         references: likewise; may be the same `.h5` file where it holds both.
         ground_truth: a CSV file.
-        out: folder for `disc_metrics.csv`, `metrics.json`, `predictions.csv` (of the last row), `calibration.json`
-            and what a report needs.
+        out: folder for `disc_metrics.csv` (or `ndec_`), `metrics.json`, `predictions.csv` (of the last row),
+            `calibration.json` and what a report is made of.
+        benchmark: as in `evaluate_disc_run`.
         training: a descriptor file of unrelated pictures.
         codecs: as in `evaluate_disc_run`.
         score_norm: as in `evaluate_disc_run`.
@@ -215,10 +221,7 @@ def evaluate_disc_files(
     """
     settings = _settings(codecs, score_norm, training is not None, k=k, backend=backend)
     truth = read_ground_truth(ground_truth)
-    parts = {"query": queries, "reference": references, "training": training}
-    # Read under the files' own names, so that an error says which two do not belong together.
-    read = {part: read_descriptors(path, part) for part, path in parts.items() if path is not None}
-    require_comparable({f"{part} file {parts[part]}": each for part, each in read.items()})
+    read = read_sets({"query": queries, "reference": references, "training": training})
     rows, predictions = protocols.evaluate_disc(
         read["query"],
         read["reference"],
@@ -227,12 +230,74 @@ def evaluate_disc_files(
         global_candidates=global_candidates,
         **settings,
     )
-    protocols.write_disc_results(out, rows, predictions)
+    protocols.write_disc_results(out, rows, predictions, benchmark=benchmark)
     _write_calibration(pathlib.Path(out), read["query"], read["reference"], truth, ground_truth)
     write_record(
         out, rows, truth, read["reference"], queries=len(read["query"]), measured_on=ground_truth
     )
     return rows, predictions
+
+
+def described_sets(
+    model: DescribingModel,
+    images: Mapping[str, ImageSet],
+    out: pathlib.Path,
+    batch_size: int,
+    on_progress: Progress | None,
+) -> tuple[dict[str, Descriptors], dict[str, list[Unreadable]]]:
+    """Describes the sets of a benchmark.
+
+    Args:
+        model: the model.
+        images: sets by name.
+        out: folder for `descriptors/NAME.npz`, and for `unreadable.txt` where pictures were left out.
+        batch_size: pictures at a time.
+        on_progress: told the set's name, pictures done and in all.
+
+    Returns:
+        Descriptors and the pictures left out, by the sets' names.
+    """
+    described: dict[str, Descriptors] = {}
+    left_out: dict[str, list[Unreadable]] = {}
+    for name, each in images.items():
+        told = None if on_progress is None else functools.partial(on_progress, name)
+        described[name], left_out[name] = _embedded(model, each, batch_size, told)
+        # Kept, so that other codecs and normalisations need not describe everything again.
+        write_descriptors(out / "descriptors" / f"{name}.npz", described[name])
+    _list_unreadable(out / "unreadable.txt", [each for some in left_out.values() for each in some])
+    return described, left_out
+
+
+def read_sets(parts: Mapping[str, str | os.PathLike | None]) -> dict[str, Descriptors]:
+    """Reads the descriptor files of a benchmark.
+
+    Args:
+        parts: files by part, such as "query"; None for a part that there is not.
+
+    Returns:
+        Descriptors by part.
+
+    Raises:
+        UserError: a broken file, or files of different models.
+    """
+    # Read under the files' own names, so that an error says which two do not belong together.
+    read = {part: read_descriptors(path, part) for part, path in parts.items() if path is not None}
+    require_comparable({f"{part} file {parts[part]}": each for part, each in read.items()})
+    return read
+
+
+def codec_names(
+    codecs: str,
+    score_norms: Sequence[str | None],
+    has_training: bool,
+    *,
+    k: int | None,
+    backend: str,
+) -> list[str]:
+    """Splits codecs separated by `;`, and checks them as `settings.require_settings` does."""
+    names = [codec.name for codec in parse_codecs(codecs)]
+    require_settings(names, score_norms, has_training, k=k, backend=backend)
+    return names
 
 
 def _write_calibration(
@@ -243,6 +308,7 @@ def _write_calibration(
     measured_on: str | os.PathLike,
 ) -> None:
     """Writes `calibration.json`, of the descriptors as they are, where there are right and wrong matches."""
+    path = out / "calibration.json"
     k = min(_CALIBRATED, len(references))
     scores, places = search.knn(queries.descriptors, references.descriptors, k)
     pairs = zip(
@@ -255,15 +321,21 @@ def _write_calibration(
         found = fit_calibration(
             scores.ravel(), correct, references=len(references), measured_on=name
         )
-        write_json(out / "calibration.json", dataclasses.asdict(found))
+        write_json(path, dataclasses.asdict(found))
+    else:
+        # That of an earlier run would be taken for this one's.
+        path.unlink(missing_ok=True)
 
 
-def _settings(codecs: str, score_norm: str | None, has_training: bool, **rest) -> dict:
+def _settings(
+    codecs: str, score_norm: str | None, has_training: bool, *, k: int | None, backend: str
+) -> dict:
     """Arguments of `protocols.evaluate_disc`, checked before anything costly is done."""
-    norms = DEFAULT_SCORE_NORMS[has_training] if score_norm is None else score_norm
-    names = [codec.name for codec in parse_codecs(codecs)], parse_score_norms(norms)
-    protocols.require_settings(*names, has_training, **rest)
-    return {"codecs": names[0], "score_norms": names[1], **rest}
+    norms = parse_score_norms(
+        DEFAULT_SCORE_NORMS[has_training] if score_norm is None else score_norm
+    )
+    names = codec_names(codecs, norms, has_training, k=k, backend=backend)
+    return {"codecs": names, "score_norms": norms, "k": k, "backend": backend}
 
 
 def _embedded(

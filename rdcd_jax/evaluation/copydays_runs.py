@@ -1,0 +1,119 @@
+"""What the command line's `evaluate copydays` does, as functions of plain arguments."""
+
+import os
+import pathlib
+
+from rdcd_jax.data.sources import find_images
+from rdcd_jax.evaluation import copydays
+from rdcd_jax.evaluation.copydays_folder import ORIGINAL, find_pictures
+from rdcd_jax.evaluation.embed import Unreadable
+from rdcd_jax.evaluation.runs import (
+    DEFAULT_CODECS,
+    DescribingModel,
+    Progress,
+    codec_names,
+    described_sets,
+    read_sets,
+)
+from rdcd_jax.evaluation.settings import candidate_count, needs_training
+
+
+def evaluate_copydays_run(
+    model: DescribingModel,
+    data: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    distractors: str | os.PathLike | None = None,
+    training: str | os.PathLike | None = None,
+    codecs: str = DEFAULT_CODECS,
+    k: int | None = None,
+    backend: str = "jax",
+    batch_size: int = 32,
+    on_progress: Progress | None = None,
+) -> tuple[list[copydays.CopydaysRow], list[Unreadable]]:
+    """Describes Copydays' pictures and evaluates them.
+
+    Args:
+        model: the model, at the size that the pictures are to have.
+        data: the folder, see `copydays_folder.find_blocks`.
+        out: folder for `copydays_metrics.csv`, `metrics.json`, `copydays_blocks.csv`, `descriptors/*.npz`, and
+            `unreadable.txt` where pictures were left out.
+        distractors: a source of pictures that copies are also compared with.
+        training: a source of pictures that whitening is fitted on. They are described only if a codec needs them.
+        codecs: codecs separated by `;`.
+        k: candidates a query; 100 for None, or all of the database where it is smaller.
+        backend: an exact search backend.
+        batch_size: pictures at a time.
+        on_progress: told "copydays", "distractors" or "training", pictures done and in all.
+
+    Returns:
+        The table, and the pictures left out (Copydays' own count as missed).
+
+    Raises:
+        UserError: as `evaluate_disc_run`.
+    """
+    names = codec_names(codecs, [None], training is not None, k=k, backend=backend)
+    images = {"copydays": find_pictures(data)}
+    others = {"distractors": distractors, "training": training if needs_training(names) else None}
+    for name, source in others.items():
+        if source is not None:
+            # Nothing asks what these are called.
+            images[name] = find_images(source, ids="path")
+    originals = sum(each.startswith(f"{ORIGINAL}/") for each in images["copydays"].ids)
+    n_distractors = len(images["distractors"]) if "distractors" in images else 0
+    candidate_count(k, copydays.DEFAULT_K, originals + n_distractors)
+
+    out = pathlib.Path(out)
+    described, left_out = described_sets(model, images, out, batch_size, on_progress)
+    rows = copydays.evaluate_copydays(
+        described["copydays"],
+        described.get("distractors"),
+        described.get("training"),
+        codecs=names,
+        k=k,
+        backend=backend,
+        unreadable=[each.id for each in left_out["copydays"]],
+    )
+    copydays.write_copydays_results(out, rows)
+    return rows, [each for some in left_out.values() for each in some]
+
+
+def evaluate_copydays_files(
+    pictures: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    distractors: str | os.PathLike | None = None,
+    training: str | os.PathLike | None = None,
+    codecs: str = DEFAULT_CODECS,
+    k: int | None = None,
+    backend: str = "jax",
+) -> list[copydays.CopydaysRow]:
+    """Evaluates descriptor files of Copydays.
+
+    Args:
+        pictures: a file of originals and copies, whose ids tell their part: "strong/200001", "jpegqual/3/200000".
+        out: folder for `copydays_metrics.csv`, `metrics.json` and `copydays_blocks.csv`.
+        distractors: a descriptor file.
+        training: a descriptor file.
+        codecs: as in `evaluate_copydays_run`.
+        k: as in `evaluate_copydays_run`.
+        backend: as in `evaluate_copydays_run`.
+
+    Returns:
+        The table.
+
+    Raises:
+        UserError: anything wrong with the files or names.
+    """
+    names = codec_names(codecs, [None], training is not None, k=k, backend=backend)
+    read = read_sets({"query": pictures, "distractor": distractors, "training": training})
+    rows = copydays.evaluate_copydays(
+        read["query"],
+        read.get("distractor"),
+        read.get("training"),
+        codecs=names,
+        k=k,
+        backend=backend,
+    )
+    copydays.write_copydays_results(out, rows)
+    return rows
