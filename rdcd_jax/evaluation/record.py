@@ -16,6 +16,7 @@ from rdcd_jax.evaluation.protocols import DiscRow, Predictions
 from rdcd_jax.files import file_sha256, write_csv, write_json
 
 FORMAT = 1
+FIGURES = ("uAP", "accuracy-at-1", "recall-at-10", "recall-at-p90", "score-at-p90")
 RECORD, PAIRS, CURVES, PREDICTIONS = "evaluation.json", "pairs.csv", "curves.csv", "predictions.csv"
 # Points of a precision-recall curve that are kept.
 _POINTS = 300
@@ -29,7 +30,7 @@ class Row:
     Attributes:
         codec: the codec's name.
         score_norm: the normalisation, or "None".
-        figures: by name, 0 to 1 but for `score-at-p90`; None where one does not exist.
+        figures: by the names in `FIGURES`, 0 to 1 but for `score-at-p90`; None where one does not exist.
         curve: [P, 3] float64, score, precision and recall, best score first, at up to 300 of the copies found.
     """
 
@@ -207,10 +208,12 @@ def _record(folder: pathlib.Path, told: dict) -> Record:
         curves.setdefault((codec, norm), []).append(tuple(map(float, point)))
     rows = []
     for row in told["rows"]:
-        codec, norm = row.pop("codec"), row.pop("score_norm")
-        figures = {name: None if value is None else float(value) for name, value in row.items()}
+        codec, norm = str(row["codec"]), str(row["score_norm"])
+        figures = {name: None if row[name] is None else float(row[name]) for name in FIGURES}
         points = np.asarray(curves.get((codec, norm), []), np.float64).reshape(-1, 3)
         rows.append(Row(codec, norm, figures, points))
+    if not rows:
+        raise ValueError("its table is empty")
     pairs = list(_read_csv(folder / PAIRS))
     truth = GroundTruth(
         str(folder / PAIRS),
