@@ -80,7 +80,7 @@ def write_report(
         spectrum=charts.spectrum(runs),
         edits=tables.edit_table(runs),
         cases=shown_cases,
-        counts=[(run.name, *_mistakes(run)) for run in runs],
+        counts=[(run, *_mistakes(run)) for run in runs],
         notes=notes,
         outcomes=(FALSE_POSITIVE, MISSED),
         kinds=sorted(
@@ -95,6 +95,8 @@ def write_report(
 
 def _with_pictures(runs: Sequence[Run], count: int) -> tuple[list[Shown], list[str]]:
     """The worst mistakes with their pictures, as far as these may take room; and what runs have none to show."""
+    if count == 0:
+        return [], []
     sources = [Thumbnails(run.record.pictures) for run in runs]
     notes = []
     for run, images in zip(runs, sources, strict=True):
