@@ -37,7 +37,7 @@ BATCH = 32
 
 def jax_runs(source: str, size: int):
     """Functions that describe all pictures, by network."""
-    return {name: run_of(model_of(name, size), source, size) for name in NETWORKS}
+    return {name: run_of(model_of(name, size), source) for name in NETWORKS}
 
 
 def onnx_runs(form: str, source: str, size: int):
@@ -48,7 +48,7 @@ def onnx_runs(form: str, source: str, size: int):
     def run(name: str, folder: str):
         path = pathlib.Path(folder) / f"{name}.onnx"
         export_weights(model_of(name, size), form, path)
-        return run_of(load_onnx_model(name, path), source, size)
+        return run_of(load_onnx_model(name, path).at_size(size), source)
 
     with tempfile.TemporaryDirectory() as folder:
         return {name: run(name, folder) for name in NETWORKS}
@@ -65,15 +65,13 @@ def model_of(name: str, size: int):
     return Model(name, name, evaluation_mode(module), size)
 
 
-def run_of(model, source: str, size: int):
+def run_of(model, source: str):
     """A function that describes all pictures, and gives their number."""
     from rdcd_jax.data.sources import find_images
     from rdcd_jax.evaluation.embed import embed_images
 
     images = find_images(source)
-    return lambda: len(
-        embed_images(model.describe, images, image_size=size, batch_size=BATCH)[0].ids
-    )
+    return lambda: len(embed_images(model, images, batch_size=BATCH)[0].ids)
 
 
 class Pictures:

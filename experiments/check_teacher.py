@@ -19,7 +19,7 @@ import onnxruntime
 from flax import nnx
 
 from rdcd_jax.data.sources import find_images
-from rdcd_jax.evaluation.embed import embed_images
+from rdcd_jax.evaluation.embed import Describer, embed_images
 from rdcd_jax.evaluation.ground_truth import find_disc_layout, read_ground_truth
 from rdcd_jax.evaluation.protocols import evaluate_disc
 from rdcd_jax.files import write_json
@@ -89,11 +89,9 @@ def embedded(name, describe, images):
     it."""
     with Reporter(f"{name}, {pathlib.Path(images.source).name}", len(images)) as reporter:
         found, unreadable = embed_images(
-            describe,
+            Describer(describe, IMAGE_SIZE, name=name),
             images,
-            image_size=IMAGE_SIZE,
             batch_size=BATCH,
-            model=name,
             on_progress=lambda done, _: reporter.update(done),
         )
     if unreadable:

@@ -101,9 +101,8 @@ def choose(
     model = load_describer("onnxruntime")
     with Reporter("Descriptors", len(paths)) as reporter:
         found, _ = embed_images(
-            model.describe,
+            model.at_size(SIDE),
             find_images(str(paths[0].parent)),
-            image_size=SIDE,
             on_progress=lambda done, total: reporter.update(done),
         )
     described = found.descriptors

@@ -25,7 +25,7 @@ from rdcd_jax.data.decode import resize_square  # noqa: E402
 from rdcd_jax.data.sources import find_images  # noqa: E402
 from rdcd_jax.errors import UserError  # noqa: E402
 from rdcd_jax.evaluation.descriptors import Descriptors  # noqa: E402
-from rdcd_jax.evaluation.embed import embed_images  # noqa: E402
+from rdcd_jax.evaluation.embed import Describer, embed_images  # noqa: E402
 from rdcd_jax.evaluation.ground_truth import find_disc_layout, read_ground_truth  # noqa: E402
 from rdcd_jax.evaluation.protocols import evaluate_disc  # noqa: E402
 from rdcd_jax.files import write_json  # noqa: E402
@@ -83,9 +83,8 @@ def figures(runs: dict[str, Describe], benchmark: pathlib.Path, image_size: int)
         images = find_images(source)
         with Reporter(str(source), len(images)) as reporter:
             found, unreadable = embed_images(
-                describe,
+                Describer(describe, image_size),
                 images,
-                image_size=image_size,
                 batch_size=BATCH,
                 on_progress=lambda done, _, reporter=reporter: reporter.update(done),
             )

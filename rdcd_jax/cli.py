@@ -12,6 +12,7 @@ from rdcd_jax.cli_index import add_index
 from rdcd_jax.cli_parts import (
     add_embedding_options,
     add_ids_option,
+    chosen_model,
     reported,
     tell_unreadable,
     verb,
@@ -134,7 +135,7 @@ def _add_embed(verbs) -> None:
     parser = verb(
         verbs,
         "embed",
-        "Describe pictures and write their descriptors.",
+        "Describe pictures and write their descriptors, or go on where the same command was ended.",
         "rdcd-jax embed --model=runs/first/export --images=FOLDER --out=descriptors.npz",
         _embed,
     )
@@ -143,23 +144,43 @@ def _add_embed(verbs) -> None:
     )
     parser.add_argument("--images", required=True, help=SOURCE)
     parser.add_argument("--out", required=True, type=pathlib.Path, help="an .npz or .h5 file")
+    parser.add_argument(
+        "--process",
+        type=_process,
+        metavar="I/N",
+        help="this is process I (from 0) of N that share the work and a file system; the last to end writes the file",
+    )
     add_ids_option(parser)
     add_embedding_options(parser)
+
+
+def _process(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (index.isdecimal() and slash and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text} is not I/N with I from 0 to N - 1")
+    return int(index), int(count)
 
 
 def _embed(options, rest) -> None:
     from rdcd_jax.data.sources import find_images
     from rdcd_jax.evaluation.runs import embed_to_file
-    from rdcd_jax.weights.library import load_describer
 
     images = find_images(options.images, ids=options.ids)
-    model = load_describer(options.model).at_size(options.image_size)
+    model = chosen_model(options)
     with reported() as report:
-        found, unreadable = embed_to_file(
-            model, images, options.out, batch_size=options.batch_size, on_progress=report
+        found = embed_to_file(
+            model,
+            images,
+            options.out,
+            batch_size=options.batch_size,
+            process=options.process,
+            on_progress=report,
         )
-    tell_unreadable(len(unreadable), f"{options.out}.unreadable.txt")
-    print(f"{len(found.ids)} descriptors of {found.descriptors.shape[1]} numbers in {options.out}.")
+    if found is None:
+        print(f"This process's pictures are described; the last one to end writes {options.out}.")
+        return
+    tell_unreadable(len(found.unreadable), f"{options.out}.unreadable.txt")
+    print(f"{found.count} descriptors of {found.dim} numbers in {options.out}.")
 
 
 def _add_weights(verbs) -> None:

@@ -4,7 +4,7 @@ import pathlib
 import sys
 
 from rdcd_jax.cli_data import SOURCE
-from rdcd_jax.cli_parts import add_embedding_options, reported, tell_unreadable, verb
+from rdcd_jax.cli_parts import add_embedding_options, chosen_model, reported, tell_unreadable, verb
 
 # What each benchmark's descriptor files are given by, and the options that it has no use for.
 _FILES = {
@@ -76,9 +76,7 @@ def add_evaluate(verbs) -> None:
         "--backend", default="jax", help="exact search by jax, scann or numpy (the same answers)"
     )
     add_embedding_options(parser)
-    parser.epilog += (
-        f"\n\nSOURCE is {SOURCE}. NDEC's pictures are described at 224 pixels without --image-size."
-    )
+    parser.epilog += f"\n\nSOURCE is {SOURCE}.\nNDEC's pictures are described at 224 pixels unless a size is given."
 
 
 def _evaluate(options, rest) -> None:
@@ -90,8 +88,10 @@ def _evaluate(options, rest) -> None:
     given = tuple(name for name in names if getattr(options, name))
     if given not in (("model", "data"), _FILES[benchmark]):
         options.usage_error(f"evaluate takes either --model and --data, or {_SAID[benchmark]}")
-    if "model" not in given and options.image_size is not None:
-        options.usage_error("--image-size goes with --model; descriptors are made already")
+    if "model" not in given and (options.image_size or options.short_edge) is not None:
+        options.usage_error(
+            "--image-size and --short-edge go with --model; descriptors are made already"
+        )
     shared = {
         "training": options.training,
         "codecs": options.codecs,
@@ -135,12 +135,8 @@ def _copydays(options, pictures: bool, shared: dict) -> None:
 
 def _from_pictures(options, evaluated, shared: dict):
     from rdcd_jax.evaluation.runs import IMAGE_SIZES
-    from rdcd_jax.weights.library import load_describer
 
-    size = options.image_size
-    if size is None:
-        size = IMAGE_SIZES.get(options.protocol)
-    model = load_describer(options.model).at_size(size)
+    model = chosen_model(options, IMAGE_SIZES.get(options.protocol))
     with reported() as report:
         return evaluated(
             model,

@@ -51,11 +51,30 @@ def add_ids_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_embedding_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --image-size and --batch-size."""
-    parser.add_argument(
+    """Adds --image-size, --short-edge and --batch-size."""
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument(
         "--image-size", type=int, metavar="S", help="side in pixels; the model's own by default"
     )
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="B")
+    sizes.add_argument(
+        "--short-edge",
+        type=int,
+        metavar="S",
+        help="shorter side in pixels; the longer one is S and the nearest multiple of 32 more, 3 S at most",
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=32, metavar="B", help="pictures at a time: 32"
+    )
+
+
+def chosen_model(options: argparse.Namespace, image_size: int | None = None):
+    """The model of --model at --image-size or --short-edge; at `image_size`, or its own without either."""
+    from rdcd_jax.weights.library import load_describer
+
+    model = load_describer(options.model)
+    if options.short_edge is not None:
+        return model.at_size(options.short_edge, short_edge=True)
+    return model.at_size(image_size if options.image_size is None else options.image_size)
 
 
 @contextlib.contextmanager
@@ -70,7 +89,7 @@ def reported() -> Iterator[Callable[[str, int, int], None]]:
         def report(what: str, done: int, total: int) -> None:
             if what not in reporters:
                 shown.close()
-                reporters[what] = shown.enter_context(Reporter(what, total))
+                reporters[what] = shown.enter_context(Reporter(what, total, done))
             reporters[what].update(done)
             if done >= total:
                 shown.close()

@@ -55,6 +55,7 @@ class Reporter:
         self._last = now
         rate = (done - self._first) / max(now - self._start, 1e-9)
         left = (self._total - done) / rate if rate > 0 else float("inf")
+        left = left if done < self._total else 0.0
         parts = [f"{self._label}: {done}/{self._total}", note, f"{_clock(left)} left"]
         print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
 

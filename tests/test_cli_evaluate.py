@@ -251,7 +251,7 @@ def test_copydays_that_fails(student, copydays, files, tmp_path, fails, usage_er
     told = usage_error("evaluate", "disc", *options(**files), "--distractors=x")
     assert "evaluate disc takes no --distractors" in told
     told = usage_error("evaluate", "disc", *options(**files), "--image-size=64")
-    assert "--image-size goes with --model" in told
+    assert "--image-size and --short-edge go with --model" in told
     assert "k is 5, but queries are compared with 4 pictures" in fails(*arguments, "--k=5")
     assert "k is 0" in fails(*arguments, "--k=0")
     assert "is fitted on a training set" in fails(*arguments, "--codecs=PCAW4,L2norm,Flat")

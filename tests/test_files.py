@@ -5,7 +5,14 @@ import stat
 import pytest
 
 from rdcd_jax.errors import UserError
-from rdcd_jax.files import cache_folder, require_writable, write_aside, write_json, write_text
+from rdcd_jax.files import (
+    cache_folder,
+    require_writable,
+    write_aside,
+    write_csv,
+    write_json,
+    write_text,
+)
 
 
 def test_the_old_file_stays_whole_when_the_block_raises(tmp_path):
@@ -33,6 +40,20 @@ def test_parents_are_made_and_the_suffix_kept(tmp_path):
         aside.write_bytes(b"1")
     assert path.read_bytes() == b"1"
     assert os.listdir(path.parent) == ["a.b.npz"]
+
+
+def test_cells_of_a_table(tmp_path):
+    path = tmp_path / "a.csv"
+    write_csv(path, ("id", "figure"), iter([("ü", 0.1), ("a,b", None)]))
+    assert path.read_bytes().decode() == 'id,figure\nü,0.1\n"a,b",\n'
+
+    def cut_short():
+        yield ("c", 1)
+        raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        write_csv(path, ("id", "figure"), cut_short())
+    assert path.read_text(encoding="utf-8").startswith("id,figure\nü")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")

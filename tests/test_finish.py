@@ -8,7 +8,7 @@ from toy import describe, make_features, make_pictures, toy_config
 from rdcd_jax.data.decode import decode_rgb, resize_square
 from rdcd_jax.data.sources import find_images
 from rdcd_jax.errors import UserError
-from rdcd_jax.evaluation.embed import embed_images
+from rdcd_jax.evaluation.embed import Describer, embed_images
 from rdcd_jax.models.descriptor import normalize_images
 from rdcd_jax.train.loop import train_and_evaluate
 from rdcd_jax.train.state import split
@@ -49,16 +49,13 @@ def test_a_whitened_export(toys, pictures, features, tmp_path):
     model = load_model(str(tmp_path / "export"))
     assert describe(model, pictures).shape == (40, 4)
     # Before its normalisation the descriptor is the white one.
-    images, _ = embed_images(
-        lambda batch: np.asarray(
-            model.module.projector(
-                model.module.backbone(normalize_images(jax.numpy.asarray(batch)))
-            )
+    white = Describer(
+        lambda batch: model.module.projector(
+            model.module.backbone(normalize_images(jax.numpy.asarray(batch)))
         ),
-        find_images(pictures),
-        image_size=32,
-        batch_size=40,
+        32,
     )
+    images, _ = embed_images(white, find_images(pictures), batch_size=40)
     covariance = np.cov(images.descriptors.T)
     np.testing.assert_allclose(covariance / covariance[0, 0], np.eye(4), atol=0.02)
     deviation = np.sqrt(covariance[0, 0])

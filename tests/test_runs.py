@@ -10,8 +10,9 @@ from rdcd_jax.data.sources import find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.calibration import read_calibration
 from rdcd_jax.evaluation.descriptors import read_descriptors, write_descriptors
-from rdcd_jax.evaluation.embed import embed_images
+from rdcd_jax.evaluation.embed import Describer, embed_images
 from rdcd_jax.evaluation.ground_truth import read_ground_truth
+from rdcd_jax.evaluation.parts import Embedded
 from rdcd_jax.evaluation.pictures import draw_matches, match_rows
 from rdcd_jax.evaluation.record import read_record
 from rdcd_jax.evaluation.runs import embed_to_file, evaluate_disc_files, evaluate_disc_run
@@ -20,8 +21,8 @@ from rdcd_jax.evaluation.runs import embed_to_file, evaluate_disc_files, evaluat
 class Thumbnails:
     """Describes a picture by its own pixels, made small."""
 
-    name = "thumbnails"
-    image_size = 16
+    name = fingerprint = "thumbnails"
+    image_size, short_edge = 16, False
 
     def __init__(self):
         self.shapes = set()
@@ -57,20 +58,21 @@ def root(tmp_path):
 def test_embed_to_file(root, tmp_path):
     model, told = Thumbnails(), []
     out = tmp_path / "out" / "r.npz"
-    found, unreadable = embed_to_file(
+    found = embed_to_file(
         model, root / "references", out, batch_size=5, on_progress=lambda *each: told.append(each)
     )
     assert model.shapes == {(5, 16, 16, 3)}
-    assert [done for _, done, total in told if total == 12] == [5, 10, 12]
-    assert unreadable == []
+    assert [done for _, done, total in told if total == 12] == [0, 5, 10, 12]
+    assert found == Embedded(12, 48, [])
+    assert [path.name for path in out.parent.iterdir()] == ["r.npz"]
     read = read_descriptors(out)
-    np.testing.assert_array_equal(read.descriptors, found.descriptors)
     assert read.model == "thumbnails"
     assert read.ids.tolist() == list(find_images(root / "references").ids)
     alone = tmp_path / "alone.txt"
     alone.write_text(str(root / "references" / "R7.png"))
-    single, _ = embed_to_file(model, alone, tmp_path / "one.npz", batch_size=5)
+    embed_to_file(model, alone, tmp_path / "one.npz", batch_size=5)
     row = read.descriptors[read.ids.tolist().index("R7")]
+    single = read_descriptors(tmp_path / "one.npz")
     np.testing.assert_array_equal(single.descriptors[0], row)
 
 
@@ -79,13 +81,13 @@ def test_unreadable_pictures_are_listed_and_left_out(root, tmp_path):
     whole = (root / "references" / "R0.png").read_bytes()
     (root / "references" / "R0.png").write_bytes(whole[: len(whole) // 2])
     out = tmp_path / "r.npz"
-    found, unreadable = embed_to_file(Thumbnails(), root / "references", out, batch_size=5)
-    assert sorted(each.id for each in unreadable) == ["R0", "R11"]
-    assert len(found) == 10
+    found = embed_to_file(Thumbnails(), root / "references", out, batch_size=5)
+    assert sorted(each.id for each in found.unreadable) == ["R0", "R11"]
+    assert len(read_descriptors(out)) == found.count == 10
     listed = (tmp_path / "r.npz.unreadable.txt").read_text().splitlines()
     assert len(listed) == 2
     assert all("R0.png" in line or "R11.png" in line for line in listed)
-    rows, _, unreadable = evaluate_disc_run(Thumbnails(), root, tmp_path / "out", backend="numpy")
+    rows, _, _ = evaluate_disc_run(Thumbnails(), root, tmp_path / "out", backend="numpy")
     # The pair of the lost reference counts as missed.
     assert rows[0].metrics.recall_at_1 == pytest.approx(0.8)
     assert len((tmp_path / "out" / "unreadable.txt").read_text().splitlines()) == 2
@@ -95,15 +97,14 @@ def test_a_source_without_a_readable_picture_is_refused(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=r"none of the 1 images can be read; the first: .*a\.jpg"):
         embed_to_file(Thumbnails(), tmp_path, tmp_path / "out.npz")
-    assert not (tmp_path / "out.npz").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 
 def test_a_model_that_gives_nan_is_refused(root):
     with pytest.raises(UserError, match="describes 8 of 8 images by NaN"):
         embed_images(
-            lambda pictures: np.full((len(pictures), 3), np.nan),
+            Describer(lambda pictures: np.full((len(pictures), 3), np.nan), 16),
             find_images(root / "queries"),
-            image_size=16,
         )
 
 

@@ -109,9 +109,7 @@ def metrics_of(workdir):
 
 
 def describe(model, pictures):
-    found, unreadable = embed_images(
-        model.describe, find_images(pictures), image_size=model.image_size, batch_size=8
-    )
+    found, unreadable = embed_images(model, find_images(pictures), batch_size=8)
     assert not unreadable
     return found.descriptors
 

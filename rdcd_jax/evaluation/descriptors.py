@@ -4,7 +4,8 @@ import collections
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 
 import h5py
 import numpy as np
@@ -18,6 +19,8 @@ _H5_SUFFIXES = (".h5", ".hdf5")
 # Descriptors hardly compress: what unpacks to more bytes than this, and to so many times the file, is an attack on
 # memory.
 _MOST_UNPACKED, _MOST_TIMES = 64 * 2**20, 64
+# Ids that are held as an array at a time: numpy gives each as much room as the longest.
+_IDS_AT_ONCE = 65_536
 # Inner products of larger numbers would leave single precision.
 _LARGEST = 1e15
 
@@ -87,19 +90,88 @@ def write_descriptors(path: str | os.PathLike, descriptors: Descriptors) -> None
         UserError: another suffix, NaN, wrong shapes, duplicate ids.
     """
     path = pathlib.Path(path)
-    suffix = descriptor_suffix(path)
+    descriptor_suffix(path)
     _require_sound(descriptors, path)
-    ids = np.asarray(descriptors.ids, np.str_)
+    ids = np.asarray(descriptors.ids, np.str_).tolist()
     rows = np.asarray(descriptors.descriptors, np.float32)
+    _write(path, ids, [rows], rows.shape[1], descriptors.model)
+
+
+def write_descriptor_parts(
+    path: str | os.PathLike,
+    ids: Sequence[str],
+    parts: Iterable[np.ndarray],
+    dim: int,
+    model: str,
+) -> None:
+    """Writes descriptors that need not all be in memory, as `write_descriptors` does.
+
+    Args:
+        path: the file; it appears whole or not at all.
+        ids: of all N pictures, all different.
+        parts: [n, D] float32 each, N in all, taken one after another.
+        dim: D.
+        model: the model's name.
+
+    Raises:
+        UserError: another suffix, NaN, wrong shapes.
+    """
+    path = pathlib.Path(path)
+    descriptor_suffix(path)
+    _write(path, ids, _sound_parts(path, ids, parts), dim, model)
+
+
+def _sound_parts(
+    path: pathlib.Path, ids: Sequence[str], parts: Iterable[np.ndarray]
+) -> Iterable[np.ndarray]:
+    start = 0
+    for rows in parts:
+        _require_sound(Descriptors(np.asarray(ids[start : start + len(rows)]), rows), path)
+        yield rows
+        start += len(rows)
+
+
+def _write(
+    path: pathlib.Path, ids: Sequence[str], parts: Iterable[np.ndarray], dim: int, model: str
+) -> None:
+    write = _write_npz if descriptor_suffix(path) == ".npz" else _write_h5
     with write_aside(path) as aside:
-        if suffix == ".npz":
-            np.savez(aside, ids=ids, descriptors=rows, model=np.str_(descriptors.model))
-            return
-        with h5py.File(aside, "w") as file:
-            file["vectors"] = rows
-            names = ids.astype(object)
-            file.create_dataset("image_names", data=names, dtype=h5py.string_dtype("utf-8"))
-            file.attrs["model"] = descriptors.model
+        write(aside, ids, parts, dim, model)
+
+
+def _write_npz(
+    path: pathlib.Path, ids: Sequence[str], parts: Iterable[np.ndarray], dim: int, model: str
+) -> None:
+    text = np.dtype(f"<U{max(map(len, ids)) or 1}")
+    starts = range(0, len(ids), _IDS_AT_ONCE)
+    names = (np.asarray(ids[start : start + _IDS_AT_ONCE], text) for start in starts)
+    members = (
+        ("ids", text, (len(ids),), names),
+        ("descriptors", np.dtype("<f4"), (len(ids), dim), parts),
+        ("model", np.asarray(model).dtype, (), [np.asarray(model)]),
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, dtype, shape, arrays in members:
+            described = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, described)
+                for array in arrays:
+                    member.write(array.tobytes())
+
+
+def _write_h5(
+    path: pathlib.Path, ids: Sequence[str], parts: Iterable[np.ndarray], dim: int, model: str
+) -> None:
+    with h5py.File(path, "w") as file:
+        vectors = file.create_dataset("vectors", (len(ids), dim), np.float32)
+        names = file.create_dataset("image_names", (len(ids),), h5py.string_dtype("utf-8"))
+        file.attrs["model"] = model
+        start = 0
+        for rows in parts:
+            stop = start + len(rows)
+            vectors[start:stop] = rows
+            names[start:stop] = np.asarray(ids[start:stop], object)
+            start = stop
 
 
 def descriptor_suffix(path: str | os.PathLike) -> str:

@@ -3,20 +3,56 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 
-from rdcd_jax.data.decode import resize_square
 from rdcd_jax.data.sources import ImageSet
 from rdcd_jax.data.workers import mapped_ahead
 from rdcd_jax.errors import UnreadableImageError, UserError
 from rdcd_jax.evaluation.descriptors import Descriptors
 from rdcd_jax.evaluation.exact import rows_not_finite
+from rdcd_jax.evaluation.shapes import batches, resized
 
 _MAX_THREADS = 16
 _BATCHES_AHEAD = 2
+
+# Called with pictures done and pictures in all.
+Progress = Callable[[int, int], None]
+
+
+class DescribingModel(Protocol):
+    """A model ready to describe pictures.
+
+    Attributes:
+        name: what its descriptors are called by.
+        fingerprint: what tells it from others of that name, such as a digest of its weights.
+        image_size: S, the side of the square pictures that it takes, or their short edge.
+        short_edge: pictures keep their aspect, see `shapes.rounded_shape`.
+    """
+
+    name: str
+    fingerprint: str
+    image_size: int
+    short_edge: bool
+
+    def describe(self, pictures: np.ndarray) -> np.ndarray:
+        """Maps uint8 RGB pictures [B, H, W, 3] to descriptors [B, D] float32."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Describer:
+    """A function as a `DescribingModel`; see there."""
+
+    describe: Callable[[np.ndarray], np.ndarray]
+    image_size: int = 288
+    short_edge: bool = False
+    name: str = ""
+    fingerprint: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,25 +68,33 @@ class Unreadable:
     reason: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What became of some pictures that follow each other in a set.
+
+    Attributes:
+        found: descriptors of those that can be read, in the set's order; None where none can.
+        unreadable: the others.
+    """
+
+    found: Descriptors | None
+    unreadable: list[Unreadable]
+
+
 def embed_images(
-    describe: Callable[[np.ndarray], np.ndarray],
+    model: DescribingModel,
     images: ImageSet,
     *,
-    image_size: int = 288,
     batch_size: int = 32,
-    model: str = "",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> tuple[Descriptors, list[Unreadable]]:
     """Describes every readable picture of a set.
 
     Args:
-        describe: maps uint8 RGB pictures [B, S, S, 3], B = batch_size always, to descriptors
-            [B, D] float32.
+        model: what describes them.
         images: the pictures.
-        image_size: S; pictures are resized to S x S, their aspect is not kept.
-        batch_size: B. The last batch is filled up with black, so that one shape is compiled.
-        model: the name that the descriptors carry.
-        on_progress: called with (pictures done, pictures in all) after each batch.
+        batch_size: B, see `described_parts`.
+        on_progress: told pictures done and in all after each batch.
 
     Returns:
         The descriptors in the set's order, and the pictures that could not be read.
@@ -58,82 +102,115 @@ def embed_images(
     Raises:
         UserError: not one picture can be read, or the model gives NaN.
     """
-    found, unreadable = embed_readable(
-        describe,
-        images,
-        image_size=image_size,
-        batch_size=batch_size,
-        model=model,
-        on_progress=on_progress,
-    )
-    if found is None:
-        raise UserError(
-            f"{images.source}: none of the {len(images)} images can be read; the first: "
-            f"{unreadable[0].reason}"
-        )
-    return found, unreadable
+    (part,) = described_parts(model, images, batch_size=batch_size, on_progress=on_progress)
+    if part.found is None:
+        raise UserError(none_readable(images, part.unreadable[0].reason))
+    return part.found, part.unreadable
 
 
-def embed_readable(
-    describe: Callable[[np.ndarray], np.ndarray],
+def none_readable(images: ImageSet, reason: str) -> str:
+    """Says that not one picture of a set can be read, and why the first cannot."""
+    return f"{images.source}: none of the {len(images)} images can be read; the first: {reason}"
+
+
+def described_parts(
+    model: DescribingModel,
     images: ImageSet,
     *,
-    image_size: int = 288,
+    rows: int | None = None,
     batch_size: int = 32,
-    model: str = "",
-    on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[Descriptors | None, list[Unreadable]]:
-    """As `embed_images`, but where not one picture can be read there are no descriptors and no error."""
-    unreadable: list[Unreadable] = []
-    ids: list[str] = []
-    rows: list[np.ndarray] = []
-    batch = np.zeros((batch_size, image_size, image_size, 3), np.uint8)
-    filled = 0
+    on_progress: Progress | None = None,
+) -> Iterator[Part]:
+    """Describes a set part by part; only a part's descriptors and a few batches of pictures are in memory.
 
-    def flush() -> None:
-        batch[filled:] = 0
-        rows.append(np.asarray(describe(batch), np.float32)[:filled].copy())
+    A descriptor depends on its picture alone, and its last bits on the part that the picture is in.
 
-    pictures = _decoded(images, image_size, ahead=_BATCHES_AHEAD * batch_size)
-    for done, (image_id, picture) in enumerate(pictures, start=1):
+    Args:
+        model: what describes them.
+        images: the pictures.
+        rows: pictures of a part; of the last one as many as are left. None for all in one.
+        batch_size: B. Square pictures come in batches of B alone, the last of a part filled up with black. With
+            `short_edge` what is left of a shape comes in batches of a quarter of B.
+        on_progress: told pictures done and in all after each batch.
+
+    Yields:
+        The parts in the set's order.
+
+    Raises:
+        UserError: the model gives NaN.
+    """
+    rows = rows or max(1, len(images))
+    least = max(1, batch_size // 4) if model.short_edge else batch_size
+    # Closed with this, so that whoever stops early does not wait for the rest.
+    with contextlib.closing(_decoded(model, images, _BATCHES_AHEAD * batch_size)) as decoded:
+        for start in range(0, len(images), rows):
+            ids = images.ids[start : start + rows]
+            unreadable: list[Unreadable] = []
+            described, count, told = None, 0, 0
+            done = np.zeros(len(ids), bool)
+            part = _readable(zip(ids, itertools.islice(decoded, len(ids)), strict=True), unreadable)
+            for places, batch in batches(part, batch_size, least):
+                found = np.asarray(model.describe(batch), np.float32)
+                if described is None:
+                    described = np.empty((len(ids), found.shape[1]), np.float32)
+                described[places] = found[: len(places)]
+                done[places] = True
+                count += len(places)
+                told = _tell(on_progress, start + count + len(unreadable), len(images))
+            if told < start + len(ids):
+                _tell(on_progress, start + len(ids), len(images))
+            yield Part(_checked(model, images, ids, described, done), unreadable)
+
+
+def _readable(
+    decoded: Iterator[tuple[str, np.ndarray | UnreadableImageError]], unreadable: list[Unreadable]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Each readable picture with its place; the others go into the list."""
+    for place, (image_id, picture) in enumerate(decoded):
         if isinstance(picture, UnreadableImageError):
             unreadable.append(Unreadable(image_id, str(picture)))
         else:
-            batch[filled] = picture
-            ids.append(image_id)
-            filled += 1
-        if filled == batch_size or done == len(images):
-            if filled:
-                flush()
-            filled = 0
-            if on_progress is not None:
-                on_progress(done, len(images))
-    if not ids:
-        return None, unreadable
-    descriptors = np.concatenate(rows)
-    bad = rows_not_finite(descriptors)
+            yield place, picture
+
+
+def _tell(on_progress: Progress | None, done: int, total: int) -> int:
+    if on_progress is not None:
+        on_progress(done, total)
+    return done
+
+
+def _checked(
+    model: DescribingModel,
+    images: ImageSet,
+    ids: tuple[str, ...],
+    described: np.ndarray | None,
+    done: np.ndarray,
+) -> Descriptors | None:
+    if described is None:
+        return None
+    kept = np.asarray(list(itertools.compress(ids, done)), np.str_)
+    # Not copied where everything could be read: it may be most of what is in memory.
+    described = described if done.all() else described[done]
+    bad = rows_not_finite(described)
     if bad.size:
         raise UserError(
-            f"{images.source}: the model {model or 'given'} describes {bad.size} of {len(ids)} "
-            f"images by NaN or infinity, the first {ids[bad[0]]}; its weights are damaged."
+            f"{images.source}: the model {model.name or 'given'} describes {bad.size} of {len(kept)} "
+            f"images by NaN or infinity, the first {kept[bad[0]]}; its weights are damaged."
         )
-    return Descriptors(np.asarray(ids, np.str_), descriptors, model), unreadable
+    return Descriptors(kept, described, model.name)
 
 
 def _decoded(
-    images: ImageSet, size: int, ahead: int
-) -> Iterator[tuple[str, np.ndarray | UnreadableImageError]]:
-    """Yields each id with its picture [S, S, 3] uint8, `ahead` of them being decoded meanwhile."""
+    model: DescribingModel, images: ImageSet, ahead: int
+) -> Iterator[np.ndarray | UnreadableImageError]:
+    """Yields the pictures [H, W, 3] uint8, `ahead` of them being decoded meanwhile."""
 
     def load(place: int) -> np.ndarray | UnreadableImageError:
         try:
-            return np.asarray(resize_square(images.decode(place), size))
+            return resized(images.decode(place), model.image_size, model.short_edge)
         except UnreadableImageError as error:
             return error
 
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
     pool = concurrent.futures.ThreadPoolExecutor(threads, "decode")
-    pictures = mapped_ahead(pool, load, range(len(images)), ahead)
-    # Closed with this, so that whoever stops early does not wait for the rest.
-    with contextlib.closing(pictures):
-        yield from zip(images.ids, pictures, strict=True)
+    return mapped_ahead(pool, load, range(len(images)), ahead)

@@ -5,8 +5,8 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
+import jax
 import numpy as np
 
 from rdcd_jax.data.sources import ImageSet, find_images
@@ -21,7 +21,7 @@ from rdcd_jax.evaluation.descriptors import (
     require_comparable,
     write_descriptors,
 )
-from rdcd_jax.evaluation.embed import Unreadable, embed_images
+from rdcd_jax.evaluation.embed import DescribingModel, Unreadable, described_parts, embed_images
 from rdcd_jax.evaluation.ground_truth import (
     GroundTruth,
     find_disc_layout,
@@ -29,6 +29,7 @@ from rdcd_jax.evaluation.ground_truth import (
     read_ground_truth,
     require_known_ids,
 )
+from rdcd_jax.evaluation.parts import Embedded, open_parts
 from rdcd_jax.evaluation.record import write_record
 from rdcd_jax.evaluation.score_norm import parse_score_norms
 from rdcd_jax.evaluation.settings import candidate_count, needs_training, require_settings
@@ -50,31 +51,19 @@ _CALIBRATED = 10
 Progress = Callable[[str, int, int], None]
 
 
-class DescribingModel(Protocol):
-    """A model ready to describe pictures.
-
-    Attributes:
-        name: what its descriptors are called by.
-        image_size: S, the side of the square pictures it takes.
-    """
-
-    name: str
-    image_size: int
-
-    def describe(self, pictures: np.ndarray) -> np.ndarray:
-        """Maps uint8 RGB pictures [B, S, S, 3] to descriptors [B, D] float32."""
-        ...
-
-
 def embed_to_file(
     model: DescribingModel,
     images: str | os.PathLike | ImageSet,
     out: str | os.PathLike,
     *,
     batch_size: int = 32,
+    process: tuple[int, int] | None = None,
     on_progress: Progress | None = None,
-) -> tuple[Descriptors, list[Unreadable]]:
-    """Describes pictures and writes the descriptors.
+) -> Embedded | None:
+    """Describes pictures and writes the descriptors, as many pictures as there may be.
+
+    What is described lies in the folder `<out>.parts` until all is (see `parts`): the same call goes on with what
+    is there, and several processes share the work.
 
     Args:
         model: the model.
@@ -82,24 +71,40 @@ def embed_to_file(
         out: an `.npz` or `.h5` file. Where pictures are unreadable, `<out>.unreadable.txt` lists
             them, one sentence a line.
         batch_size: pictures at a time.
-        on_progress: told the source, pictures done and in all.
+        process: this process's number, from 0, and the number of processes that share the work; for None what JAX says.
+        on_progress: told the source, pictures done and in all, of this process's share.
 
     Returns:
-        The descriptors, and the pictures left out.
+        What the file holds; None where another process will write it, or has.
 
     Raises:
-        UserError: no pictures, none readable, or `out` of another kind.
+        UserError: no pictures, none readable, `out` of another kind, parts of another embedding beside it.
         OSError: `out` cannot be written.
     """
     # Told before the pictures are described.
     descriptor_suffix(out)
     require_writable(out)
     images = images if isinstance(images, ImageSet) else find_images(images)
-    told = None if on_progress is None else functools.partial(on_progress, images.source)
-    descriptors, unreadable = _embedded(model, images, batch_size, told)
-    write_descriptors(out, descriptors)
-    _list_unreadable(pathlib.Path(f"{out}.unreadable.txt"), unreadable)
-    return descriptors, unreadable
+    process = process or (jax.process_index(), jax.process_count())
+    with open_parts(out, model, images, process) as parts:
+        missing = parts.missing()
+        places = [place for number in missing for place in parts.places(number)]
+        total = sum(len(parts.places(number)) for number in parts.mine())
+
+        def told(done: int, _: int) -> None:
+            if on_progress is not None:
+                on_progress(images.source, total - len(places) + done, total)
+
+        told(0, 0)
+        described = described_parts(
+            model, images.subset(places), rows=parts.rows, batch_size=batch_size, on_progress=told
+        )
+        for number, part in zip(missing, described, strict=True):
+            parts.write(number, part)
+        found = parts.join()
+    if found is not None:
+        _list_unreadable(pathlib.Path(f"{out}.unreadable.txt"), found.unreadable)
+    return found
 
 
 def evaluate_disc_run(
@@ -344,14 +349,7 @@ def _embedded(
     batch_size: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[Descriptors, list[Unreadable]]:
-    return embed_images(
-        model.describe,
-        images,
-        image_size=model.image_size,
-        batch_size=batch_size,
-        model=model.name,
-        on_progress=on_progress,
-    )
+    return embed_images(model, images, batch_size=batch_size, on_progress=on_progress)
 
 
 def _list_unreadable(path: pathlib.Path, unreadable: Sequence[Unreadable]) -> None:

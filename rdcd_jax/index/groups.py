@@ -66,13 +66,7 @@ def find_groups(
         raise UserError(
             f"The model {model} has no calibration to choose a threshold by; give --threshold, such as 0.7."
         )
-    found, unreadable = embed_images(
-        describer.describe,
-        images,
-        image_size=describer.image_size,
-        model=describer.name,
-        on_progress=on_progress,
-    )
+    found, unreadable = embed_images(describer, images, on_progress=on_progress)
     return groups_of(found.ids.tolist(), found.descriptors, threshold), unreadable
 
 

@@ -13,7 +13,7 @@ from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation import search
 from rdcd_jax.evaluation.calibration import Calibration, read_calibration
 from rdcd_jax.evaluation.descriptors import Descriptors
-from rdcd_jax.evaluation.embed import Unreadable, embed_readable
+from rdcd_jax.evaluation.embed import Describer, Unreadable, described_parts
 from rdcd_jax.index import store
 
 # Pictures that are described and put into the index at a time: what a build that is killed has to do again.
@@ -272,12 +272,14 @@ class Index:
     ) -> tuple[Descriptors | None, list[Unreadable]]:
         """Descriptors of pictures, each changed first; None where not one can be read."""
         model = self._describer
-        describe = model.describe
         if change is not None:
-            describe = lambda pictures: model.describe(np.ascontiguousarray(change(pictures)))  # noqa: E731
-        return embed_readable(
-            describe, images, image_size=model.image_size, model=model.name, on_progress=on_progress
-        )
+            model = Describer(
+                lambda pictures: self._describer.describe(np.ascontiguousarray(change(pictures))),
+                model.image_size,
+                name=model.name,
+            )
+        (part,) = described_parts(model, images, on_progress=on_progress)
+        return part.found, part.unreadable
 
 
 def calibration_of(model) -> Calibration | None:

@@ -10,7 +10,7 @@ from flax import nnx
 from rdcd_jax.data.decode import resize_square
 from rdcd_jax.data.sources import ImageSet
 from rdcd_jax.errors import UnreadableImageError, UserError
-from rdcd_jax.evaluation.embed import embed_images
+from rdcd_jax.evaluation.embed import Describer, embed_images
 from rdcd_jax.evaluation.whiten import PCAWhitening
 from rdcd_jax.models.descriptor import normalize_images
 from rdcd_jax.models.layers import BatchNorm
@@ -82,9 +82,8 @@ def whitened_projector(model: Model, images: ImageSet) -> None:
         return nnx.merge(graph, arrays)(normalize_images(pictures))
 
     some = images.subset(range(min(len(images), MOST_PICTURES)))
-    found, _ = embed_images(
-        lambda pictures: np.asarray(features(arrays, pictures)), some, image_size=model.image_size
-    )
+    featured = Describer(lambda pictures: features(arrays, pictures), model.image_size)
+    found, _ = embed_images(featured, some)
     projector = model.module.projector
     whitening = PCAWhitening.fit(found.descriptors, projector.out_features)
     # Whitening's scale follows the number of pictures it was fitted to; the descriptor's length is 1 in the end, so any

@@ -128,11 +128,7 @@ def cached_features(
         model = load_describer(config.model)
         with Reporter("Teacher's descriptors", len(images)) as reporter:
             found, _ = embed_images(
-                model.describe,
-                images,
-                image_size=model.image_size,
-                model=model.name,
-                on_progress=lambda done, total: reporter.update(done),
+                model, images, on_progress=lambda done, total: reporter.update(done)
             )
         write_descriptors(path, found)
     found = read_descriptors(path)

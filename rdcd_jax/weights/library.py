@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
+import hashlib
 import importlib.resources
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rdcd_jax.errors import UserError
 from rdcd_jax.files import write_aside, write_json
@@ -20,7 +22,13 @@ from rdcd_jax.models.branches import reparameterised
 from rdcd_jax.models.descriptor import DescriptorNet, normalize_images
 from rdcd_jax.models.registry import NETWORKS
 from rdcd_jax.weights import convert, kinds, store
-from rdcd_jax.weights.onnx_model import IMAGE_SIZE, OnnxModel, load_onnx_model
+from rdcd_jax.weights.onnx_model import (
+    IMAGE_SIZE,
+    MOST_SIZE,
+    OnnxModel,
+    load_onnx_model,
+    require_size,
+)
 from rdcd_jax.weights.onnx_model import KIND as ONNX_RUN
 from rdcd_jax.weights.state_dicts import read_safetensors
 
@@ -30,8 +38,6 @@ WEIGHTS, CARD = "weights.safetensors", "model.json"
 FIRST_OF = "first_of"
 # A network with random weights, as `random:NETWORK`.
 RANDOM = "random"
-# Larger descriptors and pictures than a model can be meant for.
-_MOST_SIZE = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +48,9 @@ class Model:
         name: what its descriptors are called by.
         network: its name in the registry.
         module: in evaluation mode.
-        image_size: S, the side of the square pictures that it is best given.
+        image_size: S, the side of the square pictures that it is best given, or their short edge.
         card: what its `model.json` says.
+        short_edge: pictures should keep their aspect, see `evaluation.shapes`.
     """
 
     name: str
@@ -51,13 +58,27 @@ class Model:
     module: DescriptorNet
     image_size: int
     card: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    short_edge: bool = False
 
     @functools.cached_property
-    def _described(self):
+    def _described(self) -> Callable[[np.ndarray], jax.Array]:
+        # This process's own devices: others describe other pictures.
+        mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
+        whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
         graph, state = nnx.split(reparameterised(self.module))
-        state = nnx.as_pure(state)
+        state = jax.device_put(nnx.as_pure(state), whole)
         run = jax.jit(lambda state, x: nnx.merge(graph, state)(normalize_images(x))[1])
-        return functools.partial(run, state)
+        return lambda pictures: run(state, jax.device_put(pictures, split))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of the weights."""
+        digest = hashlib.sha256()
+        state = nnx.as_pure(nnx.state(self.module, (nnx.Param, nnx.BatchStat)))
+        for path, leaf in jax.tree.leaves_with_path(state):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf).data)
+        return digest.hexdigest()
 
     @property
     def feature_dim(self) -> int:
@@ -76,16 +97,23 @@ class Model:
         return feature.shape[-1], descriptor.shape[-1]
 
     def describe(self, pictures: np.ndarray) -> np.ndarray:
-        """Maps pictures [B, S, S, 3] uint8 to descriptors [B, D] float32 of unit length."""
-        return np.asarray(self._described(pictures))
+        """Maps pictures [B, H, W, 3] uint8 to descriptors [B, D] float32 of unit length.
 
-    def at_size(self, image_size: int | None) -> "Model":
-        """The same model for pictures of another side; itself for None."""
+        All devices of this process share them; where B is no multiple of the devices, black pictures make it one.
+        """
+        count = len(pictures)
+        lacking = -count % jax.local_device_count()
+        if lacking:
+            black = np.zeros((lacking, *pictures.shape[1:]), pictures.dtype)
+            pictures = np.concatenate([pictures, black])
+        return np.asarray(self._described(pictures))[:count]
+
+    def at_size(self, image_size: int | None, *, short_edge: bool = False) -> "Model":
+        """The same model for pictures of another side, or of another short edge; itself for None."""
         if image_size is None:
             return self
-        if not 1 <= image_size <= _MOST_SIZE:
-            raise UserError(f"--image-size is {image_size}; give 1 to {_MOST_SIZE} pixels.")
-        return dataclasses.replace(self, image_size=image_size)
+        require_size(image_size, short_edge)
+        return dataclasses.replace(self, image_size=image_size, short_edge=short_edge)
 
 
 def evaluation_mode(module: DescriptorNet) -> DescriptorNet:
@@ -241,8 +269,8 @@ def _size(card: dict, key: str) -> int | None:
     value = card[key]
     if value is None and key == "dim":
         return None
-    if type(value) is not int or not 1 <= value <= _MOST_SIZE:
-        raise ValueError(f"{key} must be a whole number from 1 to {_MOST_SIZE}")
+    if type(value) is not int or not 1 <= value <= MOST_SIZE:
+        raise ValueError(f"{key} must be a whole number from 1 to {MOST_SIZE}")
     return value
 
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rdcd_jax.errors import UserError
+from rdcd_jax.files import file_sha256
 
 if TYPE_CHECKING:
     import onnxruntime
 
 KIND = "onnxruntime"
 IMAGE_SIZE = 288
+# Larger descriptors and pictures than a model can be meant for.
+MOST_SIZE = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +27,22 @@ class OnnxModel:
 
     Attributes:
         name: what its descriptors are called by.
-        image_size: S, the side of the square pictures that it is given.
-        path: the file; its one input takes uint8 [B, S, S, 3], its first output is [B, D].
+        image_size: S, the side of the square pictures that it is given, or their short edge.
+        path: the file; its one input takes uint8 [B, H, W, 3], its first output is [B, D].
         session: what runs the file.
+        short_edge: pictures should keep their aspect, see `evaluation.shapes`.
     """
 
     name: str
     image_size: int
     path: pathlib.Path
     session: "onnxruntime.InferenceSession"
+    short_edge: bool = False
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of the file."""
+        return file_sha256(self.path)
 
     @functools.cached_property
     def dim(self) -> int:
@@ -40,7 +50,7 @@ class OnnxModel:
         return self.describe(np.zeros((1, 64, 64, 3), np.uint8)).shape[1]
 
     def describe(self, pictures: np.ndarray) -> np.ndarray:
-        """Maps pictures [B, S, S, 3] uint8 to descriptors [B, D] float32 of unit length."""
+        """Maps pictures [B, H, W, 3] uint8 to descriptors [B, D] float32 of unit length."""
         (node,) = self.session.get_inputs()
         try:
             found = self.session.run(None, {node.name: np.ascontiguousarray(pictures)})[0]
@@ -52,9 +62,23 @@ class OnnxModel:
         found = np.asarray(found, np.float32)
         return found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
 
-    def at_size(self, image_size: int | None) -> "OnnxModel":
-        """The same model for pictures of another side; itself for None."""
-        return self if image_size is None else dataclasses.replace(self, image_size=image_size)
+    def at_size(self, image_size: int | None, *, short_edge: bool = False) -> "OnnxModel":
+        """The same model for pictures of another side, or of another short edge; itself for None."""
+        if image_size is None:
+            return self
+        require_size(image_size, short_edge)
+        return dataclasses.replace(self, image_size=image_size, short_edge=short_edge)
+
+
+def require_size(size: int, short_edge: bool) -> None:
+    """Refuses a side that no picture has.
+
+    Raises:
+        UserError: it is not from 1 to `MOST_SIZE`.
+    """
+    if not 1 <= size <= MOST_SIZE:
+        option = "--short-edge" if short_edge else "--image-size"
+        raise UserError(f"{option} is {size}; give 1 to {MOST_SIZE} pixels.")
 
 
 def load_onnx_model(name: str, path: str | os.PathLike) -> OnnxModel:
