@@ -54,6 +54,7 @@ def evaluate(folder, *, model="toy", pictures=None, codecs=("Flat", "L2norm,Flat
         queries=len(ids),
         measured_on="made up",
         image_size=size,
+        short_edge=size is not None,
         pictures=pictures,
     )
     return rows, predictions

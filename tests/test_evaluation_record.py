@@ -69,7 +69,14 @@ def test_a_damaged_record_is_refused(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("rows", 3), ("rows", [{}]), ("rows", []), ("singular_values", "x"), ("numbers", None)],
+    [
+        ("rows", 3),
+        ("rows", [{}]),
+        ("rows", []),
+        ("singular_values", "x"),
+        ("numbers", None),
+        ("pictures", []),
+    ],
 )
 def test_a_record_of_another_form_is_refused(tmp_path, field, value):
     evaluate(tmp_path)

@@ -92,6 +92,7 @@ def test_the_figures_are_those_of_metrics_json(folders, report):
     assert len(lines) == len(expected) == 4
     for line, row in zip(lines, expected, strict=True):
         cells = dict(zip(names, line, strict=True))
+        assert cells["Pixels"][:2] == ["16 short edge", "16"]
         assert cells["Codec"][0] == row["codec"] and cells["Score norm"][0] == row["score_norm"]
         for name, column in [
             ("uAP", "µAP"),

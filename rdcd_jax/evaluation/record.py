@@ -48,6 +48,7 @@ class Record:
         model: what its descriptors are called by; empty where a foreign file did not tell.
         numbers: in a descriptor.
         image_size: side of the pictures described; None where the evaluation was of descriptor files.
+        short_edge: whether it is the short side's of pictures that kept their aspect.
         measured_on: name of the data.
         pictures: sources of the `queries` and `references`; empty where the evaluation was of descriptor files.
         queries: how many.
@@ -61,6 +62,7 @@ class Record:
     model: str
     numbers: int
     image_size: int | None
+    short_edge: bool
     measured_on: str
     pictures: Mapping[str, str]
     queries: int
@@ -80,6 +82,7 @@ def write_record(
     queries: int,
     measured_on: str | os.PathLike,
     image_size: int | None = None,
+    short_edge: bool = False,
     pictures: Mapping[str, str | os.PathLike] | None = None,
 ) -> None:
     """Writes `pairs.csv` (true pairs with their edits), `curves.csv`, and last `evaluation.json`.
@@ -92,6 +95,7 @@ def write_record(
         queries: how many there are.
         measured_on: the data's folder or ground truth.
         image_size: side of the pictures that were described.
+        short_edge: whether it is the short side's of pictures that kept their aspect.
         pictures: sources of the `queries` and `references`; None where descriptor files were evaluated.
     """
     folder = pathlib.Path(folder)
@@ -112,6 +116,7 @@ def write_record(
             "model": references.model,
             "numbers": references.descriptors.shape[1],
             "image_size": image_size,
+            "short_edge": short_edge,
             "measured_on": pathlib.Path(os.path.abspath(measured_on)).name,
             "pictures": {name: _absolute(source) for name, source in (pictures or {}).items()},
             "queries": queries,
@@ -228,6 +233,7 @@ def _record(folder: pathlib.Path, told: dict) -> Record:
         model=str(told["model"]),
         numbers=int(told["numbers"]),
         image_size=None if size is None else int(size),
+        short_edge=bool(told["short_edge"]),
         measured_on=str(told["measured_on"]),
         pictures={str(name): str(source) for name, source in told["pictures"].items()},
         queries=int(told["queries"]),

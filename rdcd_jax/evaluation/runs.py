@@ -183,6 +183,7 @@ def evaluate_disc_run(
         queries=len(described["queries"]),
         measured_on=data,
         image_size=model.image_size,
+        short_edge=model.short_edge,
         pictures={name: images[name].source for name in ("queries", "references")},
     )
     return rows, predictions, unreadable

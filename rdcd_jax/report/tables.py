@@ -79,7 +79,7 @@ def metrics_table(runs: Sequence[Run]) -> Table:
             _word(row.codec),
             _word(row.score_norm),
             Cell(run.record.numbers, str(run.record.numbers)),
-            Cell(run.record.image_size, str(run.record.image_size or "-")),
+            _pixels(run),
             _word(run.record.measured_on),
         ]
         for run, row in rows
@@ -128,6 +128,11 @@ def _told(value: float | None, percent: bool, digits: int = 2) -> str:
     if value is None:
         return "-"
     return f"{100 * value:.{digits}f}" if percent else f"{value:.3f}"
+
+
+def _pixels(run: Run) -> Cell:
+    size = run.record.image_size
+    return Cell(size, f"{size or '-'}{' short edge' if run.record.short_edge else ''}")
 
 
 def _word(text: str) -> Cell:
