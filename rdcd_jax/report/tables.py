@@ -73,23 +73,18 @@ def metrics_table(runs: Sequence[Run]) -> Table:
                 for value, text in zip(values, texts, strict=True)
             ]
         )
-    settings = [
+    lines = [
         [
-            _word(run.name),
-            _word(row.codec),
-            _word(row.score_norm),
+            *(_word(run.name), _word(row.codec), _word(row.score_norm)),
+            *cells,
             Cell(run.record.numbers, str(run.record.numbers)),
             _pixels(run),
             _word(run.record.measured_on),
         ]
-        for run, row in rows
+        for (run, row), cells in zip(rows, zip(*columns, strict=True), strict=True)
     ]
-    headings = ["Run", "Codec", "Score norm", "Numbers", "Pixels", "Data"]
-    figures = zip(*columns, strict=True)
-    return Table(
-        [*headings, *(heading for _, heading, _ in FIGURES)],
-        [[*first, *cells] for first, cells in zip(settings, figures, strict=True)],
-    )
+    headings = (heading for _, heading, _ in FIGURES)
+    return Table(["Run", "Codec", "Score norm", *headings, "Numbers", "Pixels", "Data"], lines)
 
 
 def edit_table(runs: Sequence[Run]) -> Table:
