@@ -17,6 +17,7 @@ from rdcd_jax.cli_parts import (
     tell_unreadable,
     verb,
 )
+from rdcd_jax.cli_report import add_report
 from rdcd_jax.errors import UserError, one_line
 from rdcd_jax.files import cache_folder
 
@@ -70,6 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_embed(verbs)
     add_evaluate(verbs)
+    add_report(verbs)
     add_data(verbs)
     add_index(verbs)
     _add_weights(verbs)

@@ -110,3 +110,31 @@ def test_ndec_beside_discs_own_queries(tmp_path, below):
     assert layout.references == plain.references and layout.training == plain.training
     with pytest.raises(UserError, match="there is no such folder"):
         find_ndec_layout(tmp_path / "none")
+
+
+def test_edits_beside_the_ground_truth(tmp_path):
+    path = tmp_path / "gt.csv"
+    path.write_text("Q1,R1\nQ2,\n")
+    assert read_ground_truth(path).edits == {}
+    (tmp_path / "edits.csv").write_text("query_id,edits,other\nQ1,crop+blur,T1\nQ2,,\n")
+    assert read_ground_truth(path).edits == {"Q1": ("crop", "blur"), "Q2": ()}
+    # A file of the ground truth's own name goes before one that all in the folder share.
+    (tmp_path / "gt.csv.edits").write_text("Q1\tR1\tC1+O2\n\nQ2\t\tS3\n")
+    assert read_ground_truth(path).edits == {"Q1": ("C1", "O2"), "Q2": ("S3",)}
+
+
+@pytest.mark.parametrize("text", ["", "time,changes\n1,2\n"])
+def test_another_table_of_edits_is_left_alone(tmp_path, text):
+    (tmp_path / "gt.csv").write_text("Q1,R1\n")
+    (tmp_path / "edits.csv").write_text(text)
+    assert read_ground_truth(tmp_path / "gt.csv").edits == {}
+
+
+def test_edits_of_another_form_are_refused(tmp_path):
+    (tmp_path / "gt.csv").write_text("Q1,R1\n")
+    (tmp_path / "gt.csv.edits").write_text("Q1\tR1\tC1\nQ2\tC2\n")
+    with pytest.raises(UserError, match=r"gt\.csv\.edits, line 2: has 2 cells and not 3"):
+        read_ground_truth(tmp_path / "gt.csv")
+    (tmp_path / "gt.csv.edits").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"gt\.csv\.edits: cannot be read as the queries' edits"):
+        read_ground_truth(tmp_path / "gt.csv")

@@ -16,7 +16,13 @@ LAYERS = (
     ("rdcd_jax.weights",),
     ("rdcd_jax.train.state", "rdcd_jax.train.optim", "rdcd_jax.train.step"),
     ("rdcd_jax.train.loop",),
-    ("rdcd_jax.cli", "rdcd_jax.cli_data", "rdcd_jax.cli_evaluate", "rdcd_jax.cli_parts"),
+    (
+        "rdcd_jax.cli",
+        "rdcd_jax.cli_data",
+        "rdcd_jax.cli_evaluate",
+        "rdcd_jax.cli_parts",
+        "rdcd_jax.cli_report",
+    ),
 )
 NUMPY_ONLY = ("metrics", "score_norm", "whiten")
 

@@ -14,6 +14,7 @@ from rdcd_jax.evaluation.embed import Describer, embed_images
 from rdcd_jax.evaluation.ground_truth import read_ground_truth
 from rdcd_jax.evaluation.parts import Embedded
 from rdcd_jax.evaluation.pictures import draw_matches, match_rows
+from rdcd_jax.evaluation.record import read_record
 from rdcd_jax.evaluation.runs import embed_to_file, evaluate_disc_files, evaluate_disc_run
 
 
@@ -130,6 +131,18 @@ def test_evaluation_of_a_folder_and_of_its_descriptors(root, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
     np.testing.assert_array_equal(same.scores, predictions.scores)
     assert len(again) == len(rows)
+    # What a report is made of.
+    of_folder, of_files = read_record(out), read_record(tmp_path / "again")
+    assert dict(of_folder.pictures) == {
+        name: str(root / name) for name in ("queries", "references")
+    }
+    assert (of_folder.image_size, of_folder.measured_on) == (16, "data")
+    assert (of_files.image_size, of_files.measured_on) == (None, "ground_truth.csv")
+    assert of_files.pictures == {}
+    for record in (of_folder, of_files):
+        assert [row.figures["uAP"] for row in record.rows] == [
+            row.metrics.average_precision for row in rows
+        ]
 
 
 def test_evaluation_writes_what_a_score_means(root, tmp_path):

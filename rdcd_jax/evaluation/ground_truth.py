@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rdcd_jax.errors import UserError
 
@@ -33,11 +33,13 @@ class GroundTruth:
         source: the file it came from, for messages.
         pairs: (query id, reference id), all different, at least one.
         distractors: ids of queries that are copies of nothing.
+        edits: what was done to each query, as far as a file beside the source tells.
     """
 
     source: str
     pairs: tuple[tuple[str, str], ...]
     distractors: tuple[str, ...]
+    edits: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,7 @@ def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
 
     Args:
         path: a UTF-8 file of lines `query_id,reference_id`, with or without that header. An empty
-            reference marks a query that is a copy of nothing.
+            reference marks a query that is a copy of nothing. Edits are read from a file beside it, see `read_edits`.
 
     Returns:
         The ground truth.
@@ -99,7 +101,47 @@ def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
         raise UserError(f"{path}: cannot be read as a ground-truth CSV ({error}).") from error
     if not pairs:
         raise UserError(f"{path}: the ground truth holds no pair of a query and its reference.")
-    return GroundTruth(str(path), tuple(pairs), tuple(distractors))
+    return GroundTruth(str(path), tuple(pairs), tuple(distractors), read_edits(path))
+
+
+def read_edits(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
+    """Reads what was done to each query, where it is told beside a ground truth.
+
+    Args:
+        path: the ground truth's. `PATH.edits` has lines of a query, its reference and its edits, separated by tabs;
+            `edits.csv` in the same folder has columns query_id and edits. Several edits are joined by `+`.
+
+    Returns:
+        The edits by query; empty where there is no such file.
+
+    Raises:
+        UserError: a file that cannot be read, or a line of another form.
+    """
+    listed, table = path.with_name(f"{path.name}.edits"), path.with_name("edits.csv")
+    source = listed if listed.is_file() else table
+    if not source.is_file():
+        return {}
+    found: dict[str, tuple[str, ...]] = {}
+    try:
+        with source.open(newline="", encoding="utf-8-sig") as file:
+            lines = csv.reader(file, delimiter="\t" if source == listed else ",")
+            columns = ["query_id", "reference_id", "edits"] if source == listed else next(lines, [])
+            # Any other table may be called edits.csv.
+            if not {"query_id", "edits"} <= set(columns):
+                return {}
+            for line in filter(any, lines):
+                if len(line) != len(columns):
+                    raise UserError(
+                        f"{source}, line {lines.line_num}: has {len(line)} cells and not {len(columns)}; mend it, or"
+                        " remove the file."
+                    )
+                cells = dict(zip(columns, map(str.strip, line), strict=True))
+                found[cells["query_id"]] = tuple(filter(None, cells["edits"].split("+")))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{source}: cannot be read as the queries' edits ({error}); mend it, or remove the file."
+        ) from error
+    return found
 
 
 def require_known_ids(

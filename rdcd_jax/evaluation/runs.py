@@ -29,6 +29,7 @@ from rdcd_jax.evaluation.ground_truth import (
     require_known_ids,
 )
 from rdcd_jax.evaluation.parts import Embedded, Parts, open_parts
+from rdcd_jax.evaluation.record import write_record
 from rdcd_jax.evaluation.score_norm import parse_score_norms
 from rdcd_jax.evaluation.settings import candidate_count, needs_training, require_settings
 from rdcd_jax.files import require_writable, write_json, write_text
@@ -114,7 +115,8 @@ def evaluate_disc_run(
         data: the folder, see `find_disc_layout` and `find_ndec_layout`.
         out: folder for `disc_metrics.csv` (or `ndec_`), `metrics.json`, `predictions.csv` (of the last row),
             `calibration.json` (what a score of the descriptors as they are means, where some matches are right and
-            some wrong), `descriptors/*.npz`, and `unreadable.txt` where pictures were left out.
+            some wrong), `descriptors/*.npz`, what a report is made of (see `write_record`), and `unreadable.txt` where
+            pictures were left out.
         benchmark: "disc" or "ndec".
         training: a source of training pictures in place of the folder's own.
         codecs: codecs separated by `;`.
@@ -159,6 +161,17 @@ def evaluate_disc_run(
     )
     protocols.write_disc_results(out, rows, predictions, benchmark=benchmark)
     _write_calibration(out, described["queries"], described["references"], truth, data)
+    write_record(
+        out,
+        rows,
+        truth,
+        described["references"],
+        queries=len(described["queries"]),
+        measured_on=data,
+        image_size=model.image_size,
+        short_edge=model.short_edge,
+        pictures={name: images[name].source for name in ("queries", "references")},
+    )
     return rows, predictions, unreadable
 
 
@@ -182,8 +195,8 @@ def evaluate_disc_files(
         queries: an `.npz` or `.h5` file.
         references: likewise; may be the same `.h5` file where it holds both.
         ground_truth: a CSV file.
-        out: folder for `disc_metrics.csv` (or `ndec_`), `metrics.json`, `predictions.csv` (of the last row) and
-            `calibration.json`.
+        out: folder for `disc_metrics.csv` (or `ndec_`), `metrics.json`, `predictions.csv` (of the last row),
+            `calibration.json` and what a report is made of.
         benchmark: as in `evaluate_disc_run`.
         training: a descriptor file of unrelated pictures.
         codecs: as in `evaluate_disc_run`.
@@ -211,6 +224,9 @@ def evaluate_disc_files(
     )
     protocols.write_disc_results(out, rows, predictions, benchmark=benchmark)
     _write_calibration(pathlib.Path(out), read["query"], read["reference"], truth, ground_truth)
+    write_record(
+        out, rows, truth, read["reference"], queries=len(read["query"]), measured_on=ground_truth
+    )
     return rows, predictions
 
 

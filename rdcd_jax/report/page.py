@@ -1,0 +1,140 @@
+"""The page: one HTML file that needs no other and no network."""
+
+import base64
+import dataclasses
+import hashlib
+import itertools
+import os
+import pathlib
+from collections.abc import Sequence
+
+import jinja2
+
+import rdcd_jax
+from rdcd_jax.errors import one_line
+from rdcd_jax.files import require_writable, write_text
+from rdcd_jax.report import charts, tables
+from rdcd_jax.report.pictures import Thumbnails
+from rdcd_jax.report.runs import FALSE_POSITIVE, MISSED, Case, Run, read_runs
+
+# Mistakes of each kind and run that are shown, and bytes that their pictures may take in all.
+SHOWN, _BYTES = 12, 3_500_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A mistake with its pictures.
+
+    Attributes:
+        run: number of the run.
+        case: the mistake.
+        pictures: data URIs of the query, the wrong reference and the true one; None where there is none to show.
+    """
+
+    run: int
+    case: Case
+    pictures: tuple[str | None, str | None, str | None]
+
+
+def write_report(
+    folders: Sequence[str | os.PathLike], out: str | os.PathLike, *, shown: int = SHOWN
+) -> list[Run]:
+    """Writes the report of some evaluations.
+
+    Args:
+        folders: what `rdcd-jax evaluate disc` wrote, at least one.
+        out: the HTML file.
+        shown: the worst false positives and missed copies that are shown of each run; fewer where all their pictures
+            would take more than 3.5 MB. 0 shows none.
+
+    Returns:
+        The runs.
+
+    Raises:
+        UserError: see `read_runs`; or `out` is a folder.
+        OSError: `out` cannot be written.
+    """
+    require_writable(out)
+    runs = read_runs(folders)
+    shown_cases, notes = _with_pictures(runs, shown)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rdcd_jax.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["told"] = one_line
+    script = _template("report.js")
+    page = environment.get_template("report.html").render(
+        version=rdcd_jax.__version__,
+        style=_template("report.css"),
+        script=script,
+        # The page's own script may run, and nothing that a picture's name may have smuggled in.
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        runs=runs,
+        comparable=tables.are_comparable(runs),
+        figures=tables.metrics_table(runs),
+        curves=charts.precision_recall(runs),
+        histograms=[(run, charts.score_histogram(run)) for run in runs],
+        spectrum=charts.spectrum(runs),
+        edits=tables.edit_table(runs),
+        cases=shown_cases,
+        counts=[(run, *_mistakes(run)) for run in runs],
+        notes=notes,
+        outcomes=(FALSE_POSITIVE, MISSED),
+        kinds=sorted(
+            {edit for each in shown_cases for edit in each.case.edits}, key=tables.natural_order
+        ),
+        canvas=charts,
+        scored=_scored,
+    )
+    write_text(out, page)
+    return runs
+
+
+def _with_pictures(runs: Sequence[Run], count: int) -> tuple[list[Shown], list[str]]:
+    """The worst mistakes with their pictures, as far as these may take room; and what runs have none to show."""
+    if count == 0:
+        return [], []
+    sources = [Thumbnails(run.record.pictures) for run in runs]
+    notes = []
+    for run, images in zip(runs, sources, strict=True):
+        if not run.record.pictures:
+            notes.append(
+                f"{run.name} was evaluated from descriptor files, so it has no pictures to show."
+            )
+        elif images.problem:
+            notes.append(f"{run.name} has no pictures to show any more: {one_line(images.problem)}")
+    lists = [
+        [(number, case) for case in cases[:count]]
+        for number, run in enumerate(runs)
+        for cases in (run.false_positives(), run.missed())
+    ]
+    found, taken = {}, 0
+    # The worst of every run and kind before the second worst of any.
+    for number, case in filter(None, itertools.chain(*itertools.zip_longest(*lists))):
+        named = zip(
+            ("queries", "references", "references"),
+            (case.query, case.found, case.true),
+            strict=True,
+        )
+        uris = tuple(None if id_ is None else sources[number].uri(part, id_) for part, id_ in named)
+        taken += sum(len(uri or "") for uri in uris)
+        if taken > _BYTES:
+            break
+        found[number, case] = Shown(number, case, uris)
+    return [found[key] for key in itertools.chain(*lists) if key in found], notes
+
+
+def _mistakes(run: Run) -> tuple[int, int]:
+    """How many queries have a wrong reference above the threshold, and how many copies are missed."""
+    return sum(case.above is True for case in run.false_positives()), len(run.missed())
+
+
+def _scored(score: float | None) -> str:
+    return ", not a candidate" if score is None else f", score {score:.3f}"
+
+
+def _template(name: str) -> str:
+    return (pathlib.Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
