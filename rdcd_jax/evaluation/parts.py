@@ -37,7 +37,7 @@ from rdcd_jax.files import write_aside, write_json
 FORMAT = 1
 MANIFEST = "manifest.json"
 # Pictures of a part: what is lost with a process that is killed.
-ROWS = 4096
+ROWS = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Parts:
 
         Args:
             model: the one that they were opened for.
-            batch_size: see `described_parts`.
+            batch_size: see `described_parts`; a part's pictures at most.
             on_progress: told pictures done and in all, of this process's share.
         """
         index, count = self.process
@@ -98,6 +98,8 @@ class Parts:
 
         told(0, 0)
         images = self.images.subset(places)
+        # A larger batch would be filled up with black.
+        batch_size = min(batch_size, self.rows)
         described = described_parts(
             model, images, rows=self.rows, batch_size=batch_size, on_progress=told
         )
