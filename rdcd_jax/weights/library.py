@@ -68,7 +68,13 @@ class Model:
         graph, state = nnx.split(reparameterised(self.module))
         state = jax.device_put(nnx.as_pure(state), whole)
         run = jax.jit(lambda state, x: nnx.merge(graph, state)(normalize_images(x))[1])
-        return lambda pictures: run(state, jax.device_put(pictures, split))
+
+        def described(pictures: np.ndarray) -> jax.Array:
+            # A training run that evaluates may be over fewer devices.
+            with jax.set_mesh(mesh):
+                return run(state, jax.device_put(pictures, split))
+
+        return described
 
     @functools.cached_property
     def fingerprint(self) -> str:
