@@ -19,6 +19,7 @@ import pathlib
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -244,7 +245,14 @@ def _timed(run: Find, queries: np.ndarray) -> tuple[float, np.ndarray]:
     return time.perf_counter() - begun, places
 
 
+def _ends_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def _cell_process(pipe, *arguments) -> None:
+    # A measurement that nobody waits for any more would disturb the next.
+    threading.Thread(target=_ends_with_parent, daemon=True).start()
     try:
         pipe.send(measured_cell(*arguments))
     except UserError as error:

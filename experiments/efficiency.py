@@ -89,10 +89,10 @@ def table(result: dict) -> str:
     lines = [
         "# Cost, measured",
         "",
-        f"By `experiments/efficiency.py`; multiply-adds of a picture of {result['size']} pixels, pictures a second as"
-        " `experiments/bench_embed.py` measured them.",
+        f"By `experiments/efficiency.py`; multiply-adds of a picture of {result['size']} pixels, the last columns"
+        " are pictures described a second, as `experiments/bench_embed.py` measured them.",
         "",
-        f"| network | numbers | parameters, M | multiply-adds, G | {' | '.join(FORMS.values())}, pictures a second |",
+        f"| network | numbers | parameters, M | multiply-adds, G | {' | '.join(FORMS.values())} |",
         "|---|---|---|---|" + "---|" * len(FORMS),
     ]
     for row in result["networks"]:

@@ -116,8 +116,10 @@ def _plot(cells: dict[str, dict], path: pathlib.Path) -> None:
         axis.set_xticks([0.1, 0.01, 0.001], ["0.9", "0.99", "0.999"])
         axis.set(xlabel="recall@1", ylabel="queries a second")
         axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize=7)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.35 / figure.get_figheight(), 1, 1))
+    figure.legend(
+        *axes.flat[0].get_legend_handles_labels(), loc="lower center", ncols=4, fontsize=7
+    )
     with write_aside(path) as aside:
         figure.savefig(aside, dpi=110)
     plt.close(figure)
