@@ -184,6 +184,17 @@ def test_search_over_segments_is_exact(tmp_path, monkeypatch):
     assert index.nearest(queries, 99)[0].shape == (7, 50)
 
 
+def test_int8_rows_keep_their_product_with_the_row_itself(tmp_path):
+    rows = unit_rows(50)
+    rows[7] = 0
+    found = Descriptors(np.asarray([f"a{i}" for i in range(50)]), rows, "made up")
+    kept = everything(filled(tmp_path / "x", found, dtype="int8"))[1]
+    lengths = (rows * rows).sum(axis=1)
+    np.testing.assert_allclose((kept * rows).sum(axis=1), lengths, rtol=1e-6)
+    assert 0 < np.abs(kept - rows).max() < 0.01
+    assert (kept[7] == 0).all()
+
+
 def test_groups_are_joined_by_their_links():
     rows = unit_rows(6, dim=64)
     chain = np.stack([rows[0], rows[0] + 0.5 * rows[1], rows[0] + rows[1]])

@@ -1,12 +1,15 @@
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation import search
+from rdcd_jax.evaluation.hashed import Hashing, hashing_for
+from rdcd_jax.train.mesh import make_mesh
 
-BACKENDS = sorted(search.BACKENDS)
+BACKENDS = search.BACKENDS
 
 
 def expected_neighbours(queries, database, k):
@@ -44,12 +47,79 @@ def test_exact_backends_agree_in_every_place(backend, name):
     assert scores.shape == indices.shape == (len(queries), k)
 
 
-def test_jax_blocks_make_no_difference(monkeypatch):
-    queries, database = (x.astype(np.float32) for x in made("heavy ties"))
-    monkeypatch.setattr(search, "_DATABASE_BLOCK", 64)
-    monkeypatch.setattr(search, "_QUERY_BLOCK", 25)
-    _, indices = search.knn(queries, database, 70, "jax")
-    np.testing.assert_array_equal(indices, expected_neighbours(queries, database, 70)[1])
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Blocks so small that few rows make many of them, on 8 devices, unevenly."""
+    sharded = search.sharded
+    for name, value in {
+        "_WIDE": 256,
+        "_NARROW": 64,
+        "_QUERIES": 25,
+        "_BLOCK": 16,
+        "_GROUP": 4,
+    }.items():
+        monkeypatch.setattr(sharded, name, value)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("name", ["random", "heavy ties", "exact duplicates", "one row"])
+@pytest.mark.parametrize("by_maxima", [True, False])
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("k", [1, 30])
+def test_parts_make_no_difference(monkeypatch, small_parts, name, by_maxima, devices, k):
+    monkeypatch.setattr(search.sharded, "selects_by_maxima", lambda *_: by_maxima)
+    queries, database = (x.astype(np.float32) for x in made(name))
+    k = min(k, len(database))
+    assert len(jax.devices()) == 8
+    _, indices = search.knn(queries, database, k, "jax", mesh=make_mesh(devices))
+    np.testing.assert_array_equal(indices, expected_neighbours(queries, database, k)[1])
+
+
+@pytest.mark.parametrize("n_rows", [1, 7, 1025, 3000])
+def test_devices_keep_a_part_each(n_rows):
+    database = np.arange(2.0 * n_rows, dtype=np.float32).reshape(n_rows, 2)
+    mesh = make_mesh()
+    slabs = list(search.sharded.make_slabs(database, mesh, True))
+    assert sum(slab.count for slab in slabs) == n_rows
+    for slab in slabs:
+        parts = {tuple(shard.data.shape) for shard in slab.rows.addressable_shards}
+        assert parts == {(len(slab.rows) // 8, 2)}
+        np.testing.assert_array_equal(slab.rows[: slab.count], database[slab.first :][: slab.count])
+
+
+def test_a_search_is_made_once_and_used_often():
+    queries, database = (x.astype(np.float32) for x in made("random"))
+    find = search.make_search(database, 3)
+    for part in (queries[:1], queries[1:8]):
+        np.testing.assert_array_equal(find(part)[1], expected_neighbours(part, database, 3)[1])
+
+
+def test_scann_is_tunable():
+    rng = np.random.default_rng(0)
+    queries, database = (rng.normal(size=(n, 32)).astype(np.float32) for n in (50, 4000))
+    expected = expected_neighbours(queries, database, 5)[1]
+    narrow, wide = Hashing(60, 2, 10), Hashing(60, 60, 100)
+    find = search.make_search(database, 5, "scann_ah", hashing=narrow)
+    few = search.recall_against_exact(find(queries)[1], expected)
+    many = search.recall_against_exact(find(queries, hashing=wide)[1], expected)
+    assert few < 0.8 < 0.98 < many
+    assert hashing_for(10**6, 10, 0.9).leaves_to_search < hashing_for(10**6, 10).leaves_to_search
+
+
+@pytest.mark.parametrize(
+    "hashing, message",
+    [
+        (Hashing(0, 1, 10), "leaves of ScaNN's settings is 0; give 1 to 100"),
+        (Hashing(8, 9, 10), "leaves_to_search of ScaNN's settings is 9; give 1 to 8"),
+        (Hashing(8, 8, 1), "reorder of ScaNN's settings is 1; give 2 to 100"),
+    ],
+)
+def test_wrong_settings_are_refused(hashing, message):
+    x = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+    with pytest.raises(UserError, match=message):
+        search.knn(x, x, 2, "scann_ah", hashing=hashing)
 
 
 @pytest.mark.parametrize("backend", ["jax_approx", "scann_ah"])

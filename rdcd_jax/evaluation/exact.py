@@ -45,6 +45,11 @@ def rows_not_finite(x: np.ndarray) -> np.ndarray:
         return np.flatnonzero(~np.isfinite(x.sum(axis=1, dtype=np.float64)))
 
 
+def longest_row(x: np.ndarray) -> float:
+    """Returns the largest Euclidean length of the rows of `x` [N, D]."""
+    return float(np.sqrt(np.einsum("nd,nd->n", x, x).max()))
+
+
 def blocked_neighbours(
     queries: np.ndarray, database: np.ndarray, k: int, dtype: type = np.float32
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +79,12 @@ def blocked_neighbours(
 
 
 def settled_neighbours(
-    queries: np.ndarray, database: np.ndarray, k: int, candidates: np.ndarray, complete: bool
+    queries: np.ndarray,
+    database: np.ndarray,
+    k: int,
+    candidates: np.ndarray,
+    complete: bool,
+    longest: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the k best of each query's candidates, scored anew, lower index first among equals.
 
@@ -91,6 +101,7 @@ def settled_neighbours(
             search, without repetition. -1 marks a place the search could not fill.
         complete: the candidates come from an exhaustive search. False for approximate searches:
             then only queries with unfilled places among the first k see the whole database.
+        longest: see `longest_row`, where it is known already.
 
     Returns:
         scores [N, k] float32, descending, and indices [N, k] int64.
@@ -108,10 +119,11 @@ def settled_neighbours(
 
     unsettled = ~np.isfinite(scores[:, k - 1])
     if complete and n_candidates < len(database):
-        longest = np.sqrt(np.einsum("nd,nd->n", database, database).max())
+        longest = longest_row(database) if longest is None else longest
         rounding = 8 * np.finfo(np.float32).eps * np.sqrt(dimensions) * longest
         gap = scores[:, k - 1] - scores[:, -1]
-        unsettled |= gap <= 2 * rounding * np.linalg.norm(queries, axis=1)
+        # Of a row left out and of the worst candidate, one search's rounding each, and a second look's each.
+        unsettled |= gap <= 4 * rounding * np.linalg.norm(queries, axis=1)
     scores, indices = scores[:, :k].copy(), indices[:, :k].copy()
     if unsettled.any():
         scores[unsettled], indices[unsettled] = blocked_neighbours(

@@ -1,24 +1,28 @@
 """Nearest descriptors by inner product, exactly or approximately, on several backends."""
 
-import functools
 import math
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from rdcd_jax.errors import UserError
-from rdcd_jax.evaluation import exact
+from rdcd_jax.evaluation import exact, sharded
+from rdcd_jax.evaluation.hashed import Hashing, hashing_for, make_scann
+from rdcd_jax.train.mesh import make_mesh
 
-_DATABASE_BLOCK = 131_072
-_QUERY_BLOCK = 1024
-# Below this ScaNN cannot build a tree of quantised rows.
-_MIN_HASHED_ROWS = 16
+EXACT_BACKENDS = ("jax", "scann", "numpy")
+BACKENDS = (*EXACT_BACKENDS, "jax_approx", "scann_ah")
 
 
 def knn(
-    queries: np.ndarray, database: np.ndarray, k: int, backend: str = "jax"
+    queries: np.ndarray,
+    database: np.ndarray,
+    k: int,
+    backend: str = "jax",
+    *,
+    mesh: Mesh | None = None,
+    hashing: Hashing | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns each query's k rows of largest inner product.
 
@@ -31,11 +35,14 @@ def knn(
 
     Args:
         queries: [N, D] finite numbers.
-        database: [M, D] finite numbers.
+        database: [M, D] finite numbers; the JAX backends bring it to the devices a part at a time, so that its size has
+            no bound there.
         k: neighbours a query, 1 to M.
-        backend: `jax` (blocked product and top-k on JAX's default device), `jax_approx`
-            (`approx_max_k`, approximate on TPU only), `scann` (brute force), `scann_ah` (tree,
-            asymmetric hashing, reordering; brute force under 16 rows) or `numpy`.
+        backend: `jax` (each device of the mesh searches a part of the database), `jax_approx` (the same with
+            `approx_max_k`, approximate on TPU only), `scann` (brute force), `scann_ah` (tree, asymmetric hashing,
+            reordering; brute force under 16 rows) or `numpy`.
+        mesh: the devices of the JAX backends, with an axis `data`; all by default.
+        hashing: settings of `scann_ah`; by default those of `hashing_for` for a recall of 0.99.
 
     Returns:
         scores [N, k] float32, descending, and indices [N, k] int64, without repetition in a row.
@@ -44,23 +51,68 @@ def knn(
         UserError: an unknown backend, k outside 1..M, dimensions that differ, an empty side, NaN,
             or ScaNN where it is not installed.
     """
+    search = make_search(database, k, backend, mesh=mesh, hashing=hashing, keep=False)
+    return search(queries)
+
+
+def make_search(
+    database: np.ndarray,
+    k: int,
+    backend: str = "jax",
+    *,
+    mesh: Mesh | None = None,
+    hashing: Hashing | None = None,
+    keep: bool = True,
+) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """Returns a function that does as `knn`, for a database that is searched more than once.
+
+    Args:
+        database: [M, D] finite numbers.
+        k: as in `knn`.
+        backend: as in `knn`.
+        mesh: as in `knn`.
+        hashing: as in `knn`.
+        keep: keeps the database on the devices of the JAX backends between calls.
+
+    Returns:
+        A function from queries to scores and indices; it also takes `hashing`, other settings of `scann_ah` with the
+        same leaves, for that call.
+
+    Raises:
+        UserError: see `knn`.
+    """
     if backend not in BACKENDS:
         raise UserError(f"unknown search backend {backend!r}; choose one of {', '.join(BACKENDS)}.")
-    queries = exact.require_descriptors("queries", queries)
     database = exact.require_descriptors("database descriptors", database)
-    if queries.shape[1] != database.shape[1]:
-        raise UserError(
-            f"queries are {queries.shape[1]}-d and the database is {database.shape[1]}-d; "
-            "describe both with the same model."
-        )
     if not 1 <= k <= len(database):
         raise UserError(
             f"cannot find k = {k} neighbours in a database of {len(database)} descriptors; "
             f"choose k from 1 to {len(database)}."
         )
-    candidates = BACKENDS[backend](queries, database, min(k + exact.MARGIN, len(database)))
     complete = backend in EXACT_BACKENDS
-    return exact.settled_neighbours(queries, database, k, candidates, complete)
+    wanted = min(k + exact.MARGIN, len(database)) if complete else k
+    longest = exact.longest_row(database)
+    if backend in ("jax", "jax_approx"):
+        find = _make_jax(database, wanted, mesh or make_mesh(), backend == "jax_approx", keep)
+    elif backend == "numpy":
+        find = lambda queries, _: exact.blocked_neighbours(queries, database, wanted)[1]  # noqa: E731
+    else:
+        hashed = hashing or hashing_for(len(database), k)
+        find = make_scann(database, wanted, None if complete else hashed)
+
+    def search(
+        queries: np.ndarray, hashing: Hashing | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        queries = exact.require_descriptors("queries", queries)
+        if queries.shape[1] != database.shape[1]:
+            raise UserError(
+                f"queries are {queries.shape[1]}-d and the database is {database.shape[1]}-d; "
+                "describe both with the same model."
+            )
+        found = find(queries, hashing)
+        return exact.settled_neighbours(queries, database, k, found, complete, longest)
+
+    return search
 
 
 def best_pairs(
@@ -118,82 +170,15 @@ def recall_against_exact(indices: np.ndarray, exact_indices: np.ndarray) -> floa
     return float(hits.mean())
 
 
-@functools.partial(jax.jit, static_argnames=("k", "approximate"))
-def _merge_block(best, where, queries, block, offset, n_valid, *, k, approximate):
-    """Joins the best so far with one block of the database, of which n_valid rows are real."""
-    scores = jnp.matmul(queries, block.T, precision=jax.lax.Precision.HIGHEST)
-    column = jnp.arange(block.shape[0], dtype=jnp.int32)
-    scores = jnp.where(column[None, :] < n_valid, scores, -jnp.inf)
-    top = jax.lax.approx_max_k if approximate else jax.lax.top_k
-    found, columns = top(scores, min(k, block.shape[0]))
-    found = jnp.concatenate([best, found], axis=1)
-    rows = jnp.concatenate([where, columns + offset], axis=1)
-    best, kept = jax.lax.top_k(found, k)
-    return best, jnp.take_along_axis(rows, kept, axis=1)
+def _make_jax(database: np.ndarray, k: int, mesh: Mesh, approximate: bool, keep: bool):
+    by_maxima = not approximate and sharded.selects_by_maxima(len(database), k, mesh)
+    slabs = sharded.make_slabs(database, mesh, by_maxima)
+    kept = list(slabs) if keep else None
 
-
-def _jax_candidates(
-    queries: np.ndarray, database: np.ndarray, k: int, *, approximate: bool = False
-) -> np.ndarray:
-    width = min(_DATABASE_BLOCK, len(database))
-    step = min(_QUERY_BLOCK, len(queries))
-    starts = range(0, len(queries), step)
-    blocks = [jnp.asarray(_padded(queries[i : i + step], step)) for i in starts]
-    nothing = jnp.full((step, k), -jnp.inf, jnp.float32), jnp.full((step, k), -1, jnp.int32)
-    best = [nothing] * len(blocks)
-    # The database passes through the device once, a block at a time, so its size has no bound.
-    for j in range(0, len(database), width):
-        rows = database[j : j + width]
-        block, offset, n_valid = jnp.asarray(_padded(rows, width)), np.int32(j), np.int32(len(rows))
-        best = [
-            _merge_block(*so_far, each, block, offset, n_valid, k=k, approximate=approximate)
-            for so_far, each in zip(best, blocks, strict=True)
-        ]
-    return np.concatenate([np.asarray(where) for _, where in best])[: len(queries)]
-
-
-def _padded(rows: np.ndarray, n: int) -> np.ndarray:
-    return np.pad(rows, ((0, n - len(rows)), (0, 0))) if len(rows) < n else rows
-
-
-def _numpy_candidates(queries: np.ndarray, database: np.ndarray, k: int) -> np.ndarray:
-    return exact.blocked_neighbours(queries, database, k)[1]
-
-
-def _scann_candidates(
-    queries: np.ndarray, database: np.ndarray, k: int, *, hashed: bool = False
-) -> np.ndarray:
-    try:
-        from scann.scann_ops.py import scann_ops_pybind
-    except ImportError as error:
-        raise UserError(
-            "the ScaNN search backends need the scann package, which has wheels for Linux on "
-            "x86-64 only; choose the backend jax or numpy."
-        ) from error
-    n_rows = len(database)
-    builder = scann_ops_pybind.builder(database, k, "dot_product")
-    if hashed and n_rows >= _MIN_HASHED_ROWS:
-        # About sqrt(N) leaves, as ScaNN advises, but searched widely: recall before speed.
-        leaves = max(1, int(math.sqrt(n_rows)))
-        builder = builder.tree(
-            num_leaves=leaves,
-            num_leaves_to_search=max(min(leaves, 100), leaves // 4),
-            training_sample_size=min(n_rows, 250_000),
+    def find(queries: np.ndarray, _) -> np.ndarray:
+        found = kept or sharded.make_slabs(database, mesh, by_maxima)
+        return sharded.nearest_rows(
+            queries, found, k, mesh, by_maxima=by_maxima, approximate=approximate
         )
-        builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
-        builder = builder.reorder(min(n_rows, max(200, 10 * k)))
-    else:
-        builder = builder.score_brute_force()
-    rows, scores = builder.build().search_batched_parallel(queries)
-    # Rows of too few neighbours are padded with index 0 and score NaN.
-    return np.where(np.isnan(scores), -1, rows.astype(np.int64))
 
-
-EXACT_BACKENDS = ("jax", "scann", "numpy")
-BACKENDS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
-    "jax": _jax_candidates,
-    "jax_approx": functools.partial(_jax_candidates, approximate=True),
-    "scann": _scann_candidates,
-    "scann_ah": functools.partial(_scann_candidates, hashed=True),
-    "numpy": _numpy_candidates,
-}
+    return find

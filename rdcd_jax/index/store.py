@@ -280,7 +280,12 @@ def _stored(found: Descriptors, dtype: str) -> Segment:
         return Segment(ids, rows.astype(dtype), None)
     scales = np.abs(rows).max(axis=1) / _LEVELS
     scales = np.where(scales > 0, scales, 1).astype(np.float32)
-    return Segment(ids, np.rint(rows / scales[:, None]).astype(np.int8), scales)
+    levels = np.rint(rows / scales[:, None])
+    # Scaled so that nothing of the rounding lies along the row itself: near queries feel that part most.
+    along = np.einsum("nd,nd->n", rows, levels)
+    squares = np.einsum("nd,nd->n", rows, rows)
+    scales = np.divide(squares, along, out=scales, where=along > 0)
+    return Segment(ids, levels.astype(np.int8), scales)
 
 
 def _joined(first: Segment, second: Segment) -> Segment:

@@ -1,0 +1,121 @@
+"""Search by ScaNN: brute force, or a tree of leaves, asymmetric hashing in them and exact scores for the best."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from rdcd_jax.errors import UserError
+
+# Below this ScaNN cannot build a tree of quantised rows.
+_LEAST_ROWS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Hashing:
+    """How widely the approximate search looks; `hashing_for` gives settings by the recall wanted.
+
+    Attributes:
+        leaves: parts into which the database is divided.
+        leaves_to_search: of these, how many each query sees.
+        reorder: how many of the best by hashing are scored exactly.
+    """
+
+    leaves: int
+    leaves_to_search: int
+    reorder: int
+
+    def searching(self, share: float, reorder: int) -> "Hashing":
+        """The same leaves, a share of them searched, but 32 at least."""
+        searched = min(self.leaves, max(_LEAST_LEAVES, round(share * self.leaves)))
+        return Hashing(self.leaves, searched, reorder)
+
+
+def hashing_for(n_rows: int, k: int, recall: float = 0.99) -> Hashing:
+    """Settings for a database of descriptors.
+
+    Args:
+        n_rows: of the database.
+        k: neighbours wanted of each query.
+        recall: of how many queries the nearest row should be found, 0 to 1. The settings come from
+            `experiments/bench_search.py`; what they find among other rows is to be measured by `recall_against_exact`.
+    """
+    # Twice what is usual: searching a smaller share of more leaves found the same in less time.
+    leaves = max(1, min(n_rows, 2 * round(math.sqrt(n_rows))))
+    share = next(share for reached, share in _SHARES if recall <= reached)
+    return Hashing(leaves, leaves, 0).searching(share, min(n_rows, max(50, 5 * k)))
+
+
+# Of the leaves, which share each query sees, by the recall wanted.
+_SHARES = ((0.95, 0.02), (0.98, 0.03), (0.99, 0.06), (0.995, 0.1), (1.0, 0.3))
+# In a small database the share would be of too few leaves to hold the nearest row.
+_LEAST_LEAVES = 32
+
+
+def make_scann(
+    database: np.ndarray, k: int, hashing: Hashing | None
+) -> Callable[[np.ndarray, Hashing | None], np.ndarray]:
+    """Builds ScaNN's searcher.
+
+    Args:
+        database: [M, D] float32.
+        k: rows wanted of each query.
+        hashing: how to approximate; None for brute force, which under 16 rows is taken anyway.
+
+    Returns:
+        A function from queries [N, D] float32, and settings for this once with the same leaves or None, to rows [N, k]
+        int64, -1 where it found too few.
+
+    Raises:
+        UserError: ScaNN is not installed, or the settings make no sense.
+    """
+    try:
+        from scann.scann_ops.py import scann_ops_pybind
+    except ImportError as error:
+        raise UserError(
+            "the ScaNN search backends need the scann package, which has wheels for Linux on "
+            "x86-64 only; choose the backend jax or numpy."
+        ) from error
+    n_rows = len(database)
+    builder = scann_ops_pybind.builder(database, k, "dot_product")
+    hashed = hashing is not None and n_rows >= _LEAST_ROWS
+    if hashed:
+        _require_sound(hashing, hashing.leaves, n_rows, k)
+        builder = builder.tree(
+            num_leaves=hashing.leaves,
+            num_leaves_to_search=hashing.leaves_to_search,
+            training_sample_size=min(n_rows, 250_000),
+            # Each row lies in a second leaf too, chosen for the queries that its first one fails (SOAR).
+            soar_lambda=1.5,
+        )
+        builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
+        builder = builder.reorder(hashing.reorder)
+    else:
+        builder = builder.score_brute_force()
+    searcher = builder.build()
+
+    def find(queries: np.ndarray, other: Hashing | None = None) -> np.ndarray:
+        told = {}
+        if hashed and other is not None:
+            _require_sound(other, hashing.leaves, n_rows, k)
+            told = {
+                "leaves_to_search": other.leaves_to_search,
+                "pre_reorder_num_neighbors": other.reorder,
+            }
+        rows, scores = searcher.search_batched_parallel(queries, **told)
+        # Rows of too few neighbours are padded with index 0 and score NaN.
+        return np.where(np.isnan(scores), -1, rows.astype(np.int64))
+
+    return find
+
+
+def _require_sound(hashing: Hashing, leaves: int, n_rows: int, k: int) -> None:
+    """Refuses settings that make no sense for a database divided into so many leaves."""
+    if hashing.leaves != leaves:
+        raise UserError(f"the database is divided into {leaves} leaves, not {hashing.leaves}.")
+    limits = {"leaves": n_rows, "leaves_to_search": leaves, "reorder": n_rows}
+    for name, most in limits.items():
+        value, least = getattr(hashing, name), k if name == "reorder" else 1
+        if not least <= value <= most:
+            raise UserError(f"{name} of ScaNN's settings is {value}; give {least} to {most}.")
