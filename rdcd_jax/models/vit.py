@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rdcd_jax.errors import UserError
-from rdcd_jax.models.layers import at_least_float32, gem_pool
+from rdcd_jax.models.layers import at_least_float32, gelu, gem_pool
 
 DEPTH = 12
 WIDTH = 768
@@ -57,7 +57,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, N, WIDTH] to the same shape."""
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class Block(nnx.Module):
