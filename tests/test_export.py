@@ -203,6 +203,7 @@ def test_other_students_in_int8_are_near(network, pictures, tmp_path):
     path = exported(network, "onnx-int8", tmp_path, calibration="sample:references")
     found, described = run_onnx(path, pictures), network.describe(pictures)
     assert np.sum(found * described, axis=1).mean() > INT8_COSINE[network.network]
+    assert ((found @ described.T).argmax(1) == range(5)).all()
 
 
 def test_stablehlo_agrees_and_is_for_every_platform(student, pictures, described, tmp_path):
