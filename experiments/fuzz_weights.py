@@ -16,6 +16,7 @@ import safetensors.numpy
 from fuzz_bytes import NUMBERS, TEXTS, Case, Place, chosen, damaged, hostile_json, short
 from fuzz_seeds import legacy, state_pickle, teacher_tensors, zipped
 
+from rdcd_jax.weights.kinds import KINDS
 from rdcd_jax.weights.onnx_reader import OPERATORS
 
 
@@ -24,10 +25,9 @@ def torch_case(place: Place, random: np.random.Generator) -> Case:
     ways = _whole_file, _pickle_damage, _pickle_damage, _program, _program, _opcodes, _lying_tensor
     way = chosen(random, [*ways, _lying_tensor, _structure, _structure, _zip_trick, _zip_trick])
     data, what = way(place, random)
-    path = place.written("weights.pt", data)
-    kind = chosen(
-        random, ["sscd-torchvision"] * 4 + ["sscd-classy", "efficientnet-lite0", "sscd-onnx"]
-    )
+    # The suffix decides which reader gets the file.
+    path = place.written(chosen(random, ["weights.pt"] * 5 + ["weights.safetensors"]), data)
+    kind = chosen(random, ["sscd-torchvision"] * len(KINDS) + [*KINDS])
     return Case(["weights", "import", kind, str(path)], f"{way.__name__[1:]}: {what}", (str(path),))
 
 

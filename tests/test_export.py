@@ -194,6 +194,18 @@ def test_int8_is_near_and_its_operators_are_integers(student, pictures, describe
     assert (ops.count("QLinearConv"), ops.count("QuantizeLinear")) == (76, 1)
 
 
+# The weights are random; FastViT adds up the rounding of twelve blocks' residuals.
+INT8_COSINE = {"mobilenet_v3_large": 0.98, "fastvit_t12": 0.93}
+
+
+@pytest.mark.parametrize("network", INT8_COSINE, indirect=True)
+def test_other_students_in_int8_are_near(network, pictures, tmp_path):
+    path = exported(network, "onnx-int8", tmp_path, calibration="sample:references")
+    found, described = run_onnx(path, pictures), network.describe(pictures)
+    assert np.sum(found * described, axis=1).mean() > INT8_COSINE[network.network]
+    assert ((found @ described.T).argmax(1) == range(5)).all()
+
+
 def test_stablehlo_agrees_and_is_for_every_platform(student, pictures, described, tmp_path):
     path = exported(student, "stablehlo", tmp_path)
     program = jax.export.deserialize(bytearray(path.read_bytes()))

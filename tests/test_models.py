@@ -76,23 +76,21 @@ def images(seed, shape, dtype=jnp.float32):
     return jnp.asarray(rng.standard_normal(shape).transpose(0, 2, 3, 1), dtype)
 
 
-@pytest.mark.parametrize("size", [64, 96])
-def test_evaluation_outputs(vectors, reference_network, size):
+def test_evaluation_outputs(vectors, reference_network):
     name, module = reference_network
     data = vectors("k_models")
-    feature, descriptor = nnx.jit(evaluation_mode(module))(images(size, (2, 3, size, size)))
-
-    def close(ours, output):
-        exact, single = (data[f"{name}/eval{size}_{bits}_{output}"] for bits in ("f64", "f32"))
-        # MobileNetV3 under these weights is ill-conditioned: the reference's own float32 is 2e-5 off.
-        atol = max(5e-6, 2 * np.abs(single - exact).max())
-        np.testing.assert_allclose(ours, exact, rtol=0, atol=atol)
-
-    close(feature, "feat")
-    if NETWORKS[name]:
-        close(descriptor, "emb")
-    else:
-        assert (descriptor == feature).all()
+    # Another size takes another program; that of one network is enough.
+    for size in (64, 96) if name == "efficientnet_b0" else (64,):
+        feature, descriptor = nnx.jit(evaluation_mode(module))(images(size, (2, 3, size, size)))
+        found = {"feat": feature} | ({"emb": descriptor} if NETWORKS[name] else {})
+        for output, ours in found.items():
+            key = f"{name}/eval{size}"
+            exact, single = (data[f"{key}_{bits}_{output}"] for bits in ("f64", "f32"))
+            # MobileNetV3 under these weights is ill-conditioned: the reference's own float32 is 2e-5 off.
+            atol = max(5e-6, 2 * np.abs(single - exact).max())
+            np.testing.assert_allclose(ours, exact, rtol=0, atol=atol)
+        if not NETWORKS[name]:
+            assert (descriptor == feature).all()
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
@@ -236,6 +234,7 @@ def test_pointwise_gradients_are_the_products(channels):
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_live_torch(name):
+    """In training mode: outputs and running statistics of all, gradients of one; of all k_models.npz has them."""
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     torch.set_num_threads(2)
@@ -258,22 +257,27 @@ def test_live_torch(name):
     w = np.random.default_rng(1).normal(size=(4, 512)).astype(np.float32)
     theirs.train()
     features = torch.nn.functional.normalize(theirs(torch.from_numpy(x)))
-    (features * torch.from_numpy(w)).sum().backward()
 
     def loss(params):
         network = nnx.merge(graph, params, batch_stats)
         feature, _ = network(jnp.asarray(x.transpose(0, 2, 3, 1)))
         return jnp.sum(feature * w), (feature, split(network)[2])
 
-    gradients, (feature, stats) = jax.jit(jax.grad(loss, has_aux=True))(params)
+    if name == "efficientnet_b0":
+        gradients, (feature, stats) = jax.jit(jax.grad(loss, has_aux=True))(params)
+        nnx.update(module, gradients)
+        ours = convert.to_torch(module, name)
+        (features * torch.from_numpy(w)).sum().backward()
+        slopes = {f"backbone.{k}": p.grad.numpy() for k, p in theirs.named_parameters()}
+        largest = max(np.linalg.norm(slope) for slope in slopes.values())
+        for key, expected in slopes.items():
+            error = np.linalg.norm(ours[key] - expected)
+            assert error <= 1e-2 * np.linalg.norm(expected) + 1e-5 * largest, key
+    else:
+        _, (feature, stats) = jax.jit(loss)(params)
     np.testing.assert_allclose(feature, features.detach().numpy(), rtol=0, atol=1e-4)
-    nnx.update(module, gradients, stats)
+    nnx.update(module, stats)
     ours = convert.to_torch(module, name)
-    slopes = {f"backbone.{k}": p.grad.numpy() for k, p in theirs.named_parameters()}
-    largest = max(np.linalg.norm(slope) for slope in slopes.values())
-    for key, expected in slopes.items():
-        error = np.linalg.norm(ours[key] - expected)
-        assert error <= 1e-2 * np.linalg.norm(expected) + 1e-5 * largest, key
     for key, expected in theirs.named_buffers():
         if not key.endswith("num_batches_tracked"):
             np.testing.assert_allclose(ours[f"backbone.{key}"], expected, rtol=1e-3, atol=1e-4)

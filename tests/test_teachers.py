@@ -14,13 +14,16 @@ from torch_support import import_timm
 from toy import CONFIGS, metrics_of
 
 from rdcd_jax import models
+from rdcd_jax.data.sources import find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.models import registry, resnet, vit
 from rdcd_jax.models.convolution import grouped
+from rdcd_jax.train.check import check_config
 from rdcd_jax.train.config import load_config
 from rdcd_jax.train.loop import make_student, train_and_evaluate
+from rdcd_jax.train.teacher import make_teacher
 from rdcd_jax.weights import convert, tables
-from rdcd_jax.weights.library import evaluation_mode, load_model
+from rdcd_jax.weights.library import Model, evaluation_mode, load_model
 
 # Each network's name in k_models.npz, and the table from its names to ours where they differ.
 REFERENCES = {
@@ -52,12 +55,10 @@ def test_evaluation_outputs(vectors, name):
     }
     # Not jitted: blocks of one shape are then compiled once.
     network = filled(name, convert.torch_names(tensors, renamed))
-    for size, count in ((64, 2), (96, 2)) if renamed else ((224, 1),):
-        feature, descriptor = network(images(size, (count, 3, size, size)))
-        np.testing.assert_allclose(
-            feature, data[f"{reference}/eval{size}_f64_feat"], rtol=0, atol=5e-6
-        )
-        assert (descriptor == feature).all()
+    size, count = (64, 2) if renamed else (224, 1)
+    feature, descriptor = network(images(size, (count, 3, size, size)))
+    np.testing.assert_allclose(feature, data[f"{reference}/eval{size}_f64_feat"], rtol=0, atol=5e-6)
+    assert (descriptor == feature).all()
 
 
 @pytest.mark.parametrize(
@@ -159,6 +160,12 @@ def feature_of(module, height, width):
 def test_sizes_that_patches_do_not_fill_are_refused():
     with pytest.raises(UserError, match=r"multiples of 16, not 100x32; .* 96 is the nearest"):
         feature_of(_abstract("vit_b16"), 100, 32)
+    with pytest.raises(UserError, match=r"multiples of 16, not 225x225; .* 224 is the nearest"):
+        Model("a", "vit_b16", None, 224).at_size(225)
+    config = load_config(f"{CONFIGS / 'rdcd.py'}:student=vit_b16,data=x", [])
+    config.evaluate.image_size = 300
+    with pytest.raises(UserError, match=r"config\.evaluate\.image_size is 300: A ViT .* of 16"):
+        check_config(config)
     with pytest.raises(UserError, match="feature_dim is 512, .* 1536"):
         models.build("vit_b8", dim=None, feature_dim=512, rngs=nnx.Rngs(0))
 
@@ -219,6 +226,13 @@ def test_a_student_follows_any_teacher(toys, small_teachers, pictures, tmp_path,
         match=f"has not the feature of 16 numbers that this teacher needs, but one of {width}",
     ):
         make_student(config, 16)
+
+
+def test_a_teacher_that_cannot_take_the_views_is_refused(small_teachers, pictures, tmp_path):
+    config = load_config(f"{CONFIGS / 'rdcd.py'}:smoke,teacher=vit_b16,data={pictures}", [])
+    config.image_size = 33
+    with pytest.raises(UserError, match=r"config\.image_size is 33: A ViT .* 32 is the nearest"):
+        make_teacher(config.teacher, find_images(pictures), tmp_path, config.image_size)
 
 
 def test_imported_weights_are_the_teachers_of_whole_runs():

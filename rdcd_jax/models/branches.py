@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rdcd_jax.models.convolution import picture_by_picture
 from rdcd_jax.models.layers import BatchNorm, ConvNorm, conv, torch_conv
 
 
@@ -68,7 +69,7 @@ class Branches(nnx.Module):
         kernel, bias = self.folded()
         largest = self.convs[0].conv
         dtype = largest.kernel.dtype
-        return conv(
+        merged = conv(
             largest.in_features,
             largest.out_features,
             len(kernel),
@@ -80,6 +81,9 @@ class Branches(nnx.Module):
             dtype=largest.dtype,
             rngs=nnx.Rngs(0),
         )
+        if largest.feature_group_count > 1:
+            merged.conv_general_dilated = picture_by_picture
+        return merged
 
 
 def reparameterised(network: nnx.Module) -> nnx.Module:

@@ -57,6 +57,26 @@ def convolution(
     )
 
 
+def picture_by_picture(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **rest: object,
+) -> jax.Array:
+    """`convolution` for inference: on a CPU one picture after the other.
+
+    A picture stays in the cache; and XLA has to finish what is convolved before. Otherwise it sees that the middle one
+    of the shifted products reads the input itself, and computes that anew there, with all residuals before it.
+
+    Args and Returns: as of `convolution`.
+    """
+    whole = functools.partial(convolution, kernel=kernel, strides=strides, padding=padding, **rest)
+    return lax.platform_dependent(
+        inputs, cpu=lambda x: lax.map(lambda one: whole(one[None])[0], x), default=whole
+    )
+
+
 @jax.custom_vjp
 def pointwise(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     """Multiplies every pixel's channels with a matrix.

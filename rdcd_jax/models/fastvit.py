@@ -9,7 +9,15 @@ import numpy as np
 from flax import nnx
 
 from rdcd_jax.models.branches import Branches, affine, unit_kernel
-from rdcd_jax.models.layers import BatchNorm, ConvNorm, SqueezeExcite, conv, gem_pool, torch_conv
+from rdcd_jax.models.layers import (
+    BatchNorm,
+    ConvNorm,
+    SqueezeExcite,
+    conv,
+    gelu,
+    gem_pool,
+    torch_conv,
+)
 
 # channels, blocks
 STAGES = ((64, 2), (128, 2), (256, 6), (512, 2))
@@ -21,11 +29,6 @@ LAYER_SCALE = 1e-5
 
 _narrow_init = nnx.initializers.normal(0.02)
 _mlp_conv = functools.partial(conv, kernel_init=_narrow_init)
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU; JAX's own default is the approximation by tanh."""
-    return jax.nn.gelu(x, approximate=False)
 
 
 class MobileOne(nnx.Module):

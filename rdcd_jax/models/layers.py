@@ -16,6 +16,11 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU by erf, as torch has it; by erfc, as JAX has it, a CPU takes three times as long."""
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
 def gem_pool(x: jax.Array, p: float = 3.0, floor: float = 1e-6) -> jax.Array:
     """Generalised-mean pooling over height and width, in float32 or wider.
 

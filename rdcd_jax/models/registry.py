@@ -14,7 +14,7 @@ from rdcd_jax.models.fastvit import FastViTT12
 from rdcd_jax.models.layers import torch_linear
 from rdcd_jax.models.mobilenet import MobileNetV3Large
 from rdcd_jax.models.resnet import resnet50, resnext101_32x4d
-from rdcd_jax.models.vit import vit_b8, vit_b16
+from rdcd_jax.models.vit import refuse_part_patches, vit_b8, vit_b16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +25,13 @@ class Network:
         backbone: makes the trunk of `feature_dim`, `dtype` and `rngs`.
         feature_dim: F, as published.
         role: `student` or `teacher`, as published; each can be the other.
+        patch: the sides of its pictures are multiples of this.
     """
 
     backbone: Callable[..., nnx.Module]
     feature_dim: int
     role: str = "student"
+    patch: int = 1
 
 
 NETWORKS = {
@@ -38,8 +40,8 @@ NETWORKS = {
     "mobilenet_v3_large": Network(MobileNetV3Large, 512),
     "resnet50": Network(resnet50, 512, "teacher"),
     "resnext101_32x4d": Network(resnext101_32x4d, 1024, "teacher"),
-    "vit_b8": Network(vit_b8, 1536, "teacher"),
-    "vit_b16": Network(vit_b16, 1536, "teacher"),
+    "vit_b8": Network(vit_b8, 1536, "teacher", patch=8),
+    "vit_b16": Network(vit_b16, 1536, "teacher", patch=16),
 }
 
 
@@ -48,6 +50,21 @@ def network(name: str) -> Network:
     if name not in NETWORKS:
         raise UserError(f"There is no network '{name}'; use one of {', '.join(sorted(NETWORKS))}.")
     return NETWORKS[name]
+
+
+def refuse_image_size(name: str, image_size: int) -> None:
+    """Refuses a side of pictures that the network cannot take, before anything runs.
+
+    Args:
+        name: a network's; one that is not in `NETWORKS` passes.
+        image_size: the side.
+
+    Raises:
+        UserError: for a ViT, with the nearest side.
+    """
+    row = NETWORKS.get(name)
+    if row is not None and row.patch > 1:
+        refuse_part_patches(row.patch, image_size, image_size)
 
 
 def build(

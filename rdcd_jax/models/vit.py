@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rdcd_jax.errors import UserError
-from rdcd_jax.models.layers import at_least_float32, gem_pool
+from rdcd_jax.models.layers import at_least_float32, gelu, gem_pool
 
 DEPTH = 12
 WIDTH = 768
@@ -57,7 +57,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, N, WIDTH] to the same shape."""
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class Block(nnx.Module):
@@ -141,13 +141,8 @@ class ViT(nnx.Module):
         Source: RDCD's DINO teacher, which takes only 256 pictures of 224 pixels.
         """
         del rngs
-        batch, *size, _ = images.shape
-        if any(side % self.patch or not side for side in size):
-            near = [max(side // self.patch, 1) * self.patch for side in size]
-            raise UserError(
-                f"A ViT with patches of {self.patch} pixels takes pictures whose sides are multiples of {self.patch},"
-                f" not {size[0]}x{size[1]}; an image size of {near[0]} is the nearest below."
-            )
+        batch, height, width, _ = images.shape
+        refuse_part_patches(self.patch, height, width)
         patches = self.patch_embed(images)
         grid = patches.shape[1:3]
         x = patches.reshape(batch, -1, WIDTH)
@@ -159,6 +154,19 @@ class ViT(nnx.Module):
         x = at_least_float32(self.norm(x))
         pooled = gem_pool(x[:, 1:].reshape(batch, *grid, WIDTH))
         return jnp.concatenate([x[:, 0], pooled], axis=1)
+
+
+def refuse_part_patches(patch: int, height: int, width: int) -> None:
+    """Refuses pictures that whole patches do not fill.
+
+    Raises:
+        UserError: with the nearest size.
+    """
+    if any(side % patch or not side for side in (height, width)):
+        raise UserError(
+            f"A ViT with patches of {patch} pixels takes pictures whose sides are multiples of {patch}, not"
+            f" {height}x{width}; an image size of {max(height // patch, 1) * patch} is the nearest."
+        )
 
 
 def resized_positions(positions: jax.Array, grid: tuple[int, int]) -> jax.Array:

@@ -12,6 +12,7 @@ from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.codecs import parse_codecs
 from rdcd_jax.evaluation.ground_truth import find_disc_layout
+from rdcd_jax.models.registry import refuse_image_size
 from rdcd_jax.train.record import flat
 from rdcd_jax.train.step import Objective
 from rdcd_jax.weights.onnx_model import KIND as ONNX_RUN
@@ -109,6 +110,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for name in _NOT_NEGATIVE:
         if not value[name] >= 0:
             raise UserError(f"config.{name} is {value[name]}; it must not be negative.")
+    for name in ("image_size", "evaluate.image_size"):
+        check_image_size(config.student.network, name, value[name])
     _check_views(config)
     parse_codecs(config.evaluate.codecs)
     if not 0 <= config.objective.key_momentum <= 1:
@@ -145,6 +148,18 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         )
     if not value["data.train"]:
         raise UserError("config.data.train is empty; give a folder of pictures, as data=FOLDER.")
+
+
+def check_image_size(network: str, field: str, image_size: int) -> None:
+    """Refuses a size of pictures that a network cannot take.
+
+    Raises:
+        UserError: naming the field.
+    """
+    try:
+        refuse_image_size(network, image_size)
+    except UserError as error:
+        raise UserError(f"config.{field} is {image_size}: {error}") from error
 
 
 def _check_views(config: ml_collections.ConfigDict) -> None:

@@ -84,7 +84,7 @@ def train_and_evaluate(
 
     objective = Objective(**config.objective)
     if objective.needs_teacher:
-        teacher = make_teacher(config.teacher, images, workdir)
+        teacher = make_teacher(config.teacher, images, workdir, config.image_size)
     elif config.student.projector == "none":
         teacher = Teacher(images, config.student.dim)
     else:

@@ -15,6 +15,7 @@ from rdcd_jax.evaluation.descriptors import read_descriptors, write_descriptors
 from rdcd_jax.evaluation.embed import embed_images
 from rdcd_jax.models.layers import BatchNorm
 from rdcd_jax.progress import Reporter
+from rdcd_jax.train.check import check_image_size
 from rdcd_jax.train.record import TEACHER_FEATURES
 from rdcd_jax.train.state import Tree
 from rdcd_jax.weights.library import Model, load_describer
@@ -40,7 +41,7 @@ class Teacher:
 
 
 def make_teacher(
-    config: ml_collections.ConfigDict, images: ImageSet, workdir: pathlib.Path
+    config: ml_collections.ConfigDict, images: ImageSet, workdir: pathlib.Path, image_size: int
 ) -> Teacher:
     """The teacher that a config's `teacher` part describes.
 
@@ -48,9 +49,10 @@ def make_teacher(
         config: the `teacher` part of a run's config.
         images: the training pictures.
         workdir: see `cached_features`.
+        image_size: side of the views that a live teacher is shown.
 
     Raises:
-        UserError: see `live_teacher` and `cached_features`.
+        UserError: see `live_teacher` and `cached_features`; for views that the teacher cannot take.
     """
     if config.features != "live":
         images, features = cached_features(config, images, workdir)
@@ -59,6 +61,7 @@ def make_teacher(
         )
     model = load_describer(config.model)
     if isinstance(model, Model):
+        check_image_size(model.network, "image_size", image_size)
         describe, arrays = live_teacher(model, config.bn)
         return Teacher(images, model.feature_dim, describe=describe, arrays=arrays)
     return Teacher(images, model.dim, features_of=lambda batch: model.describe(batch["query"]))

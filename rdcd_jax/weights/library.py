@@ -20,7 +20,7 @@ from rdcd_jax.files import write_aside, write_json
 from rdcd_jax.models import build
 from rdcd_jax.models.branches import reparameterised
 from rdcd_jax.models.descriptor import DescriptorNet, normalize_images
-from rdcd_jax.models.registry import NETWORKS
+from rdcd_jax.models.registry import NETWORKS, refuse_image_size
 from rdcd_jax.weights import convert, kinds, store
 from rdcd_jax.weights.onnx_model import (
     IMAGE_SIZE,
@@ -119,6 +119,7 @@ class Model:
         if image_size is None:
             return self
         require_size(image_size, short_edge)
+        refuse_image_size(self.network, image_size)
         return dataclasses.replace(self, image_size=image_size, short_edge=short_edge)
 
 
@@ -264,6 +265,7 @@ def _read_card(path: pathlib.Path, text: str | bytes) -> tuple[dict, DescriptorN
         ) from error
     del sizes["image_size"]
     try:
+        refuse_image_size(card["network"], card["image_size"])
         # Every array is about to be filled; drawing fresh weights would take longer than reading these.
         return card, nnx.eval_shape(lambda: build(card["network"], **sizes, rngs=nnx.Rngs(0)))
     except UserError as error:

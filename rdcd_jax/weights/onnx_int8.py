@@ -17,7 +17,7 @@ from rdcd_jax.weights.onnx_networks import onnx_network
 DEFAULT_CALIBRATION = "sample:train"
 MOST_PICTURES = 32
 # What onnxruntime has integer kernels for, so that pictures stay integers from the first of these to the last.
-QUANTISED = ("Conv", "Sigmoid", "Mul", "Add", "GlobalAveragePool", "MaxPool", "Relu")
+QUANTISED = ("Conv", "Sigmoid", "Mul", "Add", "GlobalAveragePool", "MaxPool", "Relu", "Concat")
 # The rarest values, one in ten thousand at either end, are clipped; else the few would take the digits of the many.
 PERCENT = 99.99
 # x sigmoid(x) is within 0.015 of 0 below this, where the digits are better spent above.

@@ -11,8 +11,8 @@ from rdcd_jax.errors import UserError
 from rdcd_jax.models import efficientnet, mobilenet
 from rdcd_jax.models.branches import reparameterised
 from rdcd_jax.models.efficientnet import EfficientNetB0
-from rdcd_jax.models.fastvit import FastViTT12, MobileOne, gelu
-from rdcd_jax.models.layers import ConvNorm, SqueezeExcite
+from rdcd_jax.models.fastvit import FastViTT12, MobileOne
+from rdcd_jax.models.layers import ConvNorm, SqueezeExcite, gelu
 from rdcd_jax.models.mobilenet import MobileNetV3Large
 from rdcd_jax.models.resnet import Bottleneck, ResNet
 from rdcd_jax.weights.library import Model
@@ -81,19 +81,20 @@ def mobilenet_v3_large(graph: Graph, trunk: MobileNetV3Large, x: str) -> str:
 
 def fastvit_t12(graph: Graph, trunk: FastViTT12, x: str) -> str:
     """Pixels [B, 3, H, W] to features [B, F]."""
-    trunk = reparameterised(trunk)
+    trunk = _filter_by_filter(reparameterised(trunk))
     with graph.precise():
         for layer in trunk.stem:
             x = _mobile_one(graph, layer, x)
     for number, stage in enumerate(trunk.stages):
         if number > 0:
             down = trunk.downsamples[number - 1]
-            x = _mobile_one(graph, down.mix, graph.conv(x, down.wide))
+            x = _mobile_one(graph, down.mix, graph.filter_by_filter(x, down.wide))
         for block in stage:
             x = graph.conv(x, block.mixer)
             y = graph.gelu(graph.conv(_conv_norm(graph, block.conv, x), block.expand))
             x = graph.add(x, graph.conv(y, block.project, factor=block.scale.gamma[...]))
-    return graph.linear(graph.gem_pool(_mobile_one(graph, trunk.last, x)), trunk.head)
+    x = _squeeze_excite(graph, trunk.last.squeeze, graph.filter_by_filter(x, trunk.last.branches))
+    return graph.linear(graph.gem_pool(graph.gelu(x)), trunk.head)
 
 
 def resnet(graph: Graph, trunk: ResNet, x: str) -> str:
@@ -145,8 +146,24 @@ def _mobile(graph: Graph, block: mobilenet.InvertedResidual, x: str) -> str:
 
 
 def _mobile_one(graph: Graph, layer: MobileOne, x: str) -> str:
-    x = graph.conv(x, layer.branches)
-    return graph.gelu(x if layer.squeeze is None else _squeeze_excite(graph, layer.squeeze, x))
+    return graph.gelu(graph.conv(x, layer.branches))
+
+
+def _filter_by_filter(trunk: FastViTT12) -> FastViTT12:
+    """A copy whose weights expect the channels after two filters each in the order of `Graph.filter_by_filter`."""
+    trunk = nnx.clone(trunk)
+    squeeze = trunk.last.squeeze
+    for weights, axis in (
+        *((down.mix.branches.kernel, 2) for down in trunk.downsamples),
+        (squeeze.reduce.kernel, 2),
+        (squeeze.expand.kernel, 3),
+        (squeeze.expand.bias, 0),
+        (trunk.head.kernel, 0),
+    ):
+        array = np.asarray(weights[...])
+        order = np.arange(array.shape[axis]).reshape(-1, 2).T.ravel()
+        weights[...] = np.take(array, order, axis)
+    return trunk
 
 
 def _bottleneck(graph: Graph, block: Bottleneck, x: str) -> str:
