@@ -42,7 +42,7 @@ def matches_of(model, folder: str) -> tuple[np.ndarray, np.ndarray, int]:
     layout = find_disc_layout(folder)
     truth = set(read_ground_truth(layout.ground_truth).pairs)
     queries, references = (
-        embed_images(model.describe, find_images(source), image_size=model.image_size)[0]
+        embed_images(model, find_images(source))[0]
         for source in (layout.queries, layout.references)
     )
     scores, places = knn(queries.descriptors, references.descriptors, MATCHES)

@@ -101,21 +101,23 @@ def nearest_rows(
     best = [(np.full((step, k), -np.inf, np.float32), np.full((step, k), -1, np.int32))] * len(
         blocks
     )
-    for slab in slabs:
-        place = np.asarray([slab.first, slab.count], np.int32)
-        best = [
-            _merged(
-                *so_far,
-                block,
-                slab.rows,
-                place,
-                k=k,
-                mesh=mesh,
-                by_maxima=by_maxima,
-                approximate=approximate,
-            )
-            for so_far, block in zip(best, blocks, strict=True)
-        ]
+    # A caller's own mesh, such as a training run's that evaluates, may have fewer devices.
+    with jax.set_mesh(mesh):
+        for slab in slabs:
+            place = np.asarray([slab.first, slab.count], np.int32)
+            best = [
+                _merged(
+                    *so_far,
+                    block,
+                    slab.rows,
+                    place,
+                    k=k,
+                    mesh=mesh,
+                    by_maxima=by_maxima,
+                    approximate=approximate,
+                )
+                for so_far, block in zip(best, blocks, strict=True)
+            ]
     found = [np.where(np.isneginf(scores), -1, rows) for scores, rows in best]
     return np.concatenate(found)[: len(queries)].astype(np.int64)
 

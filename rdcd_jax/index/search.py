@@ -206,8 +206,8 @@ class Index:
             if name not in VARIANTS:
                 raise UserError(f"There is no variant '{name}'; use {', '.join(VARIANTS)}.")
         images = images if isinstance(images, ImageSet) else find_images(images)
-        ids = [name for segment in self._segments() for name in segment.ids]
-        best: dict[tuple[str, str], Match] = {}
+        # Score and variant by query and place.
+        best: dict[tuple[str, int], tuple[float, str]] = {}
         unreadable: list[Unreadable] = []
         for name in ("", *variants):
             found, unreadable = self._described(images, on_progress, VARIANTS.get(name))
@@ -216,11 +216,13 @@ class Index:
             scores, places = self.nearest(found.descriptors, k)
             for query, row, others in zip(found.ids.tolist(), scores, places, strict=True):
                 for score, place in zip(row.tolist(), others.tolist(), strict=True):
-                    other = ids[place]
-                    match = Match(query, other, score, None, name)
-                    if (query, other) not in best or best[query, other].score < score:
-                        best[query, other] = match
-        matches = list(best.values())
+                    if (query, place) not in best or best[query, place][0] < score:
+                        best[query, place] = score, name
+        ids = self._ids_of([place for _, place in best])
+        matches = [
+            Match(query, ids[place], score, None, name)
+            for (query, place), (score, name) in best.items()
+        ]
         if self.calibration is not None:
             scores = np.asarray([match.score for match in matches])
             precisions = self.calibration.precision(scores, len(self)).tolist()
@@ -263,6 +265,15 @@ class Index:
     def _segments(self):
         for place in range(len(self.manifest.segments)):
             yield store.read_segment(self.folder, self.manifest, place)
+
+    def _ids_of(self, places: Sequence[int]) -> dict[int, str]:
+        """Ids by place, a segment's in memory at a time."""
+        wanted, ids, first = np.unique(np.asarray(places, np.int64)), {}, 0
+        for segment in self._segments():
+            inside = wanted[(first <= wanted) & (wanted < first + len(segment))]
+            ids |= {place: segment.ids[place - first] for place in inside.tolist()}
+            first += len(segment)
+        return ids
 
     def _described(
         self,
