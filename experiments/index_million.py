@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import os
 import pathlib
-import resource
 import sys
 import time
 
@@ -71,7 +70,9 @@ def searched(folder: pathlib.Path, queries: pathlib.Path, images: str, pipe) -> 
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage's, which begins with what the parent had in memory.
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def main() -> int:

@@ -16,6 +16,8 @@ from rdcd_jax.evaluation.descriptors import Descriptors
 from rdcd_jax.evaluation.embed import Describer, Unreadable, described_parts
 from rdcd_jax.index import store
 
+# Descriptors that are searched at a time: every thread's share of the heap keeps room for as many.
+_BLOCK = 16_384
 # Pictures that are described and put into the index at a time: what a build that is killed has to do again.
 CHUNK = 4096
 # What may be done to a query before it is described, as well as nothing, by name.
@@ -242,7 +244,7 @@ class Index:
         return self.calibration and self.calibration.threshold(precision, len(self))
 
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Exact search among the descriptors as they are stored, a segment in memory at a time.
+        """Exact search among the descriptors as they are stored, some thousands in memory at a time.
 
         Args:
             queries: [N, D] float32.
@@ -255,11 +257,13 @@ class Index:
         places = np.empty((len(queries), 0), np.int64)
         first = 0
         for segment in self._segments():
-            found, rows = search.knn(queries, segment.descriptors(), min(k, len(segment)))
-            scores, places = np.hstack([scores, found]), np.hstack([places, rows + first])
-            order = np.lexsort((places, -scores), axis=1)[:, :k]
-            scores, places = (np.take_along_axis(x, order, 1) for x in (scores, places))
-            first += len(segment)
+            for start in range(0, len(segment), _BLOCK):
+                block = segment.descriptors(slice(start, start + _BLOCK))
+                found, rows = search.knn(queries, block, min(k, len(block)))
+                scores, places = np.hstack([scores, found]), np.hstack([places, rows + first])
+                order = np.lexsort((places, -scores), axis=1)[:, :k]
+                scores, places = (np.take_along_axis(x, order, 1) for x in (scores, places))
+                first += len(block)
         return scores, places
 
     def _segments(self):

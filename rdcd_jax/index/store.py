@@ -76,10 +76,10 @@ class Segment:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def descriptors(self) -> np.ndarray:
-        """[n, D] float32; of int8 rounded to the nearest of 255 levels of each row."""
-        rows = np.asarray(self.rows, np.float32)
-        return rows if self.scales is None else rows * self.scales[:, None]
+    def descriptors(self, part: slice = slice(None)) -> np.ndarray:
+        """[n, D] float32, or part of these; of int8 rounded to the nearest of 255 levels of each row."""
+        rows = np.asarray(self.rows[part], np.float32)
+        return rows if self.scales is None else rows * self.scales[part, None]
 
     def kept(self, keep: np.ndarray) -> "Segment":
         """The pictures where `keep` [n] is true."""
