@@ -3,9 +3,9 @@
     python experiments/calibration.py BENCHMARK [OTHER ...] [--models rdcd-effb0-128 ...] [--splits 50]
 
 BENCHMARK is the DISC-shaped folder that the calibrations in the students' cards were fitted to: here they are fitted to
-half of its queries and applied to the others, over and over. Of each OTHER, such as sample or the collection of
-experiments/clipart.py, all matches are judged by the calibration in the card. Predicted is the mean of what is told of
-the matches whose own estimate reaches a level, actual the share of them that are copies. The result goes to
+half of its queries and applied to the others, over and over. Of each OTHER, such as rdcd_jax/sample or the collection
+of experiments/clipart.py, all matches are judged by the calibration in the card. Predicted is the mean of what is told
+of the matches whose own estimate reaches a level, actual the share of them that are copies. The result goes to
 experiments/results/calibration.json.
 """
 
@@ -25,7 +25,7 @@ from rdcd_jax.evaluation.ground_truth import (  # noqa: E402
     find_disc_layout,
     read_ground_truth,
 )
-from rdcd_jax.evaluation.search import knn  # noqa: E402
+from rdcd_jax.evaluation.runs import best_matches  # noqa: E402
 from rdcd_jax.files import write_json  # noqa: E402
 from rdcd_jax.index.search import calibration_of  # noqa: E402
 from rdcd_jax.train.record import environment  # noqa: E402
@@ -33,22 +33,17 @@ from rdcd_jax.weights.library import load_describer, shipped_names  # noqa: E402
 
 RESULT = ROOT / "experiments" / "results" / "calibration.json"
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
-# Of each query, as `index search` gives.
-MATCHES = 10
 
 
 def matches_of(model, folder: str) -> tuple[np.ndarray, np.ndarray, int]:
     """The best matches of each query: scores [Q, k], whether they are copies [Q, k], and how many references."""
     layout = find_disc_layout(folder)
-    truth = set(read_ground_truth(layout.ground_truth).pairs)
     queries, references = (
         embed_images(model, find_images(source))[0]
         for source in (layout.queries, layout.references)
     )
-    scores, places = knn(queries.descriptors, references.descriptors, MATCHES)
-    rows = zip(queries.ids.tolist(), references.ids[places].tolist(), strict=True)
-    correct = np.asarray([[(query, other) in truth for other in row] for query, row in rows])
-    return scores, correct, len(references.ids)
+    truth = read_ground_truth(layout.ground_truth)
+    return *best_matches(queries, references, truth), len(references)
 
 
 def agreement(told: np.ndarray, correct: np.ndarray) -> list[dict]:

@@ -297,6 +297,28 @@ def codec_names(
     return names
 
 
+def best_matches(
+    queries: Descriptors, references: Descriptors, truth: GroundTruth
+) -> tuple[np.ndarray, np.ndarray]:
+    """The matches that a calibration is fitted to.
+
+    Args:
+        queries: N descriptors, those of distractors included.
+        references: descriptors.
+        truth: the true pairs.
+
+    Returns:
+        scores [N, k] float32 of each query's ten best references, or of all where there are fewer, and whether each is
+        a copy [N, k] bool.
+    """
+    k = min(_CALIBRATED, len(references))
+    scores, places = search.knn(queries.descriptors, references.descriptors, k)
+    true = set(truth.pairs)
+    found = zip(queries.ids.tolist(), references.ids[places].tolist(), strict=True)
+    correct = [[(query, reference) in true for reference in row] for query, row in found]
+    return scores, np.asarray(correct, bool)
+
+
 def _write_calibration(
     out: pathlib.Path,
     queries: Descriptors,
@@ -306,20 +328,14 @@ def _write_calibration(
 ) -> None:
     """Writes `calibration.json`, of the descriptors as they are, where there are right and wrong matches."""
     path = out / "calibration.json"
-    k = min(_CALIBRATED, len(references))
-    scores, places = search.knn(queries.descriptors, references.descriptors, k)
-    pairs = zip(
-        np.repeat(queries.ids, k).tolist(), references.ids[places.ravel()].tolist(), strict=True
-    )
-    true = set(truth.pairs)
-    correct = np.asarray([pair in true for pair in pairs])
+    scores, correct = best_matches(queries, references, truth)
     name = pathlib.Path(os.path.abspath(measured_on)).name
     # That of an earlier run would be taken for this one's.
     path.unlink(missing_ok=True)
     # Matches of one kind, or of a model that knows nothing, calibrate nothing.
     with contextlib.suppress(UserError):
         found = fit_calibration(
-            scores.ravel(), correct, references=len(references), measured_on=name
+            scores.ravel(), correct.ravel(), references=len(references), measured_on=name
         )
         write_json(path, dataclasses.asdict(found))
 
