@@ -41,6 +41,7 @@ REORDERED = (1.5, 3, 6)
 EF_SEARCH = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # A wider search than one that finds so much would tell nothing.
 ENOUGH = 0.998
+# From queries to the scores of what was found, best first.
 Find = Callable[[np.ndarray], np.ndarray]
 # A method: seconds to build, bytes of the index, and its settings with what runs each.
 Built = tuple[float, int, Iterator[tuple[str, Find]]]
@@ -58,7 +59,7 @@ def scann_exact(rows: np.ndarray) -> Built:
 
 def scann_hashed(rows: np.ndarray) -> Built:
     """ScaNN's tree, hashing and reordering, as this project calls it."""
-    from rdcd_jax.evaluation.hashed import hashing_for
+    from rdcd_jax.evaluation.hashed import hashing_for, numbers_a_code
     from rdcd_jax.evaluation.search import make_search
 
     begun = time.perf_counter()
@@ -67,27 +68,26 @@ def scann_hashed(rows: np.ndarray) -> Built:
     seconds = time.perf_counter() - begun
 
     def settings():
-        yield "default", lambda queries: search(queries)[1]
+        yield "default", lambda queries: search(queries)[0]
         for share in SHARES:
             for times in REORDERED:
                 told = default.searching(share, round(times * K))
-                run = lambda queries, told=told: search(queries, hashing=told)[1]  # noqa: E731
+                run = lambda queries, told=told: search(queries, hashing=told)[0]  # noqa: E731
                 yield (
                     f"{told.leaves_to_search} of {told.leaves} leaves, reorder {told.reorder}",
                     run,
                 )
 
     # Its own file would hold the same: the rows, their codes twice, the centres.
-    n_bytes = (
-        rows.nbytes + len(rows) * (2 * rows.shape[1] // 4 + 8) + default.leaves * 4 * rows.shape[1]
-    )
+    dim = rows.shape[1]
+    n_bytes = rows.nbytes + len(rows) * (dim // numbers_a_code(dim) + 8) + default.leaves * 4 * dim
     return seconds, n_bytes, settings()
 
 
 def faiss_flat(rows: np.ndarray) -> Built:
     """FAISS's exact search."""
     index, seconds, n_bytes = _faiss(rows, "Flat")
-    return seconds, n_bytes, iter([("exact", lambda queries: index.search(queries, K)[1])])
+    return seconds, n_bytes, iter([("exact", lambda queries: index.search(queries, K)[0])])
 
 
 def faiss_hnsw(rows: np.ndarray) -> Built:
@@ -101,7 +101,7 @@ def faiss_hnsw(rows: np.ndarray) -> Built:
             wide = faiss.SearchParametersHNSW(efSearch=ef)
             yield (
                 f"efSearch {ef}",
-                lambda queries, wide=wide: index.search(queries, K, params=wide)[1],
+                lambda queries, wide=wide: index.search(queries, K, params=wide)[0],
             )
 
     return seconds, n_bytes, settings()
@@ -128,7 +128,7 @@ def faiss_ivf(rows: np.ndarray, code: str) -> Built:
 
 def _searched(index, parameters, _kept, queries: np.ndarray) -> np.ndarray:
     # FAISS holds no reference to the inner parameters.
-    return index.search(queries, K, params=parameters)[1]
+    return index.search(queries, K, params=parameters)[0]
 
 
 def methods(dim: int) -> dict[str, Callable[[np.ndarray], Built]]:
@@ -150,7 +150,7 @@ def _ours(rows: np.ndarray, backend: str) -> Built:
     begun = time.perf_counter()
     search = make_search(rows, K, backend)
     seconds = time.perf_counter() - begun
-    return seconds, rows.nbytes, iter([("exact", lambda queries: search(queries)[1])])
+    return seconds, rows.nbytes, iter([("exact", lambda queries: search(queries)[0])])
 
 
 def _faiss(rows: np.ndarray, factory: str):
@@ -181,7 +181,7 @@ def measured_cell(pool: pathlib.Path, n_rows: int, dim: int, n_queries: int, rou
     faiss.omp_set_num_threads(os.cpu_count() or 1)
     data = read_rows(pool, n_rows, dim, n_queries)
     rows, queries = data.database, data.queries
-    _, exact = knn(queries, rows, K)
+    exact, _ = knn(queries, rows, K)
     found, runs = {}, {}
     for name, make in methods(dim).items():
         seconds, n_bytes, settings = make(rows)
@@ -194,8 +194,8 @@ def measured_cell(pool: pathlib.Path, n_rows: int, dim: int, n_queries: int, rou
             # Once unmeasured, since some compile or start threads.
             run(queries[:64])
             _timed(run, queries)
-            took, places = _timed(run, queries)
-            recalls = [recall_against_exact(places[:, :k], exact[:, :k]) for k in (1, K)]
+            took, scores = _timed(run, queries)
+            recalls = [recall_against_exact(scores[:, :k], exact[:, :k]) for k in (1, K)]
             found[name]["settings"][setting] = {
                 "recall@1": recalls[0],
                 f"recall@{K}": recalls[1],
@@ -241,8 +241,8 @@ def measured_cell(pool: pathlib.Path, n_rows: int, dim: int, n_queries: int, rou
 
 def _timed(run: Find, queries: np.ndarray) -> tuple[float, np.ndarray]:
     begun = time.perf_counter()
-    places = run(queries)
-    return time.perf_counter() - begun, places
+    scores = run(queries)
+    return time.perf_counter() - begun, scores
 
 
 def _ends_with_parent() -> None:

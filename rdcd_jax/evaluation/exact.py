@@ -9,6 +9,8 @@ from rdcd_jax.errors import UserError
 MARGIN = 16
 _QUERIES = 1024
 _BLOCK_ENTRIES = 1 << 22
+# So many in float64 stay in a core's cache.
+_CACHED_ENTRIES = 1 << 16
 _LOW = (1 << 32) - 1
 
 
@@ -108,12 +110,11 @@ def settled_neighbours(
     """
     n_candidates, dimensions = candidates.shape[1], queries.shape[1]
     keys = np.empty(candidates.shape, np.int64)
-    step = max(1, _BLOCK_ENTRIES // (n_candidates * dimensions))
+    step = max(1, _CACHED_ENTRIES // (n_candidates * dimensions))
     for i in range(0, len(queries), step):
         where = candidates[i : i + step].astype(np.int64)
-        products = database[where].astype(np.float64)
-        products *= queries[i : i + step, None]
-        found = np.where(where < 0, -np.inf, products.sum(axis=-1)).astype(np.float32)
+        rows, block = (x.astype(np.float64) for x in (database[where], queries[i : i + step, None]))
+        found = np.where(where < 0, -np.inf, np.vecdot(rows, block)).astype(np.float32)
         keys[i : i + step] = _keys(found, where)
     scores, indices = _scores_and_indices(np.sort(keys, axis=1)[:, ::-1])
 

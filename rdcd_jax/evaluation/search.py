@@ -156,18 +156,22 @@ def best_pairs(
         scores, rows = knn(queries[who], database, k, backend)
 
 
-def recall_against_exact(indices: np.ndarray, exact_indices: np.ndarray) -> float:
-    """Returns which fraction of the true neighbours an approximate search found.
+def recall_against_exact(scores: np.ndarray, exact_scores: np.ndarray) -> float:
+    """Returns which fraction of the nearest rows an approximate search found.
+
+    A row that scores as well as the last of the nearest is one of them: copies of a picture, or blank ones, have the
+    same descriptor, and which of them is named is chance.
 
     Args:
-        indices: [N, k] row indices found.
-        exact_indices: [N, k] the true ones.
+        scores: [N, k] of the rows found, each row once for a query; descriptors of about unit length.
+        exact_scores: [N, k] of the nearest rows.
 
     Returns:
         0 to 1.
     """
-    hits = (indices[:, :, None] == exact_indices[:, None, :]).any(axis=1)
-    return float(hits.mean())
+    # Rounding of float32.
+    least = exact_scores.min(axis=1, keepdims=True) - 1e-6
+    return float((scores >= least).mean())
 
 
 def _make_jax(database: np.ndarray, k: int, mesh: Mesh, approximate: bool, keep: bool):
