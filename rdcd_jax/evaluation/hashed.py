@@ -27,9 +27,8 @@ class Hashing:
     reorder: int
 
     def searching(self, share: float, reorder: int) -> "Hashing":
-        """The same leaves, a share of them searched, but 32 at least."""
-        searched = min(self.leaves, max(_LEAST_LEAVES, round(share * self.leaves)))
-        return Hashing(self.leaves, searched, reorder)
+        """The same leaves, a share of them searched, but one at least."""
+        return Hashing(self.leaves, max(1, round(share * self.leaves)), reorder)
 
 
 def hashing_for(n_rows: int, k: int, recall: float = 0.99) -> Hashing:
@@ -44,7 +43,8 @@ def hashing_for(n_rows: int, k: int, recall: float = 0.99) -> Hashing:
     # Twice what is usual: searching a smaller share of more leaves found the same in less time.
     leaves = max(1, min(n_rows, 2 * round(math.sqrt(n_rows))))
     share = next(share for reached, share in _SHARES if recall <= reached)
-    return Hashing(leaves, leaves, 0).searching(share, min(n_rows, max(50, 5 * k)))
+    searched = min(leaves, max(_LEAST_LEAVES, round(share * leaves)))
+    return Hashing(leaves, searched, min(n_rows, max(50, 5 * k)))
 
 
 def numbers_a_code(dim: int) -> int:
@@ -92,11 +92,15 @@ def make_scann(
             num_leaves=hashing.leaves,
             num_leaves_to_search=hashing.leaves_to_search,
             training_sample_size=min(n_rows, 250_000),
+            # Small leaves stay as they are: merged ones would be read for the sake of few rows.
+            min_partition_size=10,
+            # A leaf's centre minds errors along its rows, which change the score, more than those across.
+            avq=6.0,
             # Each row lies in a second leaf too, chosen for the queries that its first one fails (SOAR).
             soar_lambda=1.5,
         )
         width = numbers_a_code(database.shape[1])
-        # Fine codes gain by minding errors along the row more than others; coarse ones find more without.
+        # Fine codes gain by doing so too; coarse ones find more without.
         told = {"anisotropic_quantization_threshold": 0.2} if width == 2 else {}
         builder = builder.score_ah(width, **told).reorder(hashing.reorder)
     else:

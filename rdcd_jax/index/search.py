@@ -18,6 +18,8 @@ from rdcd_jax.index import store
 
 # Descriptors that are searched at a time: every thread's share of the heap keeps room for as many.
 _BLOCK = 16_384
+# Queries that are described at a time: of more the network would need more memory than the search.
+_QUERIES = 16
 # Pictures that are described and put into the index at a time: what a build that is killed has to do again.
 CHUNK = 4096
 # What may be done to a query before it is described, as well as nothing, by name.
@@ -212,7 +214,9 @@ class Index:
         best: dict[tuple[str, int], tuple[float, str]] = {}
         unreadable: list[Unreadable] = []
         for name in ("", *variants):
-            found, unreadable = self._described(images, on_progress, VARIANTS.get(name))
+            found, unreadable = self._described(
+                images, on_progress, change=VARIANTS.get(name), batch_size=_QUERIES
+            )
             if found is None:
                 break
             scores, places = self.nearest(found.descriptors, k)
@@ -283,7 +287,9 @@ class Index:
         self,
         images: ImageSet,
         on_progress: Progress | None,
+        *,
         change: Callable[[np.ndarray], np.ndarray] | None = None,
+        batch_size: int = 32,
     ) -> tuple[Descriptors | None, list[Unreadable]]:
         """Descriptors of pictures, each changed first; None where not one can be read."""
         model = self._describer
@@ -293,7 +299,7 @@ class Index:
                 model.image_size,
                 name=model.name,
             )
-        (part,) = described_parts(model, images, on_progress=on_progress)
+        (part,) = described_parts(model, images, batch_size=batch_size, on_progress=on_progress)
         return part.found, part.unreadable
 
 
