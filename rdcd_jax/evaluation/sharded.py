@@ -11,13 +11,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-# Rows of the database on a device at a time, where whole rows of scores are kept and where only maxima are.
+# Rows of the database on a device at a time, where only maxima of scores are kept and where all are.
 _WIDE, _NARROW = 262_144, 65_536
 _QUERIES = 1024
 # Scores of so many rows stay in the core's cache until their maxima are taken.
 _BLOCK = 1024
-# Rows that one maximum stands for.
-_GROUP = 16
+# Rows that one maximum stands for: of descriptors up to so many numbers, whose products are cheap, and of longer ones.
+_GROUPS, _SHORT = (32, 16), 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ def selects_by_maxima(n_rows: int, k: int, mesh: Mesh) -> bool:
     query, would cost more than it saves; so it would for a large k.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return on_cpu and 8 * k * _GROUP <= min(n_rows // mesh.size, _WIDE // 2)
+    return on_cpu and 8 * k * max(_GROUPS) <= min(n_rows // mesh.size, _WIDE // 2)
 
 
 def make_slabs(database: np.ndarray, mesh: Mesh, by_maxima: bool) -> Iterator[Slab]:
@@ -155,10 +155,11 @@ def _found(queries, rows, n_valid, k, *, approximate):
 def _found_by_maxima(queries, rows, n_valid, k):
     """The same: the k best rows lie in the k groups of largest maxima."""
     n_blocks = rows.shape[0] // _BLOCK
+    group = _GROUPS[rows.shape[1] > _SHORT]
 
     def maxima(start, block):
         scores = _masked(_products(queries, block), start + jnp.arange(_BLOCK), n_valid)
-        grouped = scores.reshape(len(queries), _BLOCK // _GROUP, _GROUP)
+        grouped = scores.reshape(len(queries), _BLOCK // group, group)
         return start + _BLOCK, grouped.max(axis=2)
 
     # Varying over the mesh, as n_valid does.
@@ -170,7 +171,7 @@ def _found_by_maxima(queries, rows, n_valid, k):
     # One query at a time: its rows are gathered in the cache, not in memory.
     def again(each):
         query, groups = each
-        columns = (groups[:, None] * _GROUP + jnp.arange(_GROUP)[None, :]).reshape(-1)
+        columns = (groups[:, None] * group + jnp.arange(group)[None, :]).reshape(-1)
         scores, kept = jax.lax.top_k(_masked(_products(rows[columns], query), columns, n_valid), k)
         return scores, columns[kept]
 
