@@ -1,6 +1,5 @@
 """`rdcd-jax index ACTION`, `search` and `duplicates`: the tool that finds copies."""
 
-import csv
 import dataclasses
 import pathlib
 import sys
@@ -8,7 +7,7 @@ import sys
 from rdcd_jax.cli_data import SOURCE
 from rdcd_jax.cli_parts import add_ids_option, positive, reported, verb
 from rdcd_jax.errors import UserError, one_line
-from rdcd_jax.files import require_writable, write_aside, write_json
+from rdcd_jax.files import read_lines, require_writable, write_csv, write_json
 
 # Matches printed; a file gets them all.
 _SHOWN = 40
@@ -78,7 +77,7 @@ def _add_add(actions) -> None:
     parser = verb(
         actions,
         "add",
-        "Add pictures to an index; those it has already are passed over.",
+        "Add pictures to an index; ids that it has already are passed over (--ids=path where folders repeat names).",
         "rdcd-jax index add my.index FOLDER",
         _add,
     )
@@ -103,7 +102,7 @@ def _tell(folder, total: int, added: int, given: int, unreadable) -> None:
     for each in unreadable:
         print(f"left out: {one_line(each.reason)}", file=sys.stderr)
     there = given - added - len(unreadable)
-    print(f"{folder} holds {total} pictures: {added} added, {there} were there already.")
+    print(f"{folder} holds {total} pictures: {added} added, {there} ids were there already.")
 
 
 def _add_remove(actions) -> None:
@@ -116,7 +115,7 @@ def _add_remove(actions) -> None:
     )
     parser.add_argument("index", type=pathlib.Path)
     parser.add_argument(
-        "ids", nargs="+", metavar="ID", help="a picture's id, or @FILE of one a line"
+        "ids", nargs="+", metavar="ID", help="a picture's id, or @FILE (UTF-8) of one a line"
     )
 
 
@@ -125,7 +124,7 @@ def _remove(options, rest) -> None:
 
     wanted: list[str] = []
     for text in options.ids:
-        wanted += pathlib.Path(text[1:]).read_text().splitlines() if text[:1] == "@" else [text]
+        wanted += read_lines(pathlib.Path(text[1:])) if text[:1] == "@" else [text]
     index = Index(options.index)
     removed = index.remove(wanted)
     if removed < len(set(wanted)):
@@ -151,7 +150,7 @@ def _info(options, rest) -> None:
         print("no calibration")
         return
     threshold = index.threshold()
-    told = "is never reached" if threshold is None else f"from a score of {threshold:.3f}"
+    told = "is never reached" if threshold > 1 else f"from a score of {threshold:.3f}"
     print(f"90 % precision {told}, by a calibration on {index.calibration.measured_on}")
 
 
@@ -214,21 +213,20 @@ def _write_table(path: pathlib.Path, matches) -> None:
     from rdcd_jax.index.search import Match
 
     names = [field.name for field in dataclasses.fields(Match)]
-    with write_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, names, (row.values() for row in rows))
 
 
 def _print_matches(matches) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("query", "picture of the index", "score", "precision", "variant")
     for match in matches[:_SHOWN]:
         precision = "-" if match.precision is None else f"{100 * match.precision:.0f} %"
-        cells = one_line(match.query), one_line(match.reference), f"{match.score:.3f}"
-        table.add_row(*cells, precision, match.variant or "-")
+        # As text, since brackets would be taken for markup.
+        ids = (Text(one_line(name)) for name in (match.query, match.reference))
+        table.add_row(*ids, f"{match.score:.3f}", precision, match.variant or "-")
     Console(width=100 if not sys.stdout.isatty() else None).print(table)
     if len(matches) > _SHOWN:
         print(f"... and {len(matches) - _SHOWN} more; --out=FILE gets them all.")
@@ -254,6 +252,8 @@ def _duplicates(options, rest) -> None:
     from rdcd_jax.index.groups import find_groups
 
     if options.out is not None:
+        if options.out.suffix.lower() != ".json":
+            raise UserError(f"{options.out}: groups are written to .json files; name one of those.")
         require_writable(options.out)
     images = find_images(options.images, ids=options.ids)
     with reported() as report:

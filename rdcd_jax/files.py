@@ -37,6 +37,35 @@ def write_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         raise
 
 
+def flush(*paths: str | os.PathLike) -> None:
+    """Waits until files, and folders' lists of names, are on the disk, so that a power cut does not undo them."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def read_lines(
+    path: pathlib.Path, refusal: str = "is no text in UTF-8; give a file with one entry a line."
+) -> list[str]:
+    """The lines of a text file that are not blank, without what surrounds them.
+
+    Args:
+        path: the file.
+        refusal: what to say of a file that is something else.
+
+    Raises:
+        UserError: it is no text in UTF-8.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: {refusal}") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
 def require_writable(path: str | os.PathLike) -> None:
     """Refuses a path that `write_aside` cannot write, so that it is told before the work and not after.
 

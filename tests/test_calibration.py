@@ -40,7 +40,9 @@ def test_a_larger_collection_needs_a_higher_score():
     small, large = (calibration.threshold(0.9, n) for n in (1000, 4000))
     assert small < large
     assert calibration.precision(small, 1000) == pytest.approx(0.9, abs=0.02)
-    assert calibration.threshold(0.9, 10**12) is None
+    assert calibration.threshold(0.9, 10**12) > 1
+    with pytest.raises(UserError, match=r"Among 1,000,000,000,000 pictures even a score of 1"):
+        calibration.require_threshold(0.9, 10**12)
 
 
 def test_a_file_comes_back_and_another_is_refused(tmp_path):

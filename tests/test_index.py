@@ -12,6 +12,7 @@ from toy import make_export, make_pictures
 from rdcd_jax.cli import main
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation import search as exact_search
+from rdcd_jax.evaluation.calibration import Calibration
 from rdcd_jax.evaluation.descriptors import Descriptors
 from rdcd_jax.index import Index, store
 from rdcd_jax.index.groups import groups_of
@@ -133,7 +134,7 @@ def damage(folder, how):
     told = json.loads(manifest.read_text())
     rows = next((folder / store.SEGMENTS).glob("*.rows.npy"))
     if how == "later":
-        manifest.write_text(json.dumps({**told, "format": 2}))
+        manifest.write_text(json.dumps({**told, "format": 3}))
     elif how == "cut manifest":
         manifest.write_text(manifest.read_text()[:40])
     elif how == "cut rows":
@@ -149,7 +150,7 @@ def damage(folder, how):
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ("later", r"is of format 2, and this version of rdcd-jax reads 1"),
+        ("later", r"is of format 3, and this version of rdcd-jax reads 2"),
         ("cut manifest", r"index\.json is damaged"),
         ("cut rows", r"rows\.npy: segment 0 of the index is missing or damaged"),
         ("no rows", r"rows\.npy: segment 0 of the index is missing or damaged"),
@@ -186,13 +187,47 @@ def test_search_over_segments_is_exact(tmp_path, monkeypatch):
 
 def test_int8_rows_keep_their_product_with_the_row_itself(tmp_path):
     rows = unit_rows(50)
-    rows[7] = 0
     found = Descriptors(np.asarray([f"a{i}" for i in range(50)]), rows, "made up")
     kept = everything(filled(tmp_path / "x", found, dtype="int8"))[1]
     lengths = (rows * rows).sum(axis=1)
     np.testing.assert_allclose((kept * rows).sum(axis=1), lengths, rtol=1e-6)
     assert 0 < np.abs(kept - rows).max() < 0.01
-    assert (kept[7] == 0).all()
+
+
+@pytest.mark.parametrize("bad, told", [(0, "are zero"), (np.nan, "hold NaN")])
+def test_rows_that_resemble_nothing_are_refused(bad, told, tmp_path):
+    rows = unit_rows(5)
+    rows[3] = bad
+    found = Descriptors(np.asarray(list("abcde")), rows, "made up")
+    with pytest.raises(UserError, match=f"made up: 1 of 5 descriptors {told}.*the first for d"):
+        filled(tmp_path / "x", found)
+
+
+def test_only_its_own_files_are_deleted(tmp_path):
+    folder = filled(tmp_path / "x", described(6))
+    (folder / store.SEGMENTS / "part1.ts").write_text("a film")
+    (folder / store.SEGMENTS / "folder").mkdir()
+    with store.writer(folder) as writer:
+        writer.remove(["a0"])
+    assert (folder / store.SEGMENTS / "part1.ts").exists()
+    (folder / store.MANIFEST).unlink()
+    with pytest.raises(UserError, match="holds segments of an index, but no index.json"):
+        filled(folder)
+    assert list((folder / store.SEGMENTS).glob("*.rows.npy"))
+
+
+def test_a_reader_begins_again_where_a_writer_was_quicker(tmp_path, monkeypatch):
+    index = Index(filled(tmp_path / "x", described(6)))
+    read, written = store.read_segment, []
+
+    def slow(*args):
+        if not written:
+            written.append(True)
+            filled(tmp_path / "x", described(4, "b", 1))
+        return read(*args)
+
+    monkeypatch.setattr(store, "read_segment", slow)
+    assert index.nearest(unit_rows(2, seed=2), 99)[0].shape == (2, 10)
 
 
 def test_groups_are_joined_by_their_links():
@@ -236,6 +271,39 @@ def test_an_index_of_another_model_is_not_gone_on_with(model, tmp_path, toys):
         UserError, match=r"is an index with model .*model, and this would have .*other"
     ):
         Index.build(tmp_path / "x", pictures, model=other)
+
+
+def test_an_index_of_other_weights_is_refused(model, tmp_path):
+    pictures = make_pictures(tmp_path / "pictures", 4)
+    index, _, _ = Index.build(tmp_path / "x", pictures, model=model)
+    make_export(pathlib.Path(model), seed=1)
+    make_pictures(pictures, 5)
+    for use in (Index(index.folder).search, Index(index.folder).add):
+        with pytest.raises(UserError, match="was made by other weights of"):
+            use(pictures)
+    with pytest.raises(UserError, match="was made by other weights of"):
+        Index.build(tmp_path / "x", pictures, model=model)
+
+
+def test_the_model_is_found_from_any_folder(model, tmp_path, monkeypatch):
+    pictures = make_pictures(tmp_path / "pictures", 4)
+    monkeypatch.chdir(pathlib.Path(model).parent)
+    Index.build(tmp_path / "x", pictures, model=pathlib.Path(model).name)
+    monkeypatch.chdir("/")
+    assert len(Index(tmp_path / "x").search(pictures, k=1)[0]) == 4
+
+
+def test_a_calibration_given_later_counts(model, tmp_path):
+    pictures = make_pictures(tmp_path / "pictures", 4)
+    Index.build(tmp_path / "x", pictures, model=model)
+    steep = Calibration(-50.0, 100.0, 4, "a set")
+    index, _, _ = Index.build(tmp_path / "x", pictures, model=model, calibration=steep)
+    assert index.calibration == steep and index.threshold() < 1
+    hopeless = Calibration(-9.0, 1.0, 4, "a set")
+    index, _, _ = Index.build(tmp_path / "x", pictures, model=model, calibration=hopeless)
+    with pytest.raises(UserError, match="Among 4 pictures even a score of 1 means a copy in 0 %"):
+        index.search(pictures)
+    assert index.search(pictures, threshold=0.9)[0]
 
 
 def test_a_flipped_copy_is_found_where_it_is_asked_for(model, tmp_path):

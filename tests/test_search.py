@@ -56,7 +56,7 @@ def small_parts(monkeypatch):
         "_NARROW": 64,
         "_QUERIES": 25,
         "_BLOCK": 16,
-        "_GROUP": 4,
+        "_GROUPS": (4, 4),
     }.items():
         monkeypatch.setattr(sharded, name, value)
     jax.clear_caches()

@@ -15,6 +15,7 @@ from rdcd_jax.data.archives import ARCHIVES, list_archive, require_utf8
 from rdcd_jax.data.decode import decode_rgb
 from rdcd_jax.data.records import ids_sha256, is_shard, list_shards, list_tfds, require_all_shards
 from rdcd_jax.errors import UnreadableImageError, UserError
+from rdcd_jax.files import read_lines
 
 _PHOTOGRAPHS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".jp2")
 EXTENSIONS = {*_PHOTOGRAPHS, ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
@@ -246,14 +247,8 @@ def _walk(root: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _names_listed(path: pathlib.Path) -> list[str]:
-    """The lines of the text file `path` that are not blank."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(
-            f"{path}: neither a folder nor a text file (UTF-8) of image paths, one a line."
-        ) from None
-    names = [line.strip() for line in lines if line.strip()]
+    """The paths in the text file `path`."""
+    names = read_lines(path, "neither a folder nor a text file (UTF-8) of image paths, one a line.")
     # Only the first: a wrong base folder shows at once, and a million look-ups on a network disk
     # would take minutes. A file missing further down counts as unreadable when its turn comes.
     if names and not os.path.isfile(path.parent / names[0]):

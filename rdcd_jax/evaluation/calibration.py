@@ -43,10 +43,25 @@ class Calibration:
         """
         return expit(self._odds(references) + self.slope * np.asarray(scores, np.float64))
 
-    def threshold(self, precision: float, references: int) -> float | None:
-        """The least score of a match that is a copy with that probability; None where no cosine reaches it."""
-        score = float((logit(precision) - self._odds(references)) / self.slope)
-        return score if score <= 1 else None
+    def threshold(self, precision: float, references: int) -> float:
+        """The least score of a match that is a copy with that probability; above 1 where no cosine reaches it."""
+        return float((logit(precision) - self._odds(references)) / self.slope)
+
+    def require_threshold(self, precision: float, references: int) -> float:
+        """The same.
+
+        Raises:
+            UserError: no cosine reaches it.
+        """
+        score = self.threshold(precision, references)
+        if score > 1:
+            most = self.precision(np.ones(()), references)
+            raise UserError(
+                f"Among {references:,} pictures even a score of 1 means a copy in {100 * most:.0f} % of cases only, by"
+                f" the calibration on {self.measured_on}; choose a threshold yourself, such as 0.8, or calibrate on a"
+                " set of such a size (`rdcd-jax evaluate disc` writes a calibration.json)."
+            )
+        return score
 
     def _odds(self, references: int) -> float:
         """Log-odds of a match with score 0 among so many references."""

@@ -266,12 +266,7 @@ def _require_sound(found: Descriptors, path: pathlib.Path) -> None:
         )
     if ids.shape != (len(rows),):
         raise UserError(f"{path}: {len(rows)} descriptors need as many ids, not shape {ids.shape}.")
-    bad = rows_not_finite(rows)
-    if bad.size:
-        raise UserError(
-            f"{path}: {bad.size} of {len(rows)} descriptors hold NaN or infinity, the first for "
-            f"{ids[bad[0]]}; compute them again."
-        )
+    require_usable(ids, rows, path)
     if max(float(rows.max()), -float(rows.min())) > _LARGEST:
         raise UserError(
             f"{path}: descriptors hold numbers beyond {_LARGEST:g}; divide them by their length."
@@ -283,3 +278,23 @@ def _require_sound(found: Descriptors, path: pathlib.Path) -> None:
             f"{path}: {len(ids) - len(counts)} ids are repeated, such as {repeated} ({times} "
             "times); every picture needs an id of its own."
         )
+
+
+def require_usable(ids: np.ndarray, rows: np.ndarray, source: object) -> None:
+    """Refuses descriptors that resemble nothing.
+
+    Args:
+        ids: [N].
+        rows: [N, D] numbers.
+        source: what to name: a file or a model.
+
+    Raises:
+        UserError: some hold NaN or infinity, or are zero.
+    """
+    bad, zero = rows_not_finite(rows), np.flatnonzero(~rows.any(axis=1))
+    for places, told in ((bad, "hold NaN or infinity"), (zero, "are zero")):
+        if places.size:
+            raise UserError(
+                f"{source}: {places.size} of {len(rows)} descriptors {told}, the first for {ids[places[0]]}; compute"
+                " them again."
+            )

@@ -39,7 +39,12 @@ def hashing_for(n_rows: int, k: int, recall: float = 0.99) -> Hashing:
         k: neighbours wanted of each query.
         recall: of how many queries the nearest row should be found, 0 to 1. The settings come from
             `experiments/bench_search.py`; what they find among other rows is to be measured by `recall_against_exact`.
+
+    Raises:
+        UserError: a recall that is no share.
     """
+    if not 0 <= recall <= 1:
+        raise UserError(f"recall is {recall}; give a share from 0 to 1.")
     # Twice what is usual: searching a smaller share of more leaves found the same in less time.
     leaves = max(1, min(n_rows, 2 * round(math.sqrt(n_rows))))
     share = next(share for reached, share in _SHARES if recall <= reached)

@@ -89,7 +89,8 @@ class Index:
             model: see `load_describer`.
             dtype: of the descriptors on disk: float32, float16 or int8.
             image_size: side that pictures are resized to; the model's own for None.
-            calibration: what a score means; the model's own for None, if it has one.
+            calibration: what a score means; for None the model's own, if it has one, and an index that is there keeps
+                its own.
             on_progress: told pictures done and in all.
 
         Returns:
@@ -100,28 +101,31 @@ class Index:
         """
         if dtype not in store.DTYPES:
             raise UserError(f"There is no dtype '{dtype}'; use one of {', '.join(store.DTYPES)}.")
-        from rdcd_jax.weights.library import load_describer
+        from rdcd_jax.weights.library import absolute_spec, load_describer
 
         describer = load_describer(model).at_size(image_size)
-        calibration = calibration or calibration_of(describer)
+        meaning = calibration or calibration_of(describer)
         new = store.Manifest(
-            model=model,
-            model_name=describer.name,
+            model=absolute_spec(model),
+            fingerprint=describer.fingerprint,
             image_size=describer.image_size,
             dim=describer.dim,
             dtype=dtype,
-            calibration=calibration and dataclasses.asdict(calibration),
+            calibration=meaning and dataclasses.asdict(meaning),
         )
         folder = pathlib.Path(folder)
         images = images if isinstance(images, ImageSet) else find_images(images)
-        with store.writer(folder, new):
-            there = store.read_manifest(folder)
-        for name in ("model", "image_size", "dim", "dtype"):
-            ours, theirs = getattr(new, name), getattr(there, name)
-            if ours != theirs:
-                raise UserError(
-                    f"{folder} is an index with {name} {theirs}, and this would have {ours}; give another folder."
-                )
+        with store.writer(folder, new) as writer:
+            there = writer.manifest
+            for name in ("model", "image_size", "dim", "dtype"):
+                ours, theirs = getattr(new, name), getattr(there, name)
+                if ours != theirs:
+                    raise UserError(
+                        f"{folder} is an index with {name} {theirs}, and this would have {ours}; give another folder."
+                    )
+            _require_same_weights(folder, there, describer)
+            if calibration is not None:
+                writer.calibrate(dataclasses.asdict(calibration))
         index = cls(folder)
         index._describer = describer
         return index, *index.add(images, on_progress=on_progress)
@@ -137,8 +141,9 @@ class Index:
         if found.dim != self.manifest.dim:
             raise UserError(
                 f"{self.folder} holds descriptors of {self.manifest.dim} numbers, but {self.manifest.model} now gives"
-                f" {found.dim}; build the index again."
+                f" {found.dim}; build another index."
             )
+        _require_same_weights(self.folder, self.manifest, found)
         return found
 
     def add(
@@ -159,16 +164,18 @@ class Index:
             there = writer.ids()
             places = [place for place, name in enumerate(images.ids) if name not in there]
             for start in range(0, len(places), CHUNK):
-                chunk = images.subset(places[start : start + CHUNK])
-                found, left_out = self._described(
-                    chunk,
-                    lambda done, _, start=start: _told(on_progress, start + done, len(places)),
+                (part,) = described_parts(
+                    self._describer,
+                    images.subset(places[start : start + CHUNK]),
+                    on_progress=lambda done, _, start=start: _told(
+                        on_progress, start + done, len(places)
+                    ),
                 )
-                if found is not None:
-                    writer.add(found)
-                    added += len(found)
-                unreadable += left_out
-            self.manifest = writer.manifest
+                if part.found is not None:
+                    writer.add(part.found)
+                    self.manifest = writer.manifest
+                    added += len(part.found)
+                unreadable += part.unreadable
         return added, unreadable
 
     def remove(self, ids: Sequence[str]) -> int:
@@ -192,7 +199,7 @@ class Index:
         Args:
             images: the queries, a source of pictures.
             k: pictures for each query; all where the index has fewer.
-            threshold: least score; for None that of 90 % precision, where the index has a calibration.
+            threshold: least score; for None that of 90 % precision, or none where the index has no calibration.
             variants: also looks for queries changed so, keys of `VARIANTS`; of the same pair the best score counts.
             on_progress: told pictures done and in all.
 
@@ -200,8 +207,10 @@ class Index:
             The matches, query by query, best first; and the queries that cannot be read.
 
         Raises:
-            UserError: the index is empty or damaged, k is below 1, or a variant is unknown.
+            UserError: the index is empty or damaged, k is below 1, a variant is unknown, or no threshold is given and
+                no score has 90 % precision in so large an index.
         """
+        self.manifest = store.read_manifest(self.folder)
         if not len(self):
             raise UserError(f"{self.folder} is empty; add pictures by `rdcd-jax index add`.")
         if k < 1:
@@ -209,33 +218,69 @@ class Index:
         for name in variants:
             if name not in VARIANTS:
                 raise UserError(f"There is no variant '{name}'; use {', '.join(VARIANTS)}.")
+        if threshold is None:
+            threshold = self.calibration and self.calibration.require_threshold(0.9, len(self))
         images = images if isinstance(images, ImageSet) else find_images(images)
+        found, unreadable = self._described(images, variants, on_progress)
+        if found is None:
+            return [], unreadable
+        matches = store.consistently(
+            self.folder, lambda manifest: self._matches(manifest, found, variants, k, threshold)
+        )
+        return _ranked(images.ids, matches, k), unreadable
+
+    def _described(
+        self, images: ImageSet, variants: Sequence[str], on_progress: Progress | None
+    ) -> tuple[Descriptors | None, list[Unreadable]]:
+        """Descriptors [N, V * D] of queries as they are and of their variants; None where not one can be read."""
+        model = self._describer
+        changes = [lambda x: x, *(VARIANTS[name] for name in variants)]
+
+        def describe(pictures: np.ndarray) -> np.ndarray:
+            # One at a time: together they would need more memory.
+            changed = (np.ascontiguousarray(change(pictures)) for change in changes)
+            return np.hstack([model.describe(each) for each in changed])
+
+        (part,) = described_parts(
+            Describer(describe, model.image_size, name=model.name),
+            images,
+            batch_size=_QUERIES,
+            on_progress=on_progress,
+        )
+        return part.found, part.unreadable
+
+    def _matches(
+        self,
+        manifest: store.Manifest,
+        found: Descriptors,
+        variants: Sequence[str],
+        k: int,
+        threshold: float | None,
+    ) -> list[Match]:
+        """The matches of all queries in no order; of a query and a picture the variant that scores best."""
+        self.manifest = manifest
         # Score and variant by query and place.
         best: dict[tuple[str, int], tuple[float, str]] = {}
-        unreadable: list[Unreadable] = []
-        for name in ("", *variants):
-            found, unreadable = self._described(
-                images, on_progress, change=VARIANTS.get(name), batch_size=_QUERIES
-            )
-            if found is None:
-                break
-            scores, places = self.nearest(found.descriptors, k)
+        rows = np.split(found.descriptors, 1 + len(variants), axis=1)
+        for name, queries in zip(("", *variants), rows, strict=True):
+            scores, places = self._nearest(manifest, queries, k)
             for query, row, others in zip(found.ids.tolist(), scores, places, strict=True):
                 for score, place in zip(row.tolist(), others.tolist(), strict=True):
+                    if threshold is not None and score < threshold:
+                        break
                     if (query, place) not in best or best[query, place][0] < score:
                         best[query, place] = score, name
-        ids = self._ids_of([place for _, place in best])
-        matches = [
-            Match(query, ids[place], score, None, name)
-            for (query, place), (score, name) in best.items()
-        ]
+        ids = self._ids_of(manifest, [place for _, place in best])
+        precisions = [None] * len(best)
         if self.calibration is not None:
-            scores = np.asarray([match.score for match in matches])
-            precisions = self.calibration.precision(scores, len(self)).tolist()
-            pairs = zip(matches, precisions, strict=True)
-            matches = [dataclasses.replace(match, precision=p) for match, p in pairs]
-        threshold = self.threshold() if threshold is None else threshold
-        return _ranked(images.ids, matches, k, threshold), unreadable
+            scores = np.asarray([score for score, _ in best.values()])
+            precisions = self.calibration.precision(scores, len(manifest)).tolist()
+        return [
+            Match(query, ids[place], score, precision, name)
+            for ((query, place), (score, name)), precision in zip(
+                best.items(), precisions, strict=True
+            )
+        ]
 
     @property
     def calibration(self) -> Calibration | None:
@@ -244,7 +289,7 @@ class Index:
         return None if told is None else read_calibration(told)
 
     def threshold(self, precision: float = 0.9) -> float | None:
-        """The least score of which matches are right with that probability; None without a calibration."""
+        """The least score of which matches are right with that probability, see `Calibration.threshold`; or None."""
         return self.calibration and self.calibration.threshold(precision, len(self))
 
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -257,10 +302,15 @@ class Index:
         Returns:
             scores [N, k] float32, descending, and places in the index [N, k] int64.
         """
+        return store.consistently(self.folder, lambda manifest: self._nearest(manifest, queries, k))
+
+    def _nearest(
+        self, manifest: store.Manifest, queries: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         scores = np.empty((len(queries), 0), np.float32)
         places = np.empty((len(queries), 0), np.int64)
         first = 0
-        for segment in self._segments():
+        for segment in self._segments(manifest):
             for start in range(0, len(segment), _BLOCK):
                 block = segment.descriptors(slice(start, start + _BLOCK))
                 found, rows = search.knn(queries, block, min(k, len(block)))
@@ -270,37 +320,26 @@ class Index:
                 first += len(block)
         return scores, places
 
-    def _segments(self):
-        for place in range(len(self.manifest.segments)):
-            yield store.read_segment(self.folder, self.manifest, place)
+    def _segments(self, manifest: store.Manifest):
+        for place in range(len(manifest.segments)):
+            yield store.read_segment(self.folder, manifest, place)
 
-    def _ids_of(self, places: Sequence[int]) -> dict[int, str]:
+    def _ids_of(self, manifest: store.Manifest, places: Sequence[int]) -> dict[int, str]:
         """Ids by place, a segment's in memory at a time."""
         wanted, ids, first = np.unique(np.asarray(places, np.int64)), {}, 0
-        for segment in self._segments():
+        for segment in self._segments(manifest):
             inside = wanted[(first <= wanted) & (wanted < first + len(segment))]
             ids |= {place: segment.ids[place - first] for place in inside.tolist()}
             first += len(segment)
         return ids
 
-    def _described(
-        self,
-        images: ImageSet,
-        on_progress: Progress | None,
-        *,
-        change: Callable[[np.ndarray], np.ndarray] | None = None,
-        batch_size: int = 32,
-    ) -> tuple[Descriptors | None, list[Unreadable]]:
-        """Descriptors of pictures, each changed first; None where not one can be read."""
-        model = self._describer
-        if change is not None:
-            model = Describer(
-                lambda pictures: self._describer.describe(np.ascontiguousarray(change(pictures))),
-                model.image_size,
-                name=model.name,
-            )
-        (part,) = described_parts(model, images, batch_size=batch_size, on_progress=on_progress)
-        return part.found, part.unreadable
+
+def _require_same_weights(folder: pathlib.Path, manifest: store.Manifest, describer) -> None:
+    if describer.fingerprint != manifest.fingerprint:
+        raise UserError(
+            f"{folder} was made by other weights of {manifest.model} than those that are there now, whose descriptors"
+            " cannot be compared with its own; bring the old ones back, or build another index."
+        )
 
 
 def calibration_of(model) -> Calibration | None:
@@ -314,12 +353,11 @@ def _told(on_progress: Progress | None, done: int, total: int) -> None:
         on_progress(done, total)
 
 
-def _ranked(queries: Sequence[str], matches, k: int, threshold: float | None) -> list[Match]:
+def _ranked(queries: Sequence[str], matches: Sequence[Match], k: int) -> list[Match]:
     """Query by query in their order, best first, at most k of each."""
     of: dict[str, list[Match]] = {query: [] for query in queries}
     for match in matches:
-        if threshold is None or match.score >= threshold:
-            of[match.query].append(match)
+        of[match.query].append(match)
     return [
         match
         for query in queries

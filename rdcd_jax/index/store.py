@@ -6,8 +6,8 @@
     DIR/segments/N.ids.json     [n] ids
 
 A segment is never changed. Whoever adds or removes writes new segments, then the manifest by one rename, and only then
-are old segments deleted: so a reader finds the index as it was or as it is, and a writer that is killed loses what it
-had not yet put into the manifest, nothing else.
+are old segments deleted: so a writer that is killed, or a power cut, loses what was not yet put into the manifest,
+nothing else. A reader that misses a segment and finds another manifest begins again with that one (`consistently`).
 """
 
 import contextlib
@@ -15,20 +15,27 @@ import dataclasses
 import fcntl
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from rdcd_jax.errors import UserError
-from rdcd_jax.evaluation.descriptors import Descriptors
-from rdcd_jax.files import write_aside, write_json
+from rdcd_jax.evaluation.descriptors import Descriptors, require_usable
+from rdcd_jax.files import flush, write_aside, write_json
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, SEGMENTS, LOCK = "index.json", "segments", "lock"
 DTYPES = ("float32", "float16", "int8")
-# Rows of a full segment: what a search has in memory at a time, and what a removal writes again.
+# Rows of a full segment: what a removal writes again.
 FULL = 65_536
 _LEVELS = 127
+T = TypeVar("T")
+# Names of segments' files, unfinished ones included.
+_OWN = re.compile(r"\.?\d{6,}\.(rows|scales|ids)(-\w+)?\.(npy|json)")
+# The way out of damage: a build goes on with the index that it finds.
+AGAIN = "delete that folder and build the index again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Manifest:
 
     Attributes:
         model: the model's spec, as `load_describer` takes it.
-        model_name: what its descriptors are called by.
+        fingerprint: what tells its weights from others.
         image_size: side of the pictures that were described.
         dim: D.
         dtype: one of `DTYPES`.
@@ -47,7 +54,7 @@ class Manifest:
     """
 
     model: str
-    model_name: str
+    fingerprint: str
     image_size: int
     dim: int
     dtype: str
@@ -104,7 +111,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
         if version != FORMAT:
             raise UserError(
                 f"{path} is of format {version}, and this version of rdcd-jax reads {FORMAT}; use the version that"
-                " wrote it, or build the index again."
+                f" wrote it, or {AGAIN}."
             )
         segments = tuple((int(number), int(rows)) for number, rows in told.pop("segments"))
         manifest = Manifest(**told, segments=segments)
@@ -115,7 +122,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}); build the index again.") from error
+        raise UserError(f"{path} is damaged ({error}); {AGAIN}.") from error
     return manifest
 
 
@@ -145,8 +152,27 @@ def read_segment(folder: pathlib.Path, manifest: Manifest, place: int) -> Segmen
         return Segment(tuple(map(str, ids)), rows, scales)
     except (OSError, ValueError, EOFError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{paths['rows']}: segment {number} of the index is missing or damaged ({error}); build the index again."
+            f"{paths['rows']}: segment {number} of the index is missing or damaged ({error}); {AGAIN}."
         ) from error
+
+
+def consistently(folder: pathlib.Path, read: Callable[[Manifest], T]) -> T:
+    """Reads an index that a writer may change meanwhile.
+
+    Args:
+        folder: of the index.
+        read: what reads the segments that a manifest names; it is called anew where they went meanwhile.
+
+    Raises:
+        UserError: see `read_manifest` and `read_segment`.
+    """
+    while True:
+        manifest = read_manifest(folder)
+        try:
+            return read(manifest)
+        except UserError:
+            if read_manifest(folder) == manifest:
+                raise
 
 
 @contextlib.contextmanager
@@ -158,7 +184,8 @@ def writer(folder: pathlib.Path, new: Manifest | None = None) -> Iterator["Write
         new: the index to make where there is none.
 
     Raises:
-        UserError: there is none and `new` is None; another process changes it; see `read_manifest`.
+        UserError: there is none and `new` is None; another process changes it; it lost its manifest; see
+            `read_manifest`.
     """
     if new is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -172,6 +199,10 @@ def writer(folder: pathlib.Path, new: Manifest | None = None) -> Iterator["Write
                 f"{folder}: another process is changing this index; wait until it has ended."
             ) from None
         fresh = new is not None and not (folder / MANIFEST).exists()
+        if fresh and any(_own_files(folder)):
+            raise UserError(
+                f"{folder} holds segments of an index, but no {MANIFEST}; bring that back, or {AGAIN}."
+            )
         yield Writer(folder, new if fresh else read_manifest(folder))
 
 
@@ -194,13 +225,14 @@ class Writer:
         """Adds pictures, whose ids are not in the index; the last segment is filled up first.
 
         Raises:
-            UserError: for descriptors of another size.
+            UserError: for descriptors of another size, NaN or zeros.
         """
         if found.descriptors.shape[1] != self.manifest.dim:
             raise UserError(
                 f"{self.folder} holds descriptors of {self.manifest.dim} numbers, and these of {found.model} have"
                 f" {found.descriptors.shape[1]}; describe the pictures with {self.manifest.model}."
             )
+        require_usable(found.ids, found.descriptors, found.model)
         fresh = _stored(found, self.manifest.dtype)
         segments = list(self.manifest.segments)
         if segments and segments[-1][1] < FULL:
@@ -214,6 +246,10 @@ class Writer:
             segments.append((number, len(part)))
             number += 1
         self._publish(dataclasses.replace(self.manifest, segments=tuple(segments), next=number))
+
+    def calibrate(self, calibration: dict) -> None:
+        """Says anew what a score means."""
+        self._publish(dataclasses.replace(self.manifest, calibration=calibration))
 
     def remove(self, ids: Sequence[str]) -> int:
         """Removes pictures; gives how many of them there were."""
@@ -244,9 +280,14 @@ class Writer:
             aside.write_text(
                 json.dumps(segment.ids, ensure_ascii=False, separators=(",", ":")), "utf-8"
             )
+        flush(*(path for path in paths.values() if path.exists()))
 
     def _publish(self, manifest: Manifest) -> None:
-        write_json(self.folder / MANIFEST, {"format": FORMAT, **dataclasses.asdict(manifest)})
+        path = self.folder / MANIFEST
+        flush(self.folder / SEGMENTS)
+        write_json(path, {"format": FORMAT, **dataclasses.asdict(manifest)})
+        # Before the segments that it does without are deleted.
+        flush(path, self.folder)
         self.manifest = manifest
         named = {
             path.name
@@ -254,7 +295,7 @@ class Writer:
             for path in _paths(self.folder, number).values()
         }
         # Also what a killed writer left.
-        for path in (self.folder / SEGMENTS).iterdir():
+        for path in _own_files(self.folder):
             if path.name not in named:
                 path.unlink()
 
@@ -262,6 +303,13 @@ class Writer:
 def index_bytes(folder: pathlib.Path) -> int:
     """Bytes of all the index's files."""
     return sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
+
+
+def _own_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of all segments; whatever else lies there is not ours."""
+    segments = folder / SEGMENTS
+    there = segments.iterdir() if segments.is_dir() else ()
+    return [path for path in there if _OWN.fullmatch(path.name)]
 
 
 def _paths(folder: pathlib.Path, number: int) -> dict[str, pathlib.Path]:
@@ -279,13 +327,11 @@ def _stored(found: Descriptors, dtype: str) -> Segment:
     if dtype != "int8":
         return Segment(ids, rows.astype(dtype), None)
     scales = np.abs(rows).max(axis=1) / _LEVELS
-    scales = np.where(scales > 0, scales, 1).astype(np.float32)
     levels = np.rint(rows / scales[:, None])
     # Scaled so that nothing of the rounding lies along the row itself: near queries feel that part most.
     along = np.einsum("nd,nd->n", rows, levels)
     squares = np.einsum("nd,nd->n", rows, rows)
-    scales = np.divide(squares, along, out=scales, where=along > 0)
-    return Segment(ids, levels.astype(np.int8), scales)
+    return Segment(ids, levels.astype(np.int8), squares / along)
 
 
 def _joined(first: Segment, second: Segment) -> Segment:

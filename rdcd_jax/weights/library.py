@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.resources
 import json
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 
@@ -186,6 +187,15 @@ def load_describer(spec: str) -> Model | OnnxModel:
     if path is None:
         raise UserError(f"'{ONNX_RUN}' needs a file, as {ONNX_RUN}:PATH. {store.TEACHER_HELP}")
     return load_onnx_model(spec, path)
+
+
+def absolute_spec(spec: str) -> str:
+    """The spec as it means the same in any folder: a path in it becomes absolute, a name stays."""
+    kind, colon, path = spec.partition(":")
+    if kind in store.KINDS or kind == ONNX_RUN:
+        return f"{kind}:{os.path.abspath(path)}" if path else spec
+    named = colon or spec in NETWORKS or spec == "sscd" or spec in shipped_names()
+    return spec if named or not os.path.exists(spec) else os.path.abspath(spec)
 
 
 def shipped_names() -> list[str]:
