@@ -35,25 +35,8 @@ from rdcd_jax.huge_pages import restart_with_huge_pages  # noqa: E402
 
 K = 10
 # Which share of the leaves or lists is searched, in rising order.
-SHARES = (
-    0.005,
-    0.0075,
-    0.01,
-    0.0125,
-    0.015,
-    0.02,
-    0.025,
-    0.03,
-    0.035,
-    0.045,
-    0.06,
-    0.07,
-    0.08,
-    0.1,
-    0.12,
-    0.17,
-)
-SHARES += (0.25, 0.35, 0.5)
+SHARES = (0.005, 0.0075, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.035, 0.045)
+SHARES += (0.06, 0.07, 0.08, 0.1, 0.12, 0.17, 0.25, 0.35, 0.5)
 # How many are scored exactly, as multiples of K.
 REORDERED = (1.5, 3, 6)
 EF_SEARCH = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)

@@ -48,7 +48,7 @@ class Calibration:
         return float((logit(precision) - self._odds(references)) / self.slope)
 
     def require_threshold(self, precision: float, references: int) -> float:
-        """The same.
+        """As `threshold`, for those who need a score that a match can have.
 
         Raises:
             UserError: no cosine reaches it.

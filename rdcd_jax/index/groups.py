@@ -11,11 +11,10 @@ from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation import search
 from rdcd_jax.evaluation.embed import Unreadable, embed_images
-from rdcd_jax.index.search import Progress, calibration_of
+from rdcd_jax.index.search import PRECISION, Progress, calibration_of
 
 # Neighbours looked at of each picture; copies of copies join a group through one another.
 NEIGHBOURS = 20
-PRECISION = 0.9
 
 
 @dataclasses.dataclass(frozen=True)

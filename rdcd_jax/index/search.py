@@ -20,6 +20,8 @@ from rdcd_jax.index import store
 _BLOCK = 16_384
 # Queries that are described at a time: of more the network would need more memory than the search.
 _QUERIES = 16
+# Of matches that are told where no threshold is given.
+PRECISION = 0.9
 # Pictures that are described and put into the index at a time: what a build that is killed has to do again.
 CHUNK = 4096
 # What may be done to a query before it is described, as well as nothing, by name.
@@ -124,8 +126,8 @@ class Index:
                         f"{folder} is an index with {name} {theirs}, and this would have {ours}; give another folder."
                     )
             _require_same_weights(folder, there, describer)
-            if calibration is not None:
-                writer.calibrate(dataclasses.asdict(calibration))
+            if calibration is not None and new.calibration != there.calibration:
+                writer.calibrate(new.calibration)
         index = cls(folder)
         index._describer = describer
         return index, *index.add(images, on_progress=on_progress)
@@ -138,11 +140,6 @@ class Index:
         from rdcd_jax.weights.library import load_describer
 
         found = load_describer(self.manifest.model).at_size(self.manifest.image_size)
-        if found.dim != self.manifest.dim:
-            raise UserError(
-                f"{self.folder} holds descriptors of {self.manifest.dim} numbers, but {self.manifest.model} now gives"
-                f" {found.dim}; build another index."
-            )
         _require_same_weights(self.folder, self.manifest, found)
         return found
 
@@ -219,7 +216,9 @@ class Index:
             if name not in VARIANTS:
                 raise UserError(f"There is no variant '{name}'; use {', '.join(VARIANTS)}.")
         if threshold is None:
-            threshold = self.calibration and self.calibration.require_threshold(0.9, len(self))
+            threshold = self.calibration and self.calibration.require_threshold(
+                PRECISION, len(self)
+            )
         images = images if isinstance(images, ImageSet) else find_images(images)
         found, unreadable = self._described(images, variants, on_progress)
         if found is None:
@@ -288,7 +287,7 @@ class Index:
         told = self.manifest.calibration
         return None if told is None else read_calibration(told)
 
-    def threshold(self, precision: float = 0.9) -> float | None:
+    def threshold(self, precision: float = PRECISION) -> float | None:
         """The least score of which matches are right with that probability, see `Calibration.threshold`; or None."""
         return self.calibration and self.calibration.threshold(precision, len(self))
 
