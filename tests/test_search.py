@@ -132,6 +132,8 @@ def test_approximate_backends_find_most(backend, n_rows):
     assert search.recall_against_exact(scores, expected) > 0.9
     assert (np.diff(scores, axis=1) <= 0).all()
     assert all(len(set(row)) == 5 for row in indices.tolist())
+    products = np.vecdot(database[indices].astype(np.float64), queries[:, None])
+    np.testing.assert_allclose(scores, products, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["random", "heavy ties"])

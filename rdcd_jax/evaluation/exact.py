@@ -85,10 +85,9 @@ def settled_neighbours(
     database: np.ndarray,
     k: int,
     candidates: np.ndarray,
-    complete: bool,
     longest: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the k best of each query's candidates, scored anew, lower index first among equals.
+    """Returns the k best of what an exhaustive search found, scored anew, lower index first among equals.
 
     A search in float32 rounds each product differently by backend and by place in a block, so equal
     rows come back with unequal scores. Scoring the few candidates again in float64 gives every
@@ -101,8 +100,6 @@ def settled_neighbours(
         k: neighbours a query.
         candidates: [N, C] integers, C at least k: the best C rows of the database by a float32
             search, without repetition. -1 marks a place the search could not fill.
-        complete: the candidates come from an exhaustive search. False for approximate searches:
-            then only queries with unfilled places among the first k see the whole database.
         longest: see `longest_row`, where it is known already.
 
     Returns:
@@ -119,16 +116,45 @@ def settled_neighbours(
     scores, indices = _scores_and_indices(np.sort(keys, axis=1)[:, ::-1])
 
     unsettled = ~np.isfinite(scores[:, k - 1])
-    if complete and n_candidates < len(database):
+    if n_candidates < len(database):
         longest = longest_row(database) if longest is None else longest
         rounding = 8 * np.finfo(np.float32).eps * np.sqrt(dimensions) * longest
         gap = scores[:, k - 1] - scores[:, -1]
         # Of a row left out and of the worst candidate, one search's rounding each, and a second look's each.
         unsettled |= gap <= 4 * rounding * np.linalg.norm(queries, axis=1)
-    scores, indices = scores[:, :k].copy(), indices[:, :k].copy()
+    return _with_whole(queries, database, scores[:, :k], indices[:, :k], unsettled)
+
+
+def filled_neighbours(
+    queries: np.ndarray, database: np.ndarray, found: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what an approximate search found, lower index first among equals, without gaps.
+
+    Args:
+        queries: [N, D] float32.
+        database: [M, D] float32.
+        found: inner products [N, k] float32 and their rows [N, k] without repetition, k at most M, in any order. Minus
+            infinity and -1 mark a place the search could not fill; its query is compared with the whole database.
+
+    Returns:
+        scores [N, k] float32, descending, and indices [N, k] int64.
+    """
+    scores, indices = _scores_and_indices(np.sort(_keys(*found), axis=1)[:, ::-1])
+    return _with_whole(queries, database, scores, indices, ~np.isfinite(scores[:, -1]))
+
+
+def _with_whole(
+    queries: np.ndarray,
+    database: np.ndarray,
+    scores: np.ndarray,
+    indices: np.ndarray,
+    unsettled: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The neighbours [N, k], those of unsettled queries [N] from the whole database."""
+    scores, indices = scores.copy(), indices.copy()
     if unsettled.any():
         scores[unsettled], indices[unsettled] = blocked_neighbours(
-            queries[unsettled], database, k, np.float64
+            queries[unsettled], database, scores.shape[1], np.float64
         )
     return scores, indices
 

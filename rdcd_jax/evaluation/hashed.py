@@ -45,28 +45,27 @@ def hashing_for(n_rows: int, k: int, recall: float = 0.99) -> Hashing:
     """
     if not 0 <= recall <= 1:
         raise UserError(f"recall is {recall}; give a share from 0 to 1.")
-    # Twice what is usual: searching a smaller share of more leaves found the same in less time.
-    leaves = max(1, min(n_rows, 2 * round(math.sqrt(n_rows))))
-    share = next(share for reached, share in _SHARES if recall <= reached)
-    searched = min(leaves, max(_LEAST_LEAVES, round(share * leaves)))
-    return Hashing(leaves, searched, min(n_rows, max(50, 5 * k)))
+    # More than is usual: as few of them are searched, and each is smaller.
+    times = 2 if n_rows < _MANY_ROWS else 4
+    leaves = max(1, min(n_rows, times * round(math.sqrt(n_rows))))
+    searched = next(searched for reached, searched in _SEARCHED if recall <= reached)
+    return Hashing(leaves, min(leaves, searched), min(n_rows, max(50, 5 * k)))
 
 
 def numbers_a_code(dim: int) -> int:
     """How many of a row's D numbers share a code of 4 bits."""
     # Of many numbers coarse codes are read in half the time, and exact scores for more rows make up for them.
-    return 2 if dim < 256 else 4
+    return 2 if dim < 512 else 4
 
 
-# Of the leaves, which share each query sees, by the recall wanted.
-_SHARES = ((0.95, 0.02), (0.98, 0.03), (0.99, 0.06), (0.995, 0.1), (1.0, 0.3))
-# In a small database the share would be of too few leaves to hold the nearest row.
-_LEAST_LEAVES = 32
+_MANY_ROWS = 500_000
+# How many leaves each query sees, by the recall wanted; in a larger database, hardly more.
+_SEARCHED = ((0.95, 16), (0.98, 32), (0.99, 48), (0.995, 80), (1.0, 256))
 
 
 def make_scann(
     database: np.ndarray, k: int, hashing: Hashing | None
-) -> Callable[[np.ndarray, Hashing | None], np.ndarray]:
+) -> Callable[[np.ndarray, Hashing | None], tuple[np.ndarray, np.ndarray]]:
     """Builds ScaNN's searcher.
 
     Args:
@@ -75,8 +74,8 @@ def make_scann(
         hashing: how to approximate; None for brute force, which under 16 rows is taken anyway.
 
     Returns:
-        A function from queries [N, D] float32, and settings for this once with the same leaves or None, to rows [N, k]
-        int64, -1 where it found too few.
+        A function from queries [N, D] float32, and settings for this once with the same leaves or None, to inner
+        products [N, k] float32 and their rows [N, k] int64, minus infinity and -1 where it found too few.
 
     Raises:
         UserError: ScaNN is not installed, or the settings make no sense.
@@ -112,7 +111,7 @@ def make_scann(
         builder = builder.score_brute_force()
     searcher = builder.build()
 
-    def find(queries: np.ndarray, other: Hashing | None = None) -> np.ndarray:
+    def find(queries: np.ndarray, other: Hashing | None = None) -> tuple[np.ndarray, np.ndarray]:
         told = {}
         if hashed and other is not None:
             _require_sound(other, hashing.leaves, n_rows, k)
@@ -122,7 +121,8 @@ def make_scann(
             }
         rows, scores = searcher.search_batched_parallel(queries, **told)
         # Rows of too few neighbours are padded with index 0 and score NaN.
-        return np.where(np.isnan(scores), -1, rows.astype(np.int64))
+        missing = np.isnan(scores)
+        return np.where(missing, -np.inf, scores), np.where(missing, -1, rows.astype(np.int64))
 
     return find
 

@@ -30,8 +30,8 @@ def knn(
     candidates are scored again in float64, rounded to float32 and sorted by descending score, then
     ascending index; queries whose k-th place float32 leaves open are compared with every row in
     float64. So equal rows never lose their order and no tie at the k-th place is decided by chance.
-    The approximate backends (jax_approx, scann_ah) score and sort what they find in the same way
-    but may miss rows: measure them with `recall_against_exact` and name them beside any figure.
+    The approximate backends (jax_approx, scann_ah) may miss rows and give scores as their float32
+    sums had them: measure them with `recall_against_exact` and name them beside any figure.
 
     Args:
         queries: [N, D] finite numbers.
@@ -95,7 +95,7 @@ def make_search(
     if backend in ("jax", "jax_approx"):
         find = _make_jax(database, wanted, mesh or make_mesh(), backend == "jax_approx", keep)
     elif backend == "numpy":
-        find = lambda queries, _: exact.blocked_neighbours(queries, database, wanted)[1]  # noqa: E731
+        find = lambda queries, _: exact.blocked_neighbours(queries, database, wanted)  # noqa: E731
     else:
         hashed = hashing or hashing_for(len(database), k)
         find = make_scann(database, wanted, None if complete else hashed)
@@ -110,7 +110,9 @@ def make_search(
                 "describe both with the same model."
             )
         found = find(queries, hashing)
-        return exact.settled_neighbours(queries, database, k, found, complete, longest)
+        if complete:
+            return exact.settled_neighbours(queries, database, k, found[1], longest)
+        return exact.filled_neighbours(queries, database, found)
 
     return search
 
@@ -179,7 +181,7 @@ def _make_jax(database: np.ndarray, k: int, mesh: Mesh, approximate: bool, keep:
     slabs = sharded.make_slabs(database, mesh, by_maxima)
     kept = list(slabs) if keep else None
 
-    def find(queries: np.ndarray, _) -> np.ndarray:
+    def find(queries: np.ndarray, _) -> tuple[np.ndarray, np.ndarray]:
         found = kept or sharded.make_slabs(database, mesh, by_maxima)
         return sharded.nearest_rows(
             queries, found, k, mesh, by_maxima=by_maxima, approximate=approximate

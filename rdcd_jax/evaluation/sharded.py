@@ -78,7 +78,7 @@ def nearest_rows(
     *,
     by_maxima: bool,
     approximate: bool = False,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the k rows of largest float32 score of each query, in no order among equals.
 
     Args:
@@ -90,7 +90,7 @@ def nearest_rows(
         approximate: takes `approx_max_k` for `top_k`.
 
     Returns:
-        [N, k] int64; -1 where a score was minus infinity.
+        scores [N, k] float32 and rows [N, k] int64, -1 where the score is minus infinity.
     """
     step = min(_QUERIES, len(queries))
     everywhere = NamedSharding(mesh, P())
@@ -118,8 +118,8 @@ def nearest_rows(
                 )
                 for so_far, block in zip(best, blocks, strict=True)
             ]
-    found = [np.where(np.isneginf(scores), -1, rows) for scores, rows in best]
-    return np.concatenate(found)[: len(queries)].astype(np.int64)
+    scores, rows = (np.concatenate(each)[: len(queries)] for each in zip(*best, strict=True))
+    return scores, np.where(np.isneginf(scores), -1, rows.astype(np.int64))
 
 
 @functools.partial(jax.jit, static_argnames=("k", "mesh", "by_maxima", "approximate"))
