@@ -2,11 +2,12 @@
 
     python experiments/calibration.py BENCHMARK [OTHER ...] [--models rdcd-effb0-128 ...] [--splits 50]
 
-BENCHMARK is the DISC-shaped folder that the calibrations in the students' cards were fitted to: here they are fitted to
-half of its queries and applied to the others, over and over. Of each OTHER, such as rdcd_jax/sample or the collection
-of experiments/clipart.py, all matches are judged by the calibration in the card. Predicted is the mean of what is told
-of the matches whose own estimate reaches a level, actual the share of them that are copies. The result goes to
-experiments/results/calibration.json.
+BENCHMARK is the DISC-shaped folder that the calibrations in the students' cards were fitted to. Here they are fitted to
+half of its queries and applied to the others, over and over; and, to see what becomes of them in a larger collection,
+fitted to a sixth of its references with their queries and applied to the other queries among all references. Of each
+OTHER, such as rdcd_jax/sample or the collection of experiments/clipart.py, all matches are judged by the calibration in
+the card. Predicted is the mean of what is told of the matches whose own estimate reaches a level, actual the share of
+them that are copies. The result goes to experiments/results/calibration.json.
 """
 
 import argparse
@@ -19,9 +20,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from rdcd_jax.data.sources import find_images  # noqa: E402
-from rdcd_jax.evaluation.calibration import fit_calibration  # noqa: E402
+from rdcd_jax.evaluation.calibration import Calibration, fit_calibration  # noqa: E402
+from rdcd_jax.evaluation.descriptors import Descriptors  # noqa: E402
 from rdcd_jax.evaluation.embed import embed_images  # noqa: E402
 from rdcd_jax.evaluation.ground_truth import (  # noqa: E402
+    GroundTruth,
     find_disc_layout,
     read_ground_truth,
 )
@@ -32,18 +35,19 @@ from rdcd_jax.train.record import environment  # noqa: E402
 from rdcd_jax.weights.library import load_describer, shipped_names  # noqa: E402
 
 RESULT = ROOT / "experiments" / "results" / "calibration.json"
+# Of the references, for the fit that is applied among all of them.
+PART = 1 / 6
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
 
 
-def matches_of(model, folder: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """The best matches of each query: scores [Q, k], whether they are copies [Q, k], and how many references."""
+def sets_of(model, folder: str) -> tuple[Descriptors, Descriptors, GroundTruth]:
+    """Queries, references and the true pairs of a DISC-shaped folder."""
     layout = find_disc_layout(folder)
     queries, references = (
         embed_images(model, find_images(source))[0]
         for source in (layout.queries, layout.references)
     )
-    truth = read_ground_truth(layout.ground_truth)
-    return *best_matches(queries, references, truth), len(references)
+    return queries, references, read_ground_truth(layout.ground_truth)
 
 
 def agreement(told: np.ndarray, correct: np.ndarray) -> list[dict]:
@@ -64,18 +68,54 @@ def agreement(told: np.ndarray, correct: np.ndarray) -> list[dict]:
     return rows
 
 
-def across_halves(scores: np.ndarray, correct: np.ndarray, references: int, splits: int) -> list:
+def across_halves(
+    queries: Descriptors, references: Descriptors, truth: GroundTruth, splits: int
+) -> list[dict]:
     """As `agreement`, of matches whose queries the calibration was not fitted to; matches are those of one split."""
+    scores, correct = best_matches(queries, references, truth)
     rng = np.random.default_rng(0)
     told, right = [], []
     for _ in range(splits):
         order = rng.permutation(len(scores))
         half, other = order[: len(order) // 2], order[len(order) // 2 :]
-        fitted = fit_calibration(
-            scores[half].ravel(), correct[half].ravel(), references=references, measured_on="half"
-        )
-        told.append(fitted.precision(scores[other].ravel(), references))
+        fitted = _fitted(scores[half], correct[half], len(references))
+        told.append(fitted.precision(scores[other].ravel(), len(references)))
         right.append(correct[other].ravel())
+    return _of_one(splits, told, right)
+
+
+def across_sizes(
+    queries: Descriptors, references: Descriptors, truth: GroundTruth, splits: int
+) -> list[dict]:
+    """The same, fitted to so few references as `PART` tells, and applied among all of them."""
+    scores, correct = best_matches(queries, references, truth)
+    original = dict(truth.pairs)
+    originals = np.asarray([original.get(name, "") for name in queries.ids.tolist()])
+    rng = np.random.default_rng(0)
+    told, right = [], []
+    for _ in range(splits):
+        few = _some(references, rng.random(len(references)) < PART)
+        # Queries whose copies are there, and of those without a copy as large a part.
+        chance = (originals == "") & (rng.random(len(queries)) < PART)
+        some = np.isin(originals, few.ids) | chance
+        found = best_matches(_some(queries, some), few, truth)
+        fitted = _fitted(*found, len(few))
+        told.append(fitted.precision(scores[~some].ravel(), len(references)))
+        right.append(correct[~some].ravel())
+    return _of_one(splits, told, right)
+
+
+def _fitted(scores: np.ndarray, correct: np.ndarray, references: int) -> Calibration:
+    return fit_calibration(
+        scores.ravel(), correct.ravel(), references=references, measured_on="a part"
+    )
+
+
+def _some(found: Descriptors, kept: np.ndarray) -> Descriptors:
+    return Descriptors(found.ids[kept], found.descriptors[kept], found.model)
+
+
+def _of_one(splits: int, told: list[np.ndarray], right: list[np.ndarray]) -> list[dict]:
     rows = agreement(np.concatenate(told), np.concatenate(right))
     return [{**row, "matches": round(row["matches"] / splits)} for row in rows]
 
@@ -93,13 +133,15 @@ def main() -> None:
     result = {}
     for name in options.models:
         model = load_describer(name)
-        found = matches_of(model, options.benchmark)
+        sets, where = sets_of(model, options.benchmark), pathlib.Path(options.benchmark).name
         rows = {
-            f"{pathlib.Path(options.benchmark).name}, halves": across_halves(*found, options.splits)
+            f"{where}, halves": across_halves(*sets, options.splits),
+            f"{where}, a sixth of the references": across_sizes(*sets, options.splits),
         }
         for other in options.others:
-            scores, correct, references = matches_of(model, other)
-            told = calibration_of(model).precision(scores.ravel(), references)
+            queries, references, truth = sets_of(model, other)
+            scores, correct = best_matches(queries, references, truth)
+            told = calibration_of(model).precision(scores.ravel(), len(references))
             rows[pathlib.Path(other).name] = agreement(told, correct.ravel())
         result[name] = rows
         for where, lines in rows.items():

@@ -64,8 +64,7 @@ def searched(folder: pathlib.Path, queries: pathlib.Path, images: str, pipe) -> 
     told = {"seconds, first and second": seconds, "peak memory, bytes": _peak()}
     if index.manifest.model in shipped_names():
         begun = time.perf_counter()
-        # So many pictures are too many for the calibration's own threshold.
-        index.search(images, k=K, threshold=0.7)
+        index.search(images, k=K)
         told["seconds of a search for pictures"] = round(time.perf_counter() - begun, 2)
         told["peak memory with pictures, bytes"] = _peak()
     pipe.send((told, places))

@@ -149,9 +149,9 @@ def _info(options, rest) -> None:
     if index.calibration is None:
         print("no calibration")
         return
-    threshold = index.threshold()
-    told = "is never reached" if threshold > 1 else f"from a score of {threshold:.3f}"
-    print(f"90 % precision {told}, by a calibration on {index.calibration.measured_on}")
+    print(
+        f"90 % precision from a score of {index.threshold():.3f}, by a calibration on {index.calibration.measured_on}"
+    )
 
 
 def _add_search(verbs) -> None:

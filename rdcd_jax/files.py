@@ -100,9 +100,19 @@ def write_csv(
 ) -> None:
     """Writes a header and lines of cells to `path` (UTF-8); None becomes an empty cell."""
     with write_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(_Lines(file))
         writer.writerow(header)
         writer.writerows(lines)
+
+
+class _Lines:
+    """Takes lines as `csv` ends them, so that it quotes cells with either end's character; writes the usual end."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def write(self, line: str) -> None:
+        self._file.write(line.removesuffix("\r\n") + "\n")
 
 
 def file_sha256(path: str | os.PathLike) -> str:

@@ -40,9 +40,16 @@ def test_a_larger_collection_needs_a_higher_score():
     small, large = (calibration.threshold(0.9, n) for n in (1000, 4000))
     assert small < large
     assert calibration.precision(small, 1000) == pytest.approx(0.9, abs=0.02)
-    assert calibration.threshold(0.9, 10**12) > 1
-    with pytest.raises(UserError, match=r"Among 1,000,000,000,000 pictures even a score of 1"):
-        calibration.require_threshold(0.9, 10**12)
+
+
+def test_scores_at_both_ends_are_judged():
+    calibration = fitted()
+    assert calibration.threshold(0.9, 1000) < calibration.threshold(0.9, 10**9) < 1
+    sure, never = calibration.precision(np.array([1.0 + 1e-7, -0.3]), 10**6)
+    assert sure > 0.999 and never < 1e-6
+    scores = np.array([1.0, 1.0, 0.6, 0.0, -0.2, 1.0])
+    correct = np.array([True, True, True, False, False, False])
+    assert fit_calibration(scores, correct, references=6, measured_on="x").exponent > 0
 
 
 def test_a_file_comes_back_and_another_is_refused(tmp_path):
@@ -52,7 +59,8 @@ def test_a_file_comes_back_and_another_is_refused(tmp_path):
     assert read_calibration(path) == calibration == read_calibration(told)
     for broken in (
         {},
-        {**told, "slope": -1},
+        {**told, "exponent": -1},
+        {"offset": -9.0, "slope": 14.0, "references": 9, "measured_on": "a line"},
         {**told, "offset": "much"},
         {**told, "references": 0},
     ):

@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import stat
@@ -46,6 +47,11 @@ def test_cells_of_a_table(tmp_path):
     path = tmp_path / "a.csv"
     write_csv(path, ("id", "figure"), iter([("ü", 0.1), ("a,b", None)]))
     assert path.read_bytes().decode() == 'id,figure\nü,0.1\n"a,b",\n'
+    names = ["a\rb", "a\nb", 'a"\r\n']
+    write_csv(path, ("id", "figure"), ((name, 1) for name in names))
+    with path.open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file))[1:] == [[name, "1"] for name in names]
+    write_csv(path, ("id", "figure"), [("ü", 0.1)])
 
     def cut_short():
         yield ("c", 1)

@@ -49,7 +49,7 @@ def find_groups(
         The groups, the surest first, and the pictures that cannot be read.
 
     Raises:
-        UserError: for pictures or a model that cannot be read, or a calibration without such a threshold where none is
+        UserError: for pictures or a model that cannot be read, or a model without a calibration where no threshold is
             given.
     """
     from rdcd_jax.weights.library import load_describer
@@ -61,7 +61,7 @@ def find_groups(
         if calibration is not None:
             # In a folder of one's own copies are rarer than among a benchmark's queries.
             many = max(len(images), calibration.references)
-            threshold = calibration.require_threshold(PRECISION, many)
+            threshold = calibration.threshold(PRECISION, many)
     if threshold is None:
         raise UserError(
             f"The model {model} has no calibration to choose a threshold by; give --threshold, such as 0.7."

@@ -204,8 +204,7 @@ class Index:
             The matches, query by query, best first; and the queries that cannot be read.
 
         Raises:
-            UserError: the index is empty or damaged, k is below 1, a variant is unknown, or no threshold is given and
-                no score has 90 % precision in so large an index.
+            UserError: the index is empty or damaged, k is below 1, or a variant is unknown.
         """
         self.manifest = store.read_manifest(self.folder)
         if not len(self):
@@ -216,9 +215,7 @@ class Index:
             if name not in VARIANTS:
                 raise UserError(f"There is no variant '{name}'; use {', '.join(VARIANTS)}.")
         if threshold is None:
-            threshold = self.calibration and self.calibration.require_threshold(
-                PRECISION, len(self)
-            )
+            threshold = self.threshold()
         images = images if isinstance(images, ImageSet) else find_images(images)
         found, unreadable = self._described(images, variants, on_progress)
         if found is None:
@@ -285,7 +282,7 @@ class Index:
     def calibration(self) -> Calibration | None:
         """What a score means, if that was measured."""
         told = self.manifest.calibration
-        return None if told is None else read_calibration(told)
+        return None if told is None else read_calibration(told, f"What {self.folder} tells")
 
     def threshold(self, precision: float = PRECISION) -> float | None:
         """The least score of which matches are right with that probability, see `Calibration.threshold`; or None."""
