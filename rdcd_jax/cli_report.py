@@ -19,7 +19,7 @@ def add_report(verbs) -> None:
         "evaluations",
         nargs="+",
         metavar="EVAL_DIR",
-        help="a folder that `rdcd-jax evaluate disc` wrote",
+        help="a folder that `rdcd-jax evaluate` wrote",
     )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("report.html"))
     parser.add_argument(

@@ -78,7 +78,7 @@ def by_hand(pictures, database, codec, training):
 def test_figures_made_by_hand(copydays, codec):
     pictures, distractors = copydays
     training = named([f"t{i}" for i in range(60)], np.random.default_rng(1).normal(size=(60, 8)))
-    (row,) = evaluate_copydays(pictures, distractors, training, codecs=[codec])
+    (row,), _ = evaluate_copydays(pictures, distractors, training, codecs=[codec])
     database = np.concatenate([pictures.descriptors[10:15], distractors.descriptors])
     means, overall = by_hand(pictures, database, codec, training.descriptors)
     assert [block.name for block in row.blocks] == ["original", "strong", "crops/9", "crops/80"]
@@ -91,10 +91,10 @@ def test_figures_made_by_hand(copydays, codec):
 
 def test_k_distractors_and_unreadable_pictures(copydays):
     pictures, distractors = copydays
-    (alone,) = evaluate_copydays(pictures, backend="numpy")
-    (among,) = evaluate_copydays(pictures, distractors, backend="numpy")
+    (alone,), _ = evaluate_copydays(pictures, backend="numpy")
+    (among,), _ = evaluate_copydays(pictures, distractors, backend="numpy")
     assert alone.overall > among.overall
-    (few,) = evaluate_copydays(pictures, distractors, k=1, backend="numpy")
+    (few,), _ = evaluate_copydays(pictures, distractors, k=1, backend="numpy")
     assert few.overall < among.overall
     with pytest.raises(UserError, match="k is 46, but queries are compared with 45 pictures only"):
         evaluate_copydays(pictures, distractors, k=46)
@@ -102,7 +102,7 @@ def test_k_distractors_and_unreadable_pictures(copydays):
     lost = np.isin(pictures.ids, ["original/200000.jpg", "crops/9/201000.jpg"])
     rest = Descriptors(pictures.ids[~lost], pictures.descriptors[~lost], "m")
     unreadable = pictures.ids[lost].tolist()
-    (row,) = evaluate_copydays(rest, k=5, unreadable=unreadable, backend="numpy")
+    (row,), _ = evaluate_copydays(rest, k=5, unreadable=unreadable, backend="numpy")
     found = {block.name: block for block in row.blocks}
     assert [block.pictures for block in row.blocks] == [5, 5, 5, 5]
     assert found["original"].mean_average_precision == 0.8
@@ -112,8 +112,8 @@ def test_k_distractors_and_unreadable_pictures(copydays):
 
 def test_files(copydays, tmp_path):
     pictures, distractors = copydays
-    rows = evaluate_copydays(pictures, distractors, codecs=["Flat", "L2norm,Flat"])
-    write_copydays_results(tmp_path / "out", rows)
+    rows, predictions = evaluate_copydays(pictures, distractors, codecs=["Flat", "L2norm,Flat"])
+    write_copydays_results(tmp_path / "out", rows, predictions)
     lines = (tmp_path / "out" / "copydays_metrics.csv").read_text().splitlines()
     assert lines[0] == "codec,strong_mAP,overall_uAP"
     assert lines[2] == f'"L2norm,Flat",{rows[1].blocks[1].mean_average_precision},{rows[1].overall}'

@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from test_runs import Thumbnails
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.copydays_runs import evaluate_copydays_files, evaluate_copydays_run
 from rdcd_jax.evaluation.descriptors import read_descriptors
+from rdcd_jax.evaluation.record import STRONG_MAP, read_record
+from rdcd_jax.report.page import write_report
 
 
 def save(path, seed, noise=0.0):
@@ -66,8 +70,49 @@ def test_evaluation_of_a_folder_and_of_its_descriptors(root, tmp_path):
         **settings,
     )
     assert again == rows
-    for name in ("copydays_metrics.csv", "copydays_blocks.csv", "metrics.json"):
+    for name in ("copydays_metrics.csv", "copydays_blocks.csv", "metrics.json", "predictions.csv"):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_a_report_shows_attacks_and_pictures(root, tmp_path):
+    save(root / "strong" / "205001.png", 109)
+    (root / "original" / "201000.png").write_bytes(b"broken")
+    out = tmp_path / "out"
+    rows, _ = evaluate_copydays_run(
+        Thumbnails(), root, out, distractors=tmp_path / "distractors", codecs="Flat;L2norm,Flat"
+    )
+    kept = read_record(out)
+    assert (kept.queries, kept.references) == (17, 15)
+    assert [row.figures["uAP"] for row in kept.rows] == [row.overall for row in rows]
+    assert [row.figures[STRONG_MAP] for row in kept.rows] == [row.strong for row in rows]
+    assert ("crops/20/202000", "original/202000") in kept.truth.pairs
+    assert ("strong/201001", "original/201000") in kept.truth.pairs
+    found = kept.predictions
+    best = dict(
+        zip(found.query_ids[::-1].tolist(), found.reference_ids[::-1].tolist(), strict=True)
+    )
+    assert best["crops/20/204000"] == "original/204000"
+    assert best["strong/205001"] == "distractors/part1/4.png"
+    assert found.scores.max() == pytest.approx(1) and (np.diff(found.scores) <= 0).all()
+    (run,) = write_report([out], tmp_path / "report.html")
+    told = {kind: (each.copies, each.first) for kind, each in run.by_edit().items()}
+    assert told["original"] == told["crops/20"] == (6, 5)
+    assert told["strong"][0] == 6 and told["strong"][1] <= 4
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Strong mAP" in page and "SSCD's trapezoids" in page
+    for name in ("strong/205001", "distractors/part1/4.png", "original/205000"):
+        assert re.search(rf'<img src="data:image/jpeg;base64,[^"]+" alt="[A-Za-z ]+{name}"', page)
+
+
+def test_a_report_of_descriptor_files(root, tmp_path):
+    evaluate_copydays_run(Thumbnails(), root, tmp_path / "out")
+    shutil.rmtree(root)
+    evaluate_copydays_files(tmp_path / "out" / "descriptors" / "copydays.npz", tmp_path / "again")
+    (run,) = write_report([tmp_path / "again"], tmp_path / "report.html")
+    assert run.shown.figures[STRONG_MAP] is not None
+    assert "evaluated from descriptor files" in (tmp_path / "report.html").read_text()
+    (run,) = write_report([tmp_path / "out"], tmp_path / "report.html")
+    assert "no pictures to show any more" in (tmp_path / "report.html").read_text()
 
 
 def test_only_what_is_needed_is_described(root, tmp_path):

@@ -20,12 +20,16 @@ from rdcd_jax.evaluation.copydays_folder import (
 )
 from rdcd_jax.evaluation.descriptors import Descriptors, require_comparable
 from rdcd_jax.evaluation.distances import nearest
+from rdcd_jax.evaluation.ground_truth import GroundTruth
+from rdcd_jax.evaluation.protocols import NO_SCORE_NORM, Predictions, write_predictions
 from rdcd_jax.evaluation.settings import candidate_count, require_settings
 from rdcd_jax.files import write_csv, write_json
 
 COLUMNS = ("codec", "strong_mAP", "overall_uAP")
 BLOCK_COLUMNS = ("codec", "block", "pictures", "mAP")
 DEFAULT_K = 100
+# What distractors' ids begin with where they stand beside originals'.
+DISTRACTORS = "distractors/"
 # Of the whole benchmark: 157 originals, 229 strong attacks, 9 JPEG qualities and 9 crops of 157.
 PICTURES, BLOCKS = 3212, 20
 
@@ -53,17 +57,23 @@ class CopydaysRow:
         codec: the codec's name.
         blocks: the originals and every kind of attack.
         overall: micro average precision of all blocks' queries ranked together, 0 to 1.
+        metrics: DISC's figures of the same candidates, all blocks together.
     """
 
     codec: str
     blocks: tuple[Block, ...]
     overall: float
+    metrics: "metrics.Metrics" = dataclasses.field(compare=False, repr=False)
+    score_norm = NO_SCORE_NORM
+
+    @property
+    def strong(self) -> float:
+        """The mean average precision of the strong attacks, 0 to 1."""
+        return next(each for each in self.blocks if each.name == STRONG).mean_average_precision
 
     def cells(self) -> dict[str, str | float]:
         """Returns the row's published figures by column."""
-        strong = next(each for each in self.blocks if each.name == STRONG)
-        values = self.codec, strong.mean_average_precision, self.overall
-        return dict(zip(COLUMNS, values, strict=True))
+        return dict(zip(COLUMNS, (self.codec, self.strong, self.overall), strict=True))
 
 
 def evaluate_copydays(
@@ -75,7 +85,7 @@ def evaluate_copydays(
     k: int | None = None,
     backend: str = "jax",
     unreadable: Collection[str] = (),
-) -> list[CopydaysRow]:
+) -> tuple[list[CopydaysRow], Predictions]:
     """Evaluates descriptors by every codec.
 
     Args:
@@ -90,7 +100,8 @@ def evaluate_copydays(
         unreadable: ids of originals and copies that could not be described; they count as missed.
 
     Returns:
-        One row for each codec.
+        One row for each codec, and the candidates behind the last row. Their scores are 1 - d^2 / 2 of the distance d,
+        the inner product where descriptors have length 1; distractors' ids begin with "distractors/".
 
     Raises:
         UserError: unknown names, sets that cannot be compared, pictures that are not Copydays', no strong attacks, no
@@ -111,6 +122,10 @@ def evaluate_copydays(
     most = np.count_nonzero(blocks == ORIGINAL) + n_distractors
     k = min(candidate_count(k, DEFAULT_K, most), np.count_nonzero(own) + n_distractors)
 
+    ids, truth = pictures.ids[own], true_pairs(names)
+    if distractors is not None:
+        ids = np.concatenate([ids, np.char.add(DISTRACTORS, distractors.ids)])
+
     rows = []
     for codec in map(parse_codec, codecs):
         encode = codec.fit(None if training is None else training.descriptors)
@@ -119,8 +134,31 @@ def evaluate_copydays(
         if distractors is not None:
             database = np.concatenate([database, encode(distractors.descriptors)])
         distances, found = nearest(queries, database, k, backend)
-        rows.append(CopydaysRow(codec.name, *figures(names, found, distances)))
-    return rows
+        order = np.argsort(distances, axis=None, kind="stable")
+        predictions = Predictions(
+            np.repeat(pictures.ids, k)[order],
+            ids[found].ravel()[order],
+            (1 - distances.ravel()[order] / 2).astype(np.float32),
+        )
+        told = metrics.evaluate(
+            truth.pairs, predictions.query_ids, predictions.reference_ids, predictions.scores
+        )
+        rows.append(CopydaysRow(codec.name, *figures(names, found, distances), told))
+    return rows, predictions
+
+
+def true_pairs(names: Sequence[str]) -> GroundTruth:
+    """Every picture, originals too, with its original; its block stands for what was done to it.
+
+    Args:
+        names: as in `figures`.
+
+    Raises:
+        UserError: as `figures`.
+    """
+    blocks, originals = _blocks_and_originals(names)
+    edits = {name: (block,) for name, block in zip(names, blocks.tolist(), strict=True)}
+    return GroundTruth("Copydays", tuple(zip(names, originals, strict=True)), (), edits)
 
 
 def figures(
@@ -157,12 +195,16 @@ def figures(
     return tuple(by_block), metrics.macro_average_precision(relevance, distances, len(names))
 
 
-def write_copydays_results(folder: str | os.PathLike, rows: Sequence[CopydaysRow]) -> None:
-    """Writes `copydays_metrics.csv`, `metrics.json` and, of every kind of attack, `copydays_blocks.csv`.
+def write_copydays_results(
+    folder: str | os.PathLike, rows: Sequence[CopydaysRow], predictions: Predictions
+) -> None:
+    """Writes `copydays_metrics.csv`, `metrics.json`, `predictions.csv` and, of every kind of attack,
+    `copydays_blocks.csv`.
 
     Args:
         folder: where to; it is made if missing.
         rows: the table.
+        predictions: those of the last row.
     """
     folder = pathlib.Path(folder)
     cells = [row.cells() for row in rows]
@@ -174,6 +216,7 @@ def write_copydays_results(folder: str | os.PathLike, rows: Sequence[CopydaysRow
         for block in row.blocks
     )
     write_csv(folder / "copydays_blocks.csv", BLOCK_COLUMNS, lines)
+    write_predictions(folder, predictions)
 
 
 def _blocks_and_originals(names: Sequence[str]) -> tuple[np.ndarray, list[str]]:

@@ -2,11 +2,16 @@
 
 import os
 import pathlib
+from collections.abc import Sequence
+
+import numpy as np
 
 from rdcd_jax.data.sources import find_images
 from rdcd_jax.evaluation import copydays
 from rdcd_jax.evaluation.copydays_folder import ORIGINAL, find_pictures
+from rdcd_jax.evaluation.descriptors import Descriptors
 from rdcd_jax.evaluation.embed import Unreadable
+from rdcd_jax.evaluation.record import write_record
 from rdcd_jax.evaluation.runs import (
     DEFAULT_CODECS,
     DescribingModel,
@@ -36,8 +41,9 @@ def evaluate_copydays_run(
     Args:
         model: the model, at the size that the pictures are to have.
         data: the folder, see `copydays_folder.find_blocks`.
-        out: folder for `copydays_metrics.csv`, `metrics.json`, `copydays_blocks.csv`, `descriptors/*.npz`, and
-            `unreadable.txt` where pictures were left out.
+        out: folder for `copydays_metrics.csv`, `metrics.json`, `copydays_blocks.csv`, `predictions.csv` (of the
+            last row), `descriptors/*.npz`, what a report is made of (see `write_record`), and `unreadable.txt` where
+            pictures were left out.
         distractors: a source of pictures that copies are also compared with.
         training: a source of pictures that whitening is fitted on. They are described only if a codec needs them.
         codecs: codecs separated by `;`.
@@ -65,16 +71,29 @@ def evaluate_copydays_run(
 
     out = pathlib.Path(out)
     described, left_out = described_sets(model, images, out, batch_size, on_progress)
-    rows = copydays.evaluate_copydays(
+    unreadable = [each.id for each in left_out["copydays"]]
+    rows, predictions = copydays.evaluate_copydays(
         described["copydays"],
         described.get("distractors"),
         described.get("training"),
         codecs=names,
         k=k,
         backend=backend,
-        unreadable=[each.id for each in left_out["copydays"]],
+        unreadable=unreadable,
     )
-    copydays.write_copydays_results(out, rows)
+    copydays.write_copydays_results(out, rows, predictions)
+    _write_record(
+        out,
+        rows,
+        described["copydays"],
+        described.get("distractors"),
+        unreadable,
+        measured_on=data,
+        image_size=model.image_size,
+        short_edge=model.short_edge,
+        pictures={"copydays": data}
+        | ({} if distractors is None else {"distractors": images["distractors"].source}),
+    )
     return rows, [each for some in left_out.values() for each in some]
 
 
@@ -92,7 +111,8 @@ def evaluate_copydays_files(
 
     Args:
         pictures: a file of originals and copies, whose ids tell their part: "strong/200001", "jpegqual/3/200000".
-        out: folder for `copydays_metrics.csv`, `metrics.json` and `copydays_blocks.csv`.
+        out: folder for `copydays_metrics.csv`, `metrics.json`, `copydays_blocks.csv`, `predictions.csv` and what a
+            report is made of.
         distractors: a descriptor file.
         training: a descriptor file.
         codecs: as in `evaluate_copydays_run`.
@@ -107,7 +127,7 @@ def evaluate_copydays_files(
     """
     names = codec_names(codecs, [None], training is not None, k=k, backend=backend)
     read = read_sets({"query": pictures, "distractor": distractors, "training": training})
-    rows = copydays.evaluate_copydays(
+    rows, predictions = copydays.evaluate_copydays(
         read["query"],
         read.get("distractor"),
         read.get("training"),
@@ -115,5 +135,26 @@ def evaluate_copydays_files(
         k=k,
         backend=backend,
     )
-    copydays.write_copydays_results(out, rows)
+    copydays.write_copydays_results(out, rows, predictions)
+    _write_record(out, rows, read["query"], read.get("distractor"), measured_on=pictures)
     return rows
+
+
+def _write_record(
+    out: str | os.PathLike,
+    rows: list[copydays.CopydaysRow],
+    found: Descriptors,
+    distractors: Descriptors | None,
+    unreadable: Sequence[str] = (),
+    **about,
+) -> None:
+    """As `write_record`: the database is the originals with the distractors."""
+    truth = copydays.true_pairs([*found.ids.tolist(), *unreadable])
+    # Originals are their own.
+    own = np.isin(found.ids, [original for _, original in truth.pairs])
+    ids, database = found.ids[own], found.descriptors[own]
+    if distractors is not None:
+        ids = np.concatenate([ids, distractors.ids])
+        database = np.concatenate([database, distractors.descriptors])
+    references = Descriptors(ids, database, found.model)
+    write_record(out, rows, truth, references, queries=len(found), **about)

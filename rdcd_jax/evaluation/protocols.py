@@ -158,6 +158,11 @@ def write_disc_results(
     cells = [row.cells() for row in rows]
     write_csv(folder / f"{benchmark}_metrics.csv", COLUMNS, (row.values() for row in cells))
     write_json(folder / "metrics.json", cells)
+    write_predictions(folder, predictions)
+
+
+def write_predictions(folder: pathlib.Path, predictions: Predictions) -> None:
+    """Writes `predictions.csv`."""
     columns = (predictions.query_ids, predictions.reference_ids, predictions.scores)
     lines = zip(*(column.tolist() for column in columns), strict=True)
     write_csv(folder / "predictions.csv", (*HEADER, "score"), lines)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from rdcd_jax.errors import UserError
+from rdcd_jax.evaluation.copydays import CopydaysRow
 from rdcd_jax.evaluation.descriptors import Descriptors
 from rdcd_jax.evaluation.ground_truth import HEADER, GroundTruth
 from rdcd_jax.evaluation.protocols import DiscRow, Predictions
@@ -17,6 +18,8 @@ from rdcd_jax.files import file_sha256, write_csv, write_json
 
 FORMAT = 1
 FIGURES = ("uAP", "accuracy-at-1", "recall-at-10", "recall-at-p90", "score-at-p90")
+# Of Copydays alone.
+STRONG_MAP = "strong-mAP"
 RECORD, PAIRS, CURVES, PREDICTIONS = "evaluation.json", "pairs.csv", "curves.csv", "predictions.csv"
 # Points of a precision-recall curve that are kept.
 _POINTS = 300
@@ -30,7 +33,8 @@ class Row:
     Attributes:
         codec: the codec's name.
         score_norm: the normalisation, or "None".
-        figures: by the names in `FIGURES`, 0 to 1 but for `score-at-p90`; None where one does not exist.
+        figures: by the names in `FIGURES` and `STRONG_MAP`, 0 to 1 but for `score-at-p90`; None where one does not
+            exist.
         curve: [P, 3] float64, score, precision and recall, best score first, at up to 300 of the copies found.
     """
 
@@ -50,7 +54,8 @@ class Record:
         image_size: side of the pictures described; None where the evaluation was of descriptor files.
         short_edge: whether it is the short side's of pictures that kept their aspect.
         measured_on: name of the data.
-        pictures: sources of the `queries` and `references`; empty where the evaluation was of descriptor files.
+        pictures: sources of the `queries` and `references`, or of `copydays` and its `distractors`; empty where the
+            evaluation was of descriptor files.
         queries: how many.
         references: how many.
         rows: the table.
@@ -75,7 +80,7 @@ class Record:
 
 def write_record(
     folder: str | os.PathLike,
-    rows: Sequence[DiscRow],
+    rows: Sequence[DiscRow | CopydaysRow],
     truth: GroundTruth,
     references: Descriptors,
     *,
@@ -96,7 +101,7 @@ def write_record(
         measured_on: the data's folder or ground truth.
         image_size: side of the pictures that were described.
         short_edge: whether it is the short side's of pictures that kept their aspect.
-        pictures: sources of the `queries` and `references`; None where descriptor files were evaluated.
+        pictures: as in `Record`; None where descriptor files were evaluated.
     """
     folder = pathlib.Path(folder)
     edits = {query: "+".join(made) for query, made in truth.edits.items()}
@@ -122,12 +127,7 @@ def write_record(
             "queries": queries,
             "references": len(references),
             "rows": [
-                row.cells()
-                | {
-                    "recall-at-10": row.metrics.recall_at_10,
-                    "score-at-p90": row.metrics.threshold_at_p90,
-                }
-                for row in rows
+                {"codec": row.codec, "score_norm": row.score_norm, **_figures(row)} for row in rows
             ],
             "singular_values": [float(f"{value:.6g}") for value in values],
             # An evaluation that is cut short leaves the record of the one before, which must not pass for its own.
@@ -152,11 +152,11 @@ def read_record(folder: str | os.PathLike) -> Record:
     path = folder / RECORD
     if not folder.is_dir():
         raise UserError(
-            f"{folder}: there is no such folder; give one that `rdcd-jax evaluate disc` wrote."
+            f"{folder}: there is no such folder; give one that `rdcd-jax evaluate` wrote."
         )
     if not path.is_file():
         raise UserError(
-            f"{folder}: holds no {RECORD}, which `rdcd-jax evaluate disc` and `ndec` write; evaluate again with this"
+            f"{folder}: holds no {RECORD}, which `rdcd-jax evaluate` writes; evaluate again with this"
             " version (descriptors that are there already can be given as files)."
         )
     try:
@@ -188,7 +188,7 @@ def read_record(folder: str | os.PathLike) -> Record:
         ) from error
 
 
-def curve(row: DiscRow) -> np.ndarray:
+def curve(row: DiscRow | CopydaysRow) -> np.ndarray:
     """Returns [P, 3] float64, score, precision and recall at the copies found, at most 300 spread evenly over them."""
     figures = row.metrics
     found = np.flatnonzero(np.diff(figures.recalls, prepend=0.0) > 0)
@@ -207,6 +207,24 @@ def singular_values(rows: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(values[::-1], 0))
 
 
+def _figures(row: DiscRow | CopydaysRow) -> dict[str, float | None]:
+    found = row.metrics
+    values = (
+        found.average_precision,
+        found.recall_at_1,
+        found.recall_at_10,
+        found.recall_at_p90,
+        found.threshold_at_p90,
+    )
+    told = dict(zip(FIGURES, values, strict=True))
+    # Copydays' own average precision is of trapezoids.
+    return (
+        told | {"uAP": row.overall, STRONG_MAP: row.strong}
+        if isinstance(row, CopydaysRow)
+        else told
+    )
+
+
 def _record(folder: pathlib.Path, told: dict) -> Record:
     curves: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     for codec, norm, *point in _read_csv(folder / CURVES):
@@ -214,7 +232,8 @@ def _record(folder: pathlib.Path, told: dict) -> Record:
     rows = []
     for row in told["rows"]:
         codec, norm = str(row["codec"]), str(row["score_norm"])
-        figures = {name: None if row[name] is None else float(row[name]) for name in FIGURES}
+        known = {name: row[name] for name in FIGURES} | {STRONG_MAP: row.get(STRONG_MAP)}
+        figures = {name: None if x is None else float(x) for name, x in known.items()}
         points = np.asarray(curves.get((codec, norm), []), np.float64).reshape(-1, 3)
         rows.append(Row(codec, norm, figures, points))
     if not rows:

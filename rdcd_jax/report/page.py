@@ -42,7 +42,7 @@ def write_report(
     """Writes the report of some evaluations.
 
     Args:
-        folders: what `rdcd-jax evaluate disc` wrote, at least one.
+        folders: what `rdcd-jax evaluate` wrote, at least one.
         out: the HTML file.
         shown: the worst false positives and missed copies that are shown of each run; fewer where all their pictures
             would take more than 3.5 MB. 0 shows none.
@@ -74,6 +74,7 @@ def write_report(
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         runs=runs,
         comparable=tables.are_comparable(runs),
+        copydays=tables.has_copydays(runs),
         figures=tables.metrics_table(runs),
         curves=charts.precision_recall(runs),
         histograms=[(run, charts.score_histogram(run)) for run in runs],

@@ -4,17 +4,24 @@ import base64
 import io
 from collections.abc import Mapping
 
-from rdcd_jax.data.sources import find_images
+from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import UserError
+from rdcd_jax.evaluation.copydays import DISTRACTORS
+from rdcd_jax.evaluation.copydays_folder import find_pictures
 
 _SIDE, _QUALITY = 160, 78
+# The sources that a picture may lie in, by the part that it plays.
+_SOURCES = {
+    "queries": ("queries", "copydays"),
+    "references": ("references", "copydays", "distractors"),
+}
 
 
 class Thumbnails:
     """Gives the pictures of some sources by their ids.
 
     Args:
-        sources: by the part that their pictures play, such as "queries".
+        sources: of the `queries` and `references`, or of `copydays` and its `distractors`.
 
     Attributes:
         problem: a sentence where the sources cannot be read; empty where they can.
@@ -25,8 +32,9 @@ class Thumbnails:
         self._images, self._places = {}, {}
         try:
             for part, source in sources.items():
-                images = self._images[part] = find_images(source)
-                self._places[part] = {id_: place for place, id_ in enumerate(images.ids)}
+                images = self._images[part] = _found(part, source)
+                start = DISTRACTORS if part == "distractors" else ""
+                self._places[part] = {start + id_: place for place, id_ in enumerate(images.ids)}
         except (UserError, OSError) as error:
             self.problem = str(error)
             self._images.clear()
@@ -35,12 +43,17 @@ class Thumbnails:
         return bool(self._images)
 
     def uri(self, part: str, id_: str) -> str | None:
-        """A picture as a data URI, at most 160 pixels high and wide; None where it cannot be read."""
-        place = self._places[part].get(id_) if part in self._images else None
-        if place is None:
+        """A picture of "queries" or "references" as a data URI, at most 160 pixels high and wide.
+
+        Returns:
+            None where it cannot be read.
+        """
+        known = (name for name in _SOURCES[part] if id_ in self._places.get(name, ()))
+        source = next(known, None)
+        if source not in self._images:
             return None
         try:
-            image = self._images[part].decode(place, min_side_hint=_SIDE)
+            image = self._images[source].decode(self._places[source][id_], min_side_hint=_SIDE)
         except UserError:
             return None
         image.thumbnail((_SIDE, _SIDE))
@@ -49,3 +62,9 @@ class Thumbnails:
         written = io.BytesIO()
         image.save(written, "JPEG", quality=_QUALITY, optimize=True)
         return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}"
+
+
+def _found(part: str, source: str) -> ImageSet:
+    if part == "copydays":
+        return find_pictures(source)
+    return find_images(source, ids="path" if part == "distractors" else "name")

@@ -183,7 +183,7 @@ def read_runs(folders: Sequence[str | os.PathLike]) -> list[Run]:
     """Reads evaluations and names them apart.
 
     Args:
-        folders: what `rdcd-jax evaluate disc` wrote, at least one.
+        folders: what `rdcd-jax evaluate` wrote, at least one.
 
     Returns:
         The runs in that order.

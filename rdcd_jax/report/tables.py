@@ -5,11 +5,13 @@ import re
 from collections.abc import Sequence
 
 from rdcd_jax.errors import one_line
+from rdcd_jax.evaluation.record import STRONG_MAP
 from rdcd_jax.report.charts import COLOURS
 from rdcd_jax.report.runs import Run
 
 # (name in the record, heading, whether it is told in percent); of what is not, more is not better.
 FIGURES = (
+    (STRONG_MAP, "Strong mAP", True),
     ("uAP", "µAP", True),
     ("accuracy-at-1", "Accuracy@1", True),
     ("recall-at-10", "Recall@10", True),
@@ -58,12 +60,18 @@ def are_comparable(runs: Sequence[Run]) -> bool:
     return len({(run.record.truth.pairs, run.record.references) for run in runs}) == 1
 
 
+def has_copydays(runs: Sequence[Run]) -> bool:
+    """Whether a run is of Copydays, which has a figure of its own."""
+    return any(row.figures[STRONG_MAP] is not None for run in runs for row in run.record.rows)
+
+
 def metrics_table(runs: Sequence[Run]) -> Table:
     """Every row of every run. The best of a column is marked where the runs are comparable."""
     rows = [(run, row) for run in runs for row in run.record.rows]
     mark = len(rows) > 1 and are_comparable(runs)
+    figures = [each for each in FIGURES if each[0] != STRONG_MAP or has_copydays(runs)]
     columns = []
-    for name, _, percent in FIGURES:
+    for name, _, percent in figures:
         values = [row.figures[name] for _, row in rows]
         best = max((value for value in values if value is not None), default=None)
         texts = [_told(value, percent) for value in values]
@@ -83,7 +91,7 @@ def metrics_table(runs: Sequence[Run]) -> Table:
         ]
         for (run, row), cells in zip(rows, zip(*columns, strict=True), strict=True)
     ]
-    headings = (heading for _, heading, _ in FIGURES)
+    headings = (heading for _, heading, _ in figures)
     return Table(["Run", "Codec", "Score norm", *headings, "Numbers", "Pixels", "Data"], lines)
 
 
