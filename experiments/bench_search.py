@@ -7,7 +7,8 @@ Needs faiss-cpu (`pip install -e .[bench]`). For each number of rows and dimensi
 each setting is run once, and those that none of the same method beats in both speed and recall take turns for the
 other rounds. All use every core and all queries at once. Each cell goes to experiments/results/bench_search.json when
 it is done, and the same command goes on with what is missing; the table (.md) and the plot (.png) beside it are drawn
-anew each time. A cell in other settings is measured again; so is any with --again.
+anew each time. A cell of other queries or rounds is measured again; so is any with --again, as it should be after a
+change of a method or its settings.
 """
 
 import argparse

@@ -10,6 +10,7 @@ experiments/results/index_million.json, one entry for each number of rows and di
 """
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -36,12 +37,16 @@ def build(folder: pathlib.Path, rows: np.ndarray) -> float:
     """Writes an int8 index of rows, with ids as a million files of DISC have them; gives the seconds."""
     from rdcd_jax.evaluation.descriptors import Descriptors
     from rdcd_jax.index import store
+    from rdcd_jax.index.search import calibration_of
     from rdcd_jax.weights.library import load_describer
 
     begun = time.perf_counter()
     dim = rows.shape[1]
     name = f"rdcd-effb0-{dim}" if NETWORKS[dim][0] == "student" else "onnxruntime"
-    new = store.Manifest(name, load_describer(name).fingerprint, 224, dim, "int8")
+    model = load_describer(name)
+    meaning = calibration_of(model)
+    told = meaning and dataclasses.asdict(meaning)
+    new = store.Manifest(name, model.fingerprint, 224, dim, "int8", told)
     with store.writer(folder, new) as writer:
         if len(writer.manifest):
             raise UserError(f"{folder} holds an index already; give another OUT.")

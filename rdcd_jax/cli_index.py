@@ -159,11 +159,14 @@ def _add_search(verbs) -> None:
         verbs,
         "search",
         "Find the pictures of an index that queries are copies of.",
-        "rdcd-jax search --index=my.index --images=SUSPECTS --out=matches.csv",
+        "rdcd-jax search --index=my.index SUSPECTS --out=matches.csv",
         _search,
     )
     parser.add_argument("--index", required=True, type=pathlib.Path, help="made by index build")
-    parser.add_argument("--images", required=True, help=SOURCE)
+    parser.add_argument(
+        "pictures", nargs="*", help=f"the queries: pictures, folders, or one {SOURCE}"
+    )
+    parser.add_argument("--images", help="the same, one alone")
     parser.add_argument("--k", type=positive, default=10, help="pictures for each query (10)")
     parser.add_argument(
         "--threshold", type=float, help="least score; the model's at 90%% precision without"
@@ -176,12 +179,15 @@ def _add_search(verbs) -> None:
 
 
 def _search(options, rest) -> None:
-    from rdcd_jax.data.sources import find_images
+    from rdcd_jax.data.sources import find_all
     from rdcd_jax.index import Index
 
+    if bool(options.pictures) == (options.images is not None):
+        raise UserError("Name what to look for once: pictures, folders, or --images=SOURCE.")
     if options.out is not None:
         _require_table(options.out)
-    images, index = find_images(options.images, ids=options.ids), Index(options.index)
+    images = find_all(options.pictures or [options.images], ids=options.ids)
+    index = Index(options.index)
     with reported() as report:
         matches, unreadable = index.search(
             images,

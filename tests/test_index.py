@@ -4,9 +4,11 @@ import csv
 import json
 import multiprocessing
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from toy import make_export, make_pictures
 
 from rdcd_jax.cli import main
@@ -14,10 +16,20 @@ from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation import search as exact_search
 from rdcd_jax.evaluation.calibration import Calibration
 from rdcd_jax.evaluation.descriptors import Descriptors
+from rdcd_jax.evaluation.embed import Describer
 from rdcd_jax.index import Index, store
 from rdcd_jax.index.groups import groups_of
 
 DIM = 8
+
+
+class Sized(Describer):
+    """A function as a model that indexes can be made with."""
+
+    dim = DIM
+
+    def at_size(self, size):
+        return self
 
 
 def unit_rows(count, seed=0, dim=DIM):
@@ -134,7 +146,7 @@ def damage(folder, how):
     told = json.loads(manifest.read_text())
     rows = next((folder / store.SEGMENTS).glob("*.rows.npy"))
     if how == "later":
-        manifest.write_text(json.dumps({**told, "format": 3}))
+        manifest.write_text(json.dumps({**told, "format": 4}))
     elif how == "cut manifest":
         manifest.write_text(manifest.read_text()[:40])
     elif how == "cut rows":
@@ -150,7 +162,7 @@ def damage(folder, how):
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ("later", r"is of format 3, and this version of rdcd-jax reads 2"),
+        ("later", r"is of format 4, and this version of rdcd-jax reads 3"),
         ("cut manifest", r"index\.json is damaged"),
         ("cut rows", r"rows\.npy: segment 0 of the index is missing or damaged"),
         ("no rows", r"rows\.npy: segment 0 of the index is missing or damaged"),
@@ -242,6 +254,16 @@ def test_groups_are_joined_by_their_links():
     assert groups_of(["a", "b"], rows[3:5], 0.99) == []
 
 
+def test_a_large_group_is_told_as_one():
+    # Twenty-five equal pictures and as many of their likes: the nearest of each are its equals.
+    first, second = np.eye(2, DIM, dtype=np.float32)
+    second = 0.95 * first + np.sqrt(1 - 0.95**2, dtype=np.float32) * second
+    rows = np.concatenate([np.tile(first, (25, 1)), np.tile(second, (25, 1)), unit_rows(5)])
+    ids = [f"p{i}" for i in range(len(rows))]
+    (group,) = groups_of(ids, rows, 0.9)
+    assert group.ids == tuple(ids[:50]) and group.score == pytest.approx(0.95)
+
+
 @pytest.fixture
 def model(tmp_path, toys):
     return str(make_export(tmp_path / "model"))
@@ -285,6 +307,22 @@ def test_an_index_of_other_weights_is_refused(model, tmp_path):
         Index.build(tmp_path / "x", pictures, model=model)
 
 
+def test_an_index_that_another_took_the_place_of_is_refused(model, tmp_path):
+    pictures = make_pictures(tmp_path / "pictures", 4)
+    index, _, _ = Index.build(tmp_path / "x", pictures, model=model)
+    assert index.search(pictures)[0]
+    other = make_export(tmp_path / "other", seed=1)
+    for settings, told in (({"image_size": 16}, "of 16 pixels"), ({}, "by other weights")):
+        shutil.rmtree(tmp_path / "x")
+        Index.build(
+            tmp_path / "x", pictures, model=str(other if not settings else model), **settings
+        )
+        for use in (index.search, index.add):
+            with pytest.raises(UserError, match=told):
+                use(pictures)
+    assert len(Index(tmp_path / "x").search(pictures, k=1)[0]) == 4
+
+
 def test_the_model_is_found_from_any_folder(model, tmp_path, monkeypatch):
     pictures = make_pictures(tmp_path / "pictures", 4)
     monkeypatch.chdir(pathlib.Path(model).parent)
@@ -306,7 +344,7 @@ def test_a_calibration_given_later_counts(model, tmp_path):
 
 
 def test_a_flipped_copy_is_found_where_it_is_asked_for(model, tmp_path):
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     pictures = make_pictures(tmp_path / "pictures", 6)
     (tmp_path / "queries").mkdir()
@@ -317,6 +355,44 @@ def test_a_flipped_copy_is_found_where_it_is_asked_for(model, tmp_path):
     assert (best.reference, best.variant) == ("T00002", "flip") and best.score > 0.9999
     with pytest.raises(UserError, match="no variant 'mirror'; use flip, rotate90"):
         index.search(tmp_path / "queries", variants=["mirror"])
+
+
+def test_more_looks_at_a_query_ask_for_a_higher_score(model, tmp_path):
+    pictures = make_pictures(tmp_path / "pictures", 4)
+    meaning = Calibration(0.0, 2.0, 4, "a set")
+    index, _, _ = Index.build(tmp_path / "x", pictures, model=model, calibration=meaning)
+    assert index.threshold() == meaning.threshold(0.9, 4)
+    assert index.threshold(variants=["flip", "rotate90"]) == meaning.threshold(0.9, 12)
+    (plain,), (turned,) = (
+        {match.precision for match in index.search(pictures, k=1, variants=names)[0]}
+        for names in ((), ["rotate180"])
+    )
+    assert turned == meaning.precision(1, 8) < plain == meaning.precision(1, 4)
+    # Of few pictures it would be too sure.
+    index.remove(["T00000", "T00001", "T00002"])
+    assert index.threshold() == meaning.threshold(0.9, 4)
+    index.remove(["T00003"])
+    assert index.threshold() == meaning.threshold(0.9, 4)
+    with pytest.raises(UserError, match="is empty"):
+        index.search(pictures)
+
+
+def test_a_picture_of_zeros_is_left_out(tmp_path, monkeypatch):
+    pictures = make_pictures(tmp_path / "pictures", 4)
+
+    def describe(batch):
+        rows = np.ones((len(batch), DIM), np.float32)
+        rows[batch.reshape(len(batch), -1).max(axis=1) == 0] = 0
+        return rows
+
+    Image.new("RGB", (8, 8)).save(pictures / "blank.png")
+    monkeypatch.setattr(
+        "rdcd_jax.weights.library.load_describer", lambda _: Sized(describe, 8, name="sums")
+    )
+    index, added, unreadable = Index.build(tmp_path / "x", pictures, model="sums")
+    assert (len(index), added) == (4, 4)
+    assert [each.id for each in unreadable] == ["blank"]
+    assert "blank: the model describes it by nothing but zeros" in unreadable[0].reason
 
 
 def test_command_line(model, tmp_path, capsys):
@@ -336,8 +412,17 @@ def test_command_line(model, tmp_path, capsys):
     assert len(rows) == 10 and rows[0]["query"] == rows[0]["reference"] == "T00000"
     assert main(["index", "remove", str(folder), "T00000", "nosuch"]) == 0
     assert "1 of the ids were not there" in capsys.readouterr().err
+    paths = [str(pictures / f"T0000{i}.jpg") for i in (4, 2)]
+    assert main(["search", f"--index={folder}", *paths, f"--out={out}", "--k=1"]) == 0
+    with out.open() as file:
+        assert [row["reference"] for row in csv.DictReader(file)] == ["T00004", "T00002"]
+    for pair in ([], [paths[0], f"--images={pictures}"]):
+        assert main(["search", f"--index={folder}", *pair]) == 1
+        assert "Name what to look for once" in capsys.readouterr().err
     assert main(["search", f"--index={tmp_path}", f"--images={pictures}"]) == 1
     assert "is not an index" in capsys.readouterr().err
     assert main([*words[:-1], f"--out={tmp_path / 'm.txt'}"]) == 1
     assert ".csv or .json" in capsys.readouterr().err
-    assert pathlib.Path(folder).is_dir()
+    assert main(["index", "remove", str(folder), *(f"T0000{i}" for i in range(1, 5))]) == 0
+    assert main(["index", "info", str(folder)]) == 0
+    assert "0 pictures" in capsys.readouterr().out

@@ -208,6 +208,22 @@ def test_an_evaluation_that_was_ended_goes_on(root, tmp_path, monkeypatch):
     ]
 
 
+def test_a_mistake_in_the_codec_costs_no_descriptors(root, tmp_path):
+    given, out = [], tmp_path / "out"
+
+    class Counting(Thumbnails):
+        def describe(self, pictures):
+            given.append(len(pictures))
+            return super().describe(pictures)
+
+    with pytest.raises(UserError, match="cannot keep 999 dimensions"):
+        evaluate_disc_run(Counting(), root, out, codecs="PCAW999,L2norm,Flat")
+    described = len(given)
+    evaluate_disc_run(Counting(), root, out)
+    assert len(given) == described
+    assert not list((out / "descriptors").glob("*.parts"))
+
+
 def test_training_pictures_are_described_only_where_needed(root, tmp_path):
     rows, _, _ = evaluate_disc_run(Thumbnails(), root, tmp_path / "out", score_norm="None")
     assert len(rows) == 1

@@ -1,9 +1,10 @@
 import os
 import pickle
+import zipfile
 
 import pytest
 
-from rdcd_jax.data.sources import find_images
+from rdcd_jax.data.sources import find_all, find_images
 from rdcd_jax.errors import UserError
 
 
@@ -32,6 +33,23 @@ def test_a_text_file_gives_its_lines_in_order(tmp_path):
     images = find_images(str(tmp_path / "list.txt"))
     assert images.ids == ("b c", "a", "missing")
     assert [os.path.isfile(path) for path in images.paths] == [True, True, False]
+
+
+def test_pictures_by_themselves_and_several_sources(tmp_path):
+    for name in ("a/1.jpg", "a/2.png", "b/1.jpg", "b/3.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    one = find_images(tmp_path / "b" / "3.jpg")
+    assert one.ids == ("3",) and one.paths == (str(tmp_path / "b" / "3.jpg"),)
+    several = find_all([tmp_path / "a", tmp_path / "b" / "3.jpg"])
+    assert several.ids == ("1", "2", "3") and several.paths[2] == one.paths[0]
+    assert find_all([tmp_path / "a"]).ids == ("1", "2")
+    with pytest.raises(UserError, match=r"the id '1': .*a/1\.jpg and .*b/1\.jpg"):
+        find_all([tmp_path / "a", tmp_path / "b"])
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        archive.writestr("4.jpg", b"")
+    with pytest.raises(UserError, match=r"c\.zip: is an archive or records; give it alone"):
+        find_all([tmp_path / "a", tmp_path / "c.zip"])
 
 
 def test_two_files_of_one_id_are_refused_and_paths_cure_it(tmp_path):
@@ -63,7 +81,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
         (lambda folder: touch(folder, "empty/readme.md"), "empty", "no images found"),
         (lambda folder: touch(folder, "list.txt"), "list.txt", "no images found"),
         (lambda folder: (folder / "l.txt").write_text("gone.jpg"), "l.txt", "gone.jpg, is not a"),
-        (lambda folder: (folder / "p.jpg").write_bytes(b"\xff\xd8\xff\xe0"), "p.jpg", "neither"),
+        (lambda folder: (folder / "p.bin").write_bytes(b"\xff\xd8\xff\xe0"), "p.bin", "neither"),
         (lambda folder: (folder / "n.txt").write_text("n" * 5000), "n.txt", "is not a file"),
         (
             lambda folder: touch(folder, "s.array_record"),

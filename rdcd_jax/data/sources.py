@@ -6,7 +6,7 @@ import importlib.resources
 import os
 import pathlib
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from PIL import Image
@@ -142,6 +142,7 @@ def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
         source: one of
             - a folder, searched recursively for the usual image extensions (hidden files and folders are left out,
               links are followed);
+            - a picture;
             - a text file (UTF-8) with one path a line, absolute or relative to the text file's folder;
             - a .zip or .tar of such images, which is read without unpacking it;
             - the folder that `rdcd-jax data pack` wrote, one of its shards, or several as a pattern with * or ?;
@@ -182,7 +183,8 @@ def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
         members, reader = list_archive(text)
         names, folder = [name for name in members if _is_image(name)], None
     elif root.is_file():
-        names, folder = _names_listed(root), root.parent
+        names = [root.name] if _is_image(root.name) else _names_listed(root)
+        folder = root.parent
     else:
         raise UserError(
             f"{text}: there is no such folder or text file of image paths, nor an archive or records."
@@ -198,6 +200,29 @@ def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
         paths=tuple(f"{text}:{name}" if reader else os.path.join(folder, name) for name in names),
         reader=reader,
     )
+
+
+def find_all(sources: Sequence[str | os.PathLike], *, ids: str = "name") -> ImageSet:
+    """As `find_images`, of several sources that hold image files, one after another.
+
+    Raises:
+        UserError: as `find_images`; or one of several is an archive or records.
+    """
+    found = [find_images(source, ids=ids) for source in sources]
+    if len(found) == 1:
+        return found[0]
+    for each in found:
+        if each.reader is not None:
+            raise UserError(f"{each.source}: is an archive or records; give it alone.")
+    owner: dict[str, str] = {}
+    for each in found:
+        for id_, path in zip(each.ids, each.paths, strict=True):
+            if owner.setdefault(id_, path) != path:
+                raise UserError(
+                    f"Two images have the id {id_!r}: {owner[id_]} and {path}; leave one out, or rename it."
+                )
+    names = ", ".join(each.source for each in found)
+    return ImageSet(source=names, ids=tuple(owner), paths=tuple(owner.values()))
 
 
 def _matching(text: str) -> list[str]:

@@ -13,8 +13,9 @@ from scipy.special import expit, logit
 
 from rdcd_jax.errors import UserError
 
-# As near to 0 and 1 as scores are told apart: their log-odds stay finite.
-_EDGE = 1e-6
+# Scores nearer to 0 or 1 are as good as at this distance: two pictures that are one file, of which a ground truth knows
+# nothing, must not outweigh all others.
+_EDGE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +48,22 @@ class Calibration:
         return expit(self._offset(references) + self.exponent * _log_odds(scores))
 
     def threshold(self, precision: float, references: int) -> float:
-        """The least score of a match that is a copy with that probability, below 1."""
-        return float(expit((logit(precision) - self._offset(references)) / self.exponent))
+        """The least score of a match that is a copy with that probability; 0.999 at most, which equal pictures have."""
+        score = expit((logit(precision) - self._offset(references)) / self.exponent)
+        return float(min(score, 1 - _EDGE))
 
     def _offset(self, references: int) -> float:
         """Log-odds of a match with score 0.5 among so many references."""
         return self.offset - math.log(references / self.references)
 
 
-def read_calibration(
-    told: Mapping[str, object] | str | os.PathLike, name: str | None = None
-) -> Calibration:
-    """A calibration from a JSON file, or from what such a file holds, which goes by `name` in errors.
+def read_calibration(told: Mapping[str, object] | str | os.PathLike) -> Calibration:
+    """A calibration from a JSON file, or from what such a file holds.
 
     Raises:
         UserError: it is something else.
     """
-    name = name or ("This" if isinstance(told, Mapping) else told)
+    name = "This" if isinstance(told, Mapping) else told
     try:
         if not isinstance(told, Mapping):
             told = json.loads(pathlib.Path(told).read_text(encoding="utf-8"))
@@ -73,7 +73,7 @@ def read_calibration(
             raise ValueError("its probabilities do not rise with the score")
         if found.references < 1:
             raise ValueError("it has no references")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{name} is no calibration ({error}); give the calibration.json that `rdcd-jax evaluate disc` writes."
         ) from error

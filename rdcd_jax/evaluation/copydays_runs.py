@@ -70,30 +70,30 @@ def evaluate_copydays_run(
     candidate_count(k, copydays.DEFAULT_K, originals + n_distractors)
 
     out = pathlib.Path(out)
-    described, left_out = described_sets(model, images, out, batch_size, on_progress)
-    unreadable = [each.id for each in left_out["copydays"]]
-    rows, predictions = copydays.evaluate_copydays(
-        described["copydays"],
-        described.get("distractors"),
-        described.get("training"),
-        codecs=names,
-        k=k,
-        backend=backend,
-        unreadable=unreadable,
-    )
-    copydays.write_copydays_results(out, rows, predictions)
-    _write_record(
-        out,
-        rows,
-        described["copydays"],
-        described.get("distractors"),
-        unreadable,
-        measured_on=data,
-        image_size=model.image_size,
-        short_edge=model.short_edge,
-        pictures={"copydays": data}
-        | ({} if distractors is None else {"distractors": images["distractors"].source}),
-    )
+    with described_sets(model, images, out, batch_size, on_progress) as (described, left_out):
+        unreadable = [each.id for each in left_out["copydays"]]
+        rows, predictions = copydays.evaluate_copydays(
+            described["copydays"],
+            described.get("distractors"),
+            described.get("training"),
+            codecs=names,
+            k=k,
+            backend=backend,
+            unreadable=unreadable,
+        )
+        copydays.write_copydays_results(out, rows, predictions)
+        _write_record(
+            out,
+            rows,
+            described["copydays"],
+            described.get("distractors"),
+            unreadable,
+            measured_on=data,
+            image_size=model.image_size,
+            short_edge=model.short_edge,
+            pictures={"copydays": data}
+            | ({} if distractors is None else {"distractors": images["distractors"].source}),
+        )
     return rows, [each for some in left_out.values() for each in some]
 
 

@@ -19,6 +19,7 @@ from rdcd_jax.evaluation.shapes import batches, resized
 
 _MAX_THREADS = 16
 _BATCHES_AHEAD = 2
+_NOTHING = "the model describes it by nothing but zeros"
 
 # Called with pictures done and pictures in all.
 Progress = Callable[[int, int], None]
@@ -159,6 +160,11 @@ def described_parts(
                 told = _tell(on_progress, start + count + len(unreadable), len(images))
             if told < start + len(ids):
                 _tell(on_progress, start + len(ids), len(images))
+            if described is not None:
+                # What has no direction resembles nothing.
+                for place in np.flatnonzero(done & ~described.any(axis=1)).tolist():
+                    done[place] = False
+                    unreadable.append(Unreadable(ids[place], f"{ids[place]}: {_NOTHING}"))
             yield Part(_checked(model, images, ids, described, done), unreadable)
 
 
@@ -186,7 +192,7 @@ def _checked(
     described: np.ndarray | None,
     done: np.ndarray,
 ) -> Descriptors | None:
-    if described is None:
+    if not done.any():
         return None
     kept = np.asarray(list(itertools.compress(ids, done)), np.str_)
     # Not copied where everything could be read: it may be most of what is in memory.

@@ -140,7 +140,7 @@ def filled_neighbours(
         scores [N, k] float32, descending, and indices [N, k] int64.
     """
     scores, indices = _scores_and_indices(np.sort(_keys(*found), axis=1)[:, ::-1])
-    return _with_whole(queries, database, scores, indices, ~np.isfinite(scores[:, -1]))
+    return _with_whole(queries, database, scores, indices, ~np.isfinite(scores).all(axis=1))
 
 
 def _with_whole(

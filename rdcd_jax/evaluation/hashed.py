@@ -49,6 +49,8 @@ def hashing_for(n_rows: int, k: int, recall: float = 0.99) -> Hashing:
     times = 2 if n_rows < _MANY_ROWS else 4
     leaves = max(1, min(n_rows, times * round(math.sqrt(n_rows))))
     searched = next(searched for reached, searched in _SEARCHED if recall <= reached)
+    # Leaves enough to hold several times k rows.
+    searched = max(searched, math.ceil(5 * k * leaves / n_rows))
     return Hashing(leaves, min(leaves, searched), min(n_rows, max(50, 5 * k)))
 
 
@@ -59,7 +61,7 @@ def numbers_a_code(dim: int) -> int:
 
 
 _MANY_ROWS = 500_000
-# How many leaves each query sees, by the recall wanted; in a larger database, hardly more.
+# How many leaves each query sees, by the recall wanted: about as many among 100,000 rows as among a million.
 _SEARCHED = ((0.95, 16), (0.98, 32), (0.99, 48), (0.995, 80), (1.0, 256))
 
 

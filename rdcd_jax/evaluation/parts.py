@@ -133,8 +133,11 @@ class Parts:
         found = Descriptors(ids, rows, self.model) if len(ids) else None
         return Part(found, unreadable)
 
-    def join(self) -> Embedded | None:
+    def join(self, keep: bool = False) -> Embedded | None:
         """Writes the file and removes the parts.
+
+        Args:
+            keep: leaves the parts to `remove`, so that until then the same embedding need not be made again.
 
         Returns:
             What the file holds; None if parts of other processes are missing still, or one of them has just joined all.
@@ -153,9 +156,9 @@ class Parts:
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             # Gone, if another process joined the parts while this one waited.
-            return self._join(numbers) if manifest.exists() else None
+            return self._join(numbers, keep) if manifest.exists() else None
 
-    def _join(self, numbers: range) -> Embedded:
+    def _join(self, numbers: range, keep: bool) -> Embedded:
         ids: list[str] = []
         unreadable: list[Unreadable] = []
         dim = 0
@@ -166,12 +169,13 @@ class Parts:
                 ids += part.found.ids.tolist()
                 dim = part.found.descriptors.shape[1]
         if not ids:
-            self._remove()
+            self.remove()
             raise UserError(none_readable(self.images, unreadable[0].reason))
         parts = (self._whole(number).found for number in numbers)
         rows = (found.descriptors for found in parts if found is not None)
         write_descriptor_parts(self.out, ids, rows, dim, self.model)
-        self._remove()
+        if not keep:
+            self.remove()
         return Embedded(len(ids), dim, unreadable)
 
     def _whole(self, number: int) -> Part:
@@ -182,7 +186,8 @@ class Parts:
             )
         return part
 
-    def _remove(self) -> None:
+    def remove(self) -> None:
+        """Removes the parts."""
         # Renamed first: half a folder would be taken for an embedding to go on with.
         aside = _beside(self.folder)
         self.folder.rename(aside)

@@ -180,6 +180,7 @@ def read_record(folder: str | os.PathLike) -> Record:
         LookupError,
         TypeError,
         AttributeError,
+        OverflowError,
         RecursionError,
         csv.Error,
     ) as error:

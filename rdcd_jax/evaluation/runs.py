@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -148,30 +148,30 @@ def evaluate_disc_run(
     require_known_ids(truth, images["queries"].ids, images["references"].ids)
 
     out = pathlib.Path(out)
-    described, left_out = described_sets(model, images, out, batch_size, on_progress)
-    unreadable = [each for some in left_out.values() for each in some]
-    rows, predictions = protocols.evaluate_disc(
-        described["queries"],
-        described["references"],
-        described.get("training"),
-        truth,
-        global_candidates=global_candidates,
-        unreadable=[each.id for each in unreadable],
-        **settings,
-    )
-    protocols.write_disc_results(out, rows, predictions, benchmark=benchmark)
-    _write_calibration(out, described["queries"], described["references"], truth, data)
-    write_record(
-        out,
-        rows,
-        truth,
-        described["references"],
-        queries=len(described["queries"]),
-        measured_on=data,
-        image_size=model.image_size,
-        short_edge=model.short_edge,
-        pictures={name: images[name].source for name in ("queries", "references")},
-    )
+    with described_sets(model, images, out, batch_size, on_progress) as (described, left_out):
+        unreadable = [each for some in left_out.values() for each in some]
+        rows, predictions = protocols.evaluate_disc(
+            described["queries"],
+            described["references"],
+            described.get("training"),
+            truth,
+            global_candidates=global_candidates,
+            unreadable=[each.id for each in unreadable],
+            **settings,
+        )
+        protocols.write_disc_results(out, rows, predictions, benchmark=benchmark)
+        _write_calibration(out, described["queries"], described["references"], truth, data)
+        write_record(
+            out,
+            rows,
+            truth,
+            described["references"],
+            queries=len(described["queries"]),
+            measured_on=data,
+            image_size=model.image_size,
+            short_edge=model.short_edge,
+            pictures={name: images[name].source for name in ("queries", "references")},
+        )
     return rows, predictions, unreadable
 
 
@@ -230,14 +230,15 @@ def evaluate_disc_files(
     return rows, predictions
 
 
+@contextlib.contextmanager
 def described_sets(
     model: DescribingModel,
     images: Mapping[str, ImageSet],
     out: pathlib.Path,
     batch_size: int,
     on_progress: Progress | None,
-) -> tuple[dict[str, Descriptors], dict[str, list[Unreadable]]]:
-    """Describes the sets of a benchmark.
+) -> Iterator[tuple[dict[str, Descriptors], dict[str, list[Unreadable]]]]:
+    """Describes the sets of a benchmark; whatever ends the block early, the same call need not describe them again.
 
     Args:
         model: the model.
@@ -246,7 +247,7 @@ def described_sets(
         batch_size: pictures at a time.
         on_progress: told the set's name, pictures done and in all.
 
-    Returns:
+    Yields:
         Descriptors and the pictures left out, by the sets' names.
     """
     # Kept, so that other codecs and normalisations need not describe everything again.
@@ -258,11 +259,13 @@ def described_sets(
             parts[name] = opened.enter_context(open_parts(paths[name], model, each, (0, 1)))
         for name, each in parts.items():
             each.fill(model, batch_size, _told(on_progress, name))
-        # Not before: an evaluation that is ended goes on with every set.
-        left_out = {name: each.join().unreadable for name, each in parts.items()}
-    described = {name: read_descriptors(path) for name, path in paths.items()}
-    _list_unreadable(out / "unreadable.txt", [each for some in left_out.values() for each in some])
-    return described, left_out
+        left_out = {name: each.join(keep=True).unreadable for name, each in parts.items()}
+        described = {name: read_descriptors(path) for name, path in paths.items()}
+        every = [each for some in left_out.values() for each in some]
+        _list_unreadable(out / "unreadable.txt", every)
+        yield described, left_out
+        for each in parts.values():
+            each.remove()
 
 
 def read_sets(parts: Mapping[str, str | os.PathLike | None]) -> dict[str, Descriptors]:

@@ -165,15 +165,15 @@ def recall_against_exact(scores: np.ndarray, exact_scores: np.ndarray) -> float:
     same descriptor, and which of them is named is chance.
 
     Args:
-        scores: [N, k] of the rows found, each row once for a query; descriptors of about unit length.
+        scores: [N, k] of the rows found, each row once for a query.
         exact_scores: [N, k] of the nearest rows.
 
     Returns:
         0 to 1.
     """
-    # Rounding of float32.
-    least = exact_scores.min(axis=1, keepdims=True) - 1e-6
-    return float((scores >= least).mean())
+    least = exact_scores.min(axis=1, keepdims=True)
+    rounding = 1e-6 * np.maximum(1, np.abs(least))
+    return float((scores >= least - rounding).mean())
 
 
 def _make_jax(database: np.ndarray, k: int, mesh: Mesh, approximate: bool, keep: bool):

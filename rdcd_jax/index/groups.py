@@ -15,6 +15,8 @@ from rdcd_jax.index.search import PRECISION, Progress, calibration_of
 
 # Neighbours looked at of each picture; copies of copies join a group through one another.
 NEIGHBOURS = 20
+# Of a picture with more, no further ones are looked at than four times as many as this.
+_MOST = 400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +75,7 @@ def find_groups(
 def groups_of(ids: list[str], descriptors: np.ndarray, threshold: float) -> list[Group]:
     """The connected sets of pictures whose similarity is at least `threshold`."""
     count = len(ids)
-    scores, places = search.knn(descriptors, descriptors, min(NEIGHBOURS + 1, count))
-    rows = np.repeat(np.arange(count), places.shape[1])
-    near = (scores.ravel() >= threshold) & (rows != places.ravel())
-    rows, columns, weights = rows[near], places.ravel()[near], scores.ravel()[near]
+    rows, columns, weights = _links(descriptors, threshold)
     graph = scipy.sparse.coo_array((weights, (rows, columns)), (count, count)).tocsr()
     # What holds a group together is the weakest link of its strongest tree.
     tree = csgraph.minimum_spanning_tree(-graph.maximum(graph.T))
@@ -92,3 +91,19 @@ def groups_of(ids: list[str], descriptors: np.ndarray, threshold: float) -> list
             members[group].append(name)
     groups = [Group(tuple(names), weakest[group]) for group, names in members.items()]
     return sorted(groups, key=lambda group: -group.score)
+
+
+def _links(descriptors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of rows whose similarity is at least `threshold`, and it; of each row with its nearest ones."""
+    count, k = len(descriptors), NEIGHBOURS + 1
+    who, found = np.arange(count), []
+    while who.size:
+        k = min(k, count)
+        scores, places = search.knn(descriptors[who], descriptors, k)
+        # Where all are near there may be more; but who has so many need not be linked with each.
+        more = (scores[:, -1] >= threshold) & (k < min(count, _MOST))
+        rows = np.broadcast_to(who[:, None], places.shape)
+        near = (scores >= threshold) & (rows != places) & ~more[:, None]
+        found.append((rows[near], places[near], scores[near]))
+        who, k = who[more], 4 * k
+    return tuple(np.concatenate(each) for each in zip(*found, strict=True))

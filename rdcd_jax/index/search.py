@@ -125,7 +125,7 @@ class Index:
                     raise UserError(
                         f"{folder} is an index with {name} {theirs}, and this would have {ours}; give another folder."
                     )
-            _require_same_weights(folder, there, describer)
+            _require_same_model(folder, there, describer)
             if calibration is not None and new.calibration != there.calibration:
                 writer.calibrate(new.calibration)
         index = cls(folder)
@@ -140,7 +140,7 @@ class Index:
         from rdcd_jax.weights.library import load_describer
 
         found = load_describer(self.manifest.model).at_size(self.manifest.image_size)
-        _require_same_weights(self.folder, self.manifest, found)
+        _require_same_model(self.folder, self.manifest, found)
         return found
 
     def add(
@@ -158,6 +158,7 @@ class Index:
         images = images if isinstance(images, ImageSet) else find_images(images)
         added, unreadable = 0, []
         with store.writer(self.folder) as writer:
+            _require_same_model(self.folder, writer.manifest, self._describer)
             there = writer.ids()
             places = [place for place, name in enumerate(images.ids) if name not in there]
             for start in range(0, len(places), CHUNK):
@@ -196,7 +197,8 @@ class Index:
         Args:
             images: the queries, a source of pictures.
             k: pictures for each query; all where the index has fewer.
-            threshold: least score; for None that of 90 % precision, or none where the index has no calibration.
+            threshold: least score; for None that of 90 % precision, see `threshold`, or none where the index has no
+                calibration.
             variants: also looks for queries changed so, keys of `VARIANTS`; of the same pair the best score counts.
             on_progress: told pictures done and in all.
 
@@ -215,7 +217,7 @@ class Index:
             if name not in VARIANTS:
                 raise UserError(f"There is no variant '{name}'; use {', '.join(VARIANTS)}.")
         if threshold is None:
-            threshold = self.threshold()
+            threshold = self.threshold(variants=variants)
         images = images if isinstance(images, ImageSet) else find_images(images)
         found, unreadable = self._described(images, variants, on_progress)
         if found is None:
@@ -254,6 +256,8 @@ class Index:
         threshold: float | None,
     ) -> list[Match]:
         """The matches of all queries in no order; of a query and a picture the variant that scores best."""
+        # Another index may lie there by now.
+        _require_same_model(self.folder, manifest, self._describer)
         self.manifest = manifest
         # Score and variant by query and place.
         best: dict[tuple[str, int], tuple[float, str]] = {}
@@ -270,7 +274,7 @@ class Index:
         precisions = [None] * len(best)
         if self.calibration is not None:
             scores = np.asarray([score for score, _ in best.values()])
-            precisions = self.calibration.precision(scores, len(manifest)).tolist()
+            precisions = self.calibration.precision(scores, self._compared(variants)).tolist()
         return [
             Match(query, ids[place], score, precision, name)
             for ((query, place), (score, name)), precision in zip(
@@ -282,11 +286,24 @@ class Index:
     def calibration(self) -> Calibration | None:
         """What a score means, if that was measured."""
         told = self.manifest.calibration
-        return None if told is None else read_calibration(told, f"What {self.folder} tells")
+        return None if told is None else read_calibration(told)
 
-    def threshold(self, precision: float = PRECISION) -> float | None:
-        """The least score of which matches are right with that probability, see `Calibration.threshold`; or None."""
-        return self.calibration and self.calibration.threshold(precision, len(self))
+    def threshold(self, precision: float = PRECISION, variants: Sequence[str] = ()) -> float | None:
+        """The least score at which matches are right with that probability, see `Calibration.threshold`.
+
+        Args:
+            precision: 0 to 1.
+            variants: what each query is also searched for as; each is another chance for a likeness.
+
+        Returns:
+            None where the index has no calibration.
+        """
+        return self.calibration and self.calibration.threshold(precision, self._compared(variants))
+
+    def _compared(self, variants: Sequence[str]) -> int:
+        """With how many pictures a query is compared, for the calibration."""
+        # Among few pictures of one's own copies are rarer than among a benchmark's.
+        return max(len(self) * (1 + len(variants)), self.calibration.references)
 
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Exact search among the descriptors as they are stored, some thousands in memory at a time.
@@ -330,7 +347,12 @@ class Index:
         return ids
 
 
-def _require_same_weights(folder: pathlib.Path, manifest: store.Manifest, describer) -> None:
+def _require_same_model(folder: pathlib.Path, manifest: store.Manifest, describer) -> None:
+    if describer.image_size != manifest.image_size:
+        raise UserError(
+            f"{folder} has become an index of pictures of {manifest.image_size} pixels, not {describer.image_size};"
+            " open it anew."
+        )
     if describer.fingerprint != manifest.fingerprint:
         raise UserError(
             f"{folder} was made by other weights of {manifest.model} than those that are there now, whose descriptors"

@@ -25,7 +25,7 @@ from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.descriptors import Descriptors, require_usable
 from rdcd_jax.files import flush, write_aside, write_json
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, SEGMENTS, LOCK = "index.json", "segments", "lock"
 DTYPES = ("float32", "float16", "int8")
 # Rows of a full segment: what a removal writes again.
@@ -121,7 +121,14 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
             raise ValueError("its fields contradict each other")
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise UserError(f"{path} is damaged ({error}); {AGAIN}.") from error
     return manifest
 
@@ -285,9 +292,12 @@ class Writer:
     def _publish(self, manifest: Manifest) -> None:
         path = self.folder / MANIFEST
         flush(self.folder / SEGMENTS)
-        write_json(path, {"format": FORMAT, **dataclasses.asdict(manifest)})
+        with write_aside(path) as aside:
+            write_json(aside, {"format": FORMAT, **dataclasses.asdict(manifest)})
+            # A rename may reach the disk before what the file holds.
+            flush(aside)
         # Before the segments that it does without are deleted.
-        flush(path, self.folder)
+        flush(self.folder)
         self.manifest = manifest
         named = {
             path.name
