@@ -1,6 +1,6 @@
 """What descriptors of 64 to 512 numbers cost, teacher beside student: a table from what was measured.
 
-    python experiments/efficiency.py [--size 224]
+    python experiments/efficiency.py [--size 288]
 
 Counts parameters and multiply-adds from the networks themselves, and takes the rest from the result files of
 bench_embed.py (pictures a second), bench_search.py (query time) and index_million.py (the int8 index), saying what is
@@ -90,7 +90,8 @@ def table(result: dict) -> str:
         "# Cost, measured",
         "",
         f"By `experiments/efficiency.py`; multiply-adds of a picture of {result['size']} pixels, the last columns"
-        " are pictures described a second, as `experiments/bench_embed.py` measured them.",
+        f" are pictures of {result['size described']} pixels described a second, as `experiments/bench_embed.py`"
+        " measured them.",
         "",
         f"| network | numbers | parameters, M | multiply-adds, G | {' | '.join(FORMS.values())} |",
         "|---|---|---|---|" + "---|" * len(FORMS),
@@ -122,12 +123,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--size", type=int, help="that of bench_embed.py without")
     options = parser.parse_args()
+    described = known("bench_embed.json").get("settings", {}).get("size", 288)
+    size = options.size or described
     result = {
         "environment": environment(),
-        "size": options.size,
-        "networks": network_rows(options.size),
+        "size": size,
+        "size described": described,
+        "networks": network_rows(size),
         "search": search_rows(),
     }
     write_json(RESULTS / "efficiency.json", result)
