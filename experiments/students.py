@@ -1,11 +1,12 @@
 """The shipped students: one EfficientNet-B0 that learned to describe views as SSCD does, in three sizes.
 
-    python experiments/students.py train BENCHMARK/train OUT [--recipe cpu|gpu] [--benchmark BENCHMARK]
+    python experiments/students.py train BENCHMARK/train OUT [--recipe cpu|gpu|further] [--benchmark BENCHMARK]
     python experiments/students.py ship OUT BENCHMARK
 
 BENCHMARK is a DISC-shaped folder (minidisc); only its training pictures are trained on, and with --benchmark it is
 evaluated on the way, for the curve. The trunk starts from ImageNet (EfficientNet-Lite0) and sees larger views from
-stage to stage. OUT keeps the runs, which continue where they were stopped.
+stage to stage. OUT keeps the runs, which continue where they were stopped. The recipe `further` starts from the shipped
+student instead, so that a machine that has only the checkout goes on where the last one ended.
 
 `ship` writes its figures and their curve to experiments/results/students.json and .png, and puts the student into the
 package as `rdcd-effb0-256`, `-128` and `-64`: the whitening of its features has its directions in order, so the smaller
@@ -41,7 +42,6 @@ from rdcd_jax.weights.store import KINDS  # noqa: E402
 
 DIMS = (256, 128, 64)
 TRUNK = "efficientnet-lite0"
-SHORT_SIDE = 192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Stage:
         epochs: length of the cosine.
         until: epoch at which the stage ends.
         rate: per 256 pictures of the batch.
+        policy: of the views.
+        kld_lambda: weight of the relational KL beside the regression.
     """
 
     size: int
@@ -61,16 +63,50 @@ class Stage:
     epochs: int
     until: int
     rate: float
+    policy: str = "MILD"
+    kld_lambda: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Stages, each of which starts from the one before.
+
+    Attributes:
+        start: model or trunk that the first starts from.
+        short_side: of the packed pictures.
+        stages: in order.
+    """
+
+    start: str
+    short_side: int
+    stages: tuple[Stage, ...]
+
+
+# Reaches from MILD to ADVANCED.
+BROAD = (
+    "hflip 0.5; rotate_by_one_of 0.05 degrees=90,180,270; overlay_text 0.1 size=0.1,0.3 opacity=0.1,1;"
+    " overlay_emoji 0.2 size=0.1,0.5 opacity=0.7,1; rotate 0.05 degrees=0,359;"
+    " resized_crop 1 scale=0.15,1 ratio=0.75,1.3333;"
+    " jitter 0.8 brightness=0.35,1.65 contrast=0.35,1.65 saturation=0.35,1.65 hue=-0.15,0.15; grey 0.2;"
+    " blur 0.4 radius=0.3,4; jpeg 0.2 quality=0,90"
+)
 # A student does best on pictures somewhat larger than its training views.
 RECIPES = {
-    "cpu": (
-        Stage(64, 96, 40, 20, 16e-3),
-        Stage(128, 224, 16, 16, 8e-3),
-        Stage(160, 224, 22, 22, 6e-3),
+    "cpu": Recipe(
+        TRUNK,
+        192,
+        (
+            Stage(64, 96, 40, 20, 16e-3),
+            Stage(128, 224, 16, 16, 8e-3),
+            Stage(160, 224, 22, 22, 6e-3),
+        ),
     ),
-    "gpu": (Stage(128, 160, 60, 40, 8e-3), Stage(224, 288, 40, 40, 4e-3)),
+    "gpu": Recipe(TRUNK, 192, (Stage(128, 160, 60, 40, 8e-3), Stage(224, 288, 40, 40, 4e-3))),
+    "further": Recipe(
+        "rdcd-effb0-256",
+        320,
+        (Stage(224, 288, 12, 12, 6e-3, BROAD, 1.0), Stage(224, 288, 24, 24, 4e-3, BROAD, 1.0)),
+    ),
 }
 STUDENTS = ROOT / "rdcd_jax" / "students"
 RESULT = ROOT / "experiments" / "results" / "students.json"
@@ -78,12 +114,15 @@ RESULT = ROOT / "experiments" / "results" / "students.json"
 
 def stage_config(options: argparse.Namespace, number: int):
     """The config of a stage; all but the first start from the export of the one before."""
-    stage = RECIPES[options.recipe][number]
+    recipe = RECIPES[options.recipe]
+    stage = recipe.stages[number]
     packed = options.out / "pictures"
     config = distill.get_config(
         f"dim={DIMS[0]},image_size={stage.size},epochs={stage.epochs},data={packed}"
     )
-    config.init_from = str(options.out / f"stage{number}" / "export") if number else TRUNK
+    config.init_from = str(options.out / f"stage{number}" / "export") if number else recipe.start
+    config.data.policy = stage.policy
+    config.objective.kld_lambda = stage.kld_lambda
     config.optimizer.learning_rate = stage.rate
     if options.recipe == "gpu":
         config.batch_size = 256
@@ -92,7 +131,10 @@ def stage_config(options: argparse.Namespace, number: int):
     else:
         config.teacher.model = "onnxruntime"
         config.data.workers = 1
-    steps_per_epoch = len(find_images(str(packed))) // config.batch_size
+    pictures = len(find_images(str(packed)))
+    if stage.kld_lambda:
+        config.bank.size = pictures // 4
+    steps_per_epoch = pictures // config.batch_size
     config.schedule.max_steps = stage.until * steps_per_epoch
     config.checkpoint_every = 250
     config.evaluate.every = 10 * steps_per_epoch
@@ -113,8 +155,9 @@ def some_training_pictures(benchmark: pathlib.Path, out: pathlib.Path) -> pathli
 
 def train(options: argparse.Namespace) -> None:
     """Runs what is not done yet of the stages."""
-    pack_images(options.pictures, options.out / "pictures", short_side=SHORT_SIDE)
-    for number in range(len(RECIPES[options.recipe])):
+    recipe = RECIPES[options.recipe]
+    pack_images(options.pictures, options.out / "pictures", short_side=recipe.short_side)
+    for number in range(len(recipe.stages)):
         train_and_evaluate(stage_config(options, number), options.out / f"stage{number + 1}")
 
 
