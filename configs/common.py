@@ -83,6 +83,10 @@ def base_config(
     config.data.picture_size = 0
     # With views on the device: host or device keeps the decoded training set in its memory; empty reads each time.
     config.data.keep = ""
+    # With student.trainable = "projector": edited views of each picture; an even number.
+    config.data.cached_views = 4
+    # Where their features are kept, for several runs to share; empty for the run's own folder.
+    config.data.cache = ""
     # Probabilities that a view is mixed with another, and the Beta distribution's parameter (SSCD: 0.025 each, 2).
     config.data.mixup = 0.0
     config.data.cutmix = 0.0
@@ -99,6 +103,10 @@ def base_config(
     # start (that of init_from, as it is); or none: the feature itself is the descriptor, of student.dim numbers, as of
     # SSCD.
     config.student.projector = "learned"
+    # all: everything learns. projector: the trunk stays as it is, so the features of each picture, unedited and of
+    # data.cached_views views of it, are computed once, and the projector alone learns on them. It starts as that of
+    # init_from where that has student.dim numbers, else as the whitening of the unedited pictures' features.
+    config.student.trainable = "all"
     # What batch norm uses in training: batch (statistics), or running: the start's own, which then stay as they are.
     config.student.bn = "batch"
     # Unedited training pictures to measure BatchNorm's statistics on at the end, at the evaluation size; 0 keeps the
@@ -131,6 +139,9 @@ def base_config(
     config.objective.sscd_temperature = 0.05
     config.objective.regress_lambda = 0.0
     config.objective.compress_lambda = 0.0
+    # Sizes of descriptors that nest, such as (64, 128, 256): the terms on the descriptor are summed over its first
+    # numbers of these sizes, the last of which is student.dim. Empty for the whole descriptor alone.
+    config.objective.nested_dims = ()
     config.objective.key_momentum = 0.99
 
     config.optimizer = ml_collections.ConfigDict()

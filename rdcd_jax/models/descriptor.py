@@ -51,8 +51,28 @@ class DescriptorNet(nnx.Module):
         Returns:
             The relational feature [B, F] and the descriptor [B, D], both float32 of unit length.
         """
-        feature = at_least_float32(self.backbone(images, rngs))
-        unit_feature = l2_normalize(feature)
-        if self.projector is None:
-            return unit_feature, unit_feature
-        return unit_feature, l2_normalize(self.projector(feature))
+        return _described(at_least_float32(self.backbone(images, rngs)), self.projector)
+
+
+class DescriptorHead(nnx.Module):
+    """What a `DescriptorNet` makes of its backbone's features, for features that were computed before.
+
+    Args:
+        projector: maps [B, F] to [B, D].
+    """
+
+    def __init__(self, projector: nnx.Module):
+        self.projector = projector
+
+    def __call__(
+        self, features: jax.Array, rngs: nnx.Rngs | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """As `DescriptorNet`, of its backbone's features [B, F] float32, not normalised."""
+        return _described(features, self.projector)
+
+
+def _described(feature: jax.Array, projector: nnx.Module | None) -> tuple[jax.Array, jax.Array]:
+    unit_feature = l2_normalize(feature)
+    if projector is None:
+        return unit_feature, unit_feature
+    return unit_feature, l2_normalize(projector(feature))

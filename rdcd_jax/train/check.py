@@ -25,6 +25,7 @@ _CHOICES = {
     "data.keep": ("", "host", "device"),
     "student.dtype": ("float32", "bfloat16"),
     "student.projector": ("learned", "whitened", "start", "none"),
+    "student.trainable": ("all", "projector"),
     "student.bn": ("batch", "running"),
     "teacher.bn": ("running", "batch"),
     "optimizer.name": ("sgd", "adamw", "lars"),
@@ -35,6 +36,7 @@ _POSITIVE = (
     "data.share",
     "data.mix_alpha",
     "student.dim",
+    "data.cached_views",
     "schedule.epochs",
     "log_every",
     "checkpoint_every",
@@ -75,6 +77,7 @@ _AT_MOST = {
     "bank.size": 2**26,
     "schedule.epochs": 10**6,
     "data.workers": 256,
+    "data.cached_views": 1024,
 }
 
 
@@ -146,8 +149,54 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             f" {objective.sscd_lambda} and compress_lambda {objective.compress_lambda}: only these train the projector,"
             " so use 'learned' with one of them, 'whitened' or 'start' without, or 'none'."
         )
+    _check_nested(config)
+    if config.student.trainable == "projector":
+        _check_frozen(config, objective)
     if not value["data.train"]:
         raise UserError("config.data.train is empty; give a folder of pictures, as data=FOLDER.")
+
+
+def _check_nested(config: ml_collections.ConfigDict) -> None:
+    dims = config.objective.nested_dims
+    whole = isinstance(dims, tuple | list) and all(type(dim) is int and dim > 0 for dim in dims)
+    if not whole or list(dims) != sorted(set(dims)) or (dims and dims[-1] != config.student.dim):
+        raise UserError(
+            f"config.objective.nested_dims is {dims!r}; give ascending sizes, the last of which is config.student.dim ="
+            f" {config.student.dim}, or none."
+        )
+
+
+def _check_frozen(config: ml_collections.ConfigDict, objective: Objective) -> None:
+    """Refuses what a trunk that stays as it is cannot do."""
+    what = "config.student.trainable is 'projector'"
+    if not config.init_from:
+        raise UserError(
+            f"{what}, but config.init_from is empty; name the model whose trunk is to stay."
+        )
+    if config.student.projector != "learned":
+        raise UserError(
+            f"{what}, but config.student.projector is {config.student.projector!r}; set it to 'learned'."
+        )
+    if objective.kld_lambda or objective.regress_lambda:
+        raise UserError(
+            f"{what}: objective.kld_lambda {objective.kld_lambda} and regress_lambda {objective.regress_lambda} are on"
+            " the feature, which does not change; set both to 0."
+        )
+    if objective.compress_lambda and config.teacher.features == "live":
+        raise UserError(
+            f"{what}, so no teacher sees the views; set config.teacher.features to 'cached' or a descriptor file."
+        )
+    if config.student.calibrate:
+        raise UserError(
+            f"{what}, but config.student.calibrate is {config.student.calibrate}, which would change the trunk's"
+            " statistics; set it to 0."
+        )
+    if config.data.cached_views % 2:
+        raise UserError(
+            f"config.data.cached_views is {config.data.cached_views}; views are made in twos, so give an even number."
+        )
+    if config.data.mixup + config.data.cutmix:
+        raise UserError(f"{what}: features cannot be mixed; set config.data.mixup and cutmix to 0.")
 
 
 def check_image_size(network: str, field: str, image_size: int) -> None:

@@ -122,7 +122,8 @@ def on_devices(
     listing = workdir / "unreadable.txt"
     listed = set(listing.read_text(encoding="utf-8").splitlines()) if listing.exists() else set()
     constant = {}
-    if config.data.views == "device" and has_overlays(config.data.policy):
+    first = next(batches)
+    if "query" not in first and has_overlays(config.data.policy):
         constant["atlas"] = replicate(draw_atlas(), mesh)
     if kept and kept.on_device:
         constant["pictures"] = replicate(kept.pictures, mesh)
@@ -136,13 +137,12 @@ def on_devices(
             listed.update(unreadable)
         names = ("query", "key", "picture", "aspect")
         arrays = {name: batch[name] for name in names if name in batch}
-        if "pictures" in constant:
-            arrays["index"] = batch["index"].astype(np.int32)
+        arrays["index"] = batch["index"].astype(np.int32)
         if features_of is not None:
             arrays["teacher"] = features_of(batch)
         return {**split_batch(arrays, mesh), **constant}
 
-    ahead = put(next(batches))
+    ahead = put(first)
     for batch in batches:
         current, ahead = ahead, put(batch)
         yield current

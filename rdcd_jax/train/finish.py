@@ -1,6 +1,7 @@
 """What follows training: statistics and a projector fitted to unedited pictures, without gradients."""
 
 import contextlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ from rdcd_jax.data.sources import ImageSet
 from rdcd_jax.errors import UnreadableImageError, UserError
 from rdcd_jax.evaluation.embed import Describer, embed_images
 from rdcd_jax.evaluation.whiten import PCAWhitening
+from rdcd_jax.models.branches import reparameterised
 from rdcd_jax.models.descriptor import normalize_images
-from rdcd_jax.models.layers import BatchNorm
-from rdcd_jax.weights.library import Model
+from rdcd_jax.models.layers import BatchNorm, at_least_float32
+from rdcd_jax.train.state import Tree
+from rdcd_jax.weights.library import Model, digest_of
 
 BATCH = 64
 # More pictures change the whitening little.
@@ -64,6 +67,33 @@ def calibrate_batch_norm(model: Model, images: ImageSet, count: int) -> None:
     nnx.update(model.module, average)
 
 
+def trunk_of(model: Model) -> tuple[Callable[[Tree, jax.Array], jax.Array], Tree]:
+    """A student's trunk alone.
+
+    Returns:
+        A function of (arrays, pictures [B, H, W, 3] uint8) to features [B, F] float32 as the projector sees them,
+        before their normalisation; the arrays.
+    """
+    graph, arrays = nnx.split(reparameterised(model.module).backbone)
+
+    def features(arrays: Tree, pictures: jax.Array) -> jax.Array:
+        return at_least_float32(nnx.merge(graph, arrays)(normalize_images(pictures)))
+
+    return features, nnx.as_pure(arrays)
+
+
+def featured(model: Model) -> Describer:
+    """What describes pictures by those features, at the model's size."""
+    features, arrays = trunk_of(model)
+    run = jax.jit(features)
+    return Describer(
+        lambda pictures: np.asarray(run(arrays, pictures)),
+        model.image_size,
+        name=model.name,
+        fingerprint=digest_of(model.module.backbone),
+    )
+
+
 def whitened_projector(model: Model, images: ImageSet) -> None:
     """Replaces a student's projector by the whitening of its features, in place.
 
@@ -74,21 +104,17 @@ def whitened_projector(model: Model, images: ImageSet) -> None:
         model: the student.
         images: training pictures; the first 20,000 are described.
     """
-    graph, arrays = nnx.split(model.module.backbone)
-    arrays = nnx.as_pure(arrays)
-
-    @jax.jit
-    def features(arrays, pictures):
-        return nnx.merge(graph, arrays)(normalize_images(pictures))
-
     some = images.subset(range(min(len(images), MOST_PICTURES)))
-    featured = Describer(lambda pictures: features(arrays, pictures), model.image_size)
-    found, _ = embed_images(featured, some)
-    projector = model.module.projector
-    whitening = PCAWhitening.fit(found.descriptors, projector.out_features)
+    found, _ = embed_images(featured(model), some)
+    whiten(model.module.projector, found.descriptors)
+
+
+def whiten(projector: nnx.Linear, features: np.ndarray) -> None:
+    """Makes a projector the whitening of features [N, F], in place."""
+    whitening = PCAWhitening.fit(features, projector.out_features)
     # Whitening's scale follows the number of pictures it was fitted to; the descriptor's length is 1 in the end, so any
     # scale serves, and this one keeps the numbers near 1.
-    scale = np.sqrt(len(found.descriptors))
+    scale = np.sqrt(len(features))
     kernel, bias = whitening.components.T, -whitening.components @ whitening.mean
     projector.kernel.set_value(jnp.asarray(kernel * scale, jnp.float32))
     projector.bias.set_value(jnp.asarray(bias * scale, jnp.float32))

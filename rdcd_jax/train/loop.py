@@ -18,11 +18,13 @@ from rdcd_jax import models
 from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.runs import evaluate_disc_run
+from rdcd_jax.models.descriptor import DescriptorHead
 from rdcd_jax.progress import Reporter
 from rdcd_jax.train import feed, record
 from rdcd_jax.train.check import check_config, check_training_set
 from rdcd_jax.train.checkpoints import Checkpoints
-from rdcd_jax.train.finish import calibrate_batch_norm, whitened_projector
+from rdcd_jax.train.finish import calibrate_batch_norm, whiten, whitened_projector
+from rdcd_jax.train.frozen import view_features
 from rdcd_jax.train.mesh import make_mesh, replicate
 from rdcd_jax.train.optim import learning_rate_schedule, make_optimizer
 from rdcd_jax.train.rng import stream
@@ -36,6 +38,7 @@ WATCHING = (
     "devices",
     "data.workers",
     "data.keep",
+    "data.cache",
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
@@ -83,6 +86,14 @@ def train_and_evaluate(
     record.begin(workdir, config.to_dict(), FREE, images.fingerprint())
 
     objective = Objective(**config.objective)
+    frozen = config.student.trainable == "projector"
+    if frozen:
+        student, own_projector = _made_student(config, None)
+        untrained = Evaluator(config, student, images, workdir).untrained
+        views = view_features(config, images, untrained, mesh, workdir)
+        if not own_projector:
+            whiten(student.projector, views.unedited)
+        images = views.images
     if objective.needs_teacher:
         teacher = make_teacher(config.teacher, images, workdir, config.image_size)
     elif config.student.projector == "none":
@@ -113,23 +124,26 @@ def train_and_evaluate(
         momentum=config.optimizer.momentum,
     )
 
-    student = make_student(config, teacher.feature_dim)
+    if not frozen:
+        student = make_student(config, teacher.feature_dim)
     feature_dim = teacher.feature_dim or student.projector.in_features
     if config.student.projector == "whitened" and len(images) < feature_dim:
         raise UserError(
             f"{images.source}: {len(images)} pictures are too few to whiten {feature_dim} numbers; use more, or"
             " set config.student.projector to 'learned'."
         )
+    # What learns.
+    learner = DescriptorHead(student.projector) if frozen else student
     graph = split(
         nnx.view(
-            student,
+            learner,
             deterministic=not config.student.dropout,
             use_running_average=config.student.bn == "running",
             raise_if_not_found=False,
         )
     )[0]
     state = init_state(
-        student,
+        learner,
         optimizer,
         queue_size=config.queue.size,
         bank_size=config.bank.size,
@@ -137,8 +151,9 @@ def train_and_evaluate(
         feature_dim=feature_dim,
         rng=stream(config.seed, "memory"),
     )
+    make_views = None if frozen else feed.make_views(config)
     step_function = jax.jit(
-        make_train_step(graph, optimizer, objective, teacher.describe, feed.make_views(config)),
+        make_train_step(graph, optimizer, objective, teacher.describe, make_views),
         donate_argnums=0,
     )
     evaluator = Evaluator(config, student, images, workdir)
@@ -160,7 +175,7 @@ def train_and_evaluate(
         step = int(state.step)
         metrics = record.Metrics(workdir, step)
         stack.callback(metrics.close)
-        kept = feed.kept_pictures(config, images)
+        kept = views.of(images) if frozen else feed.kept_pictures(config, images)
         batches = stack.enter_context(feed.read_batches(config, images, kept, step))
         device_batches = feed.on_devices(
             batches, config, images, kept, teacher.features_of, mesh, workdir
@@ -208,6 +223,13 @@ def share_of(images: ImageSet, share: float, seed: int) -> ImageSet:
 
 
 def make_student(config: ml_collections.ConfigDict, feature_dim: int | None) -> nnx.Module:
+    """See `_made_student`; the student alone."""
+    return _made_student(config, feature_dim)[0]
+
+
+def _made_student(
+    config: ml_collections.ConfigDict, feature_dim: int | None
+) -> tuple[nnx.Module, bool]:
     """The student at the start of a run: `init_from`'s weights, or fresh ones.
 
     A starting model of another descriptor size, or without a projector, keeps its trunk and gets a fresh projector,
@@ -216,6 +238,9 @@ def make_student(config: ml_collections.ConfigDict, feature_dim: int | None) -> 
     Args:
         config: of the run.
         feature_dim: F, the teacher's; None, without one, takes that of `init_from`, else the network's own.
+
+    Returns:
+        The student, and whether its projector is that of `init_from`.
 
     Raises:
         UserError: for sizes or a starting model that do not fit.
@@ -250,7 +275,7 @@ def make_student(config: ml_collections.ConfigDict, feature_dim: int | None) -> 
         nnx.update(student.backbone, nnx.state(start.module.backbone))
     if fits and not bare:
         nnx.update(student.projector, nnx.state(projector))
-    return student
+    return student, fits and not bare
 
 
 def _starting_model(config: ml_collections.ConfigDict, feature_dim: int | None) -> Model:
@@ -345,6 +370,16 @@ class Evaluator:
     images: ImageSet
     workdir: pathlib.Path
 
+    @property
+    def untrained(self) -> Model:
+        """The student as it is at the start, at the evaluation's size."""
+        return Model(
+            name=self.workdir.resolve().name,
+            network=self.config.student.network,
+            module=evaluation_mode(self.student),
+            image_size=self.config.evaluate.image_size,
+        )
+
     def model(self, state: TrainState) -> Model:
         """The student of a state as it would be exported, with weights of its own."""
         module = nnx.clone(self.student)
@@ -353,12 +388,7 @@ class Evaluator:
         if self.config.student.projector == "start":
             # Weight decay moves what no gradient reaches.
             nnx.update(module.projector, nnx.state(self.student.projector))
-        model = Model(
-            name=self.workdir.resolve().name,
-            network=self.config.student.network,
-            module=evaluation_mode(module),
-            image_size=self.config.evaluate.image_size,
-        )
+        model = dataclasses.replace(self.untrained, module=evaluation_mode(module))
         if self.config.student.calibrate:
             calibrate_batch_norm(model, self.images, self.config.student.calibrate)
         if self.config.student.projector == "whitened":

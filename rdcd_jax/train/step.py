@@ -1,7 +1,8 @@
 """One training step of RDCD: the paper's algorithm on one page."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import nnx
 from rdcd_jax import losses
 from rdcd_jax.memory import enqueue
 from rdcd_jax.models.descriptor import normalize_images
+from rdcd_jax.models.layers import l2_normalize
 from rdcd_jax.train.rng import at_step
 from rdcd_jax.train.state import TrainState, Tree, split
 
@@ -42,6 +44,9 @@ class Objective:
         entropy_lambda: weight of the entropy term within them (30 in SSCD).
         sscd_temperature: of SSCD's InfoNCE.
         regress_lambda: weight of 1 - <feature, teacher's feature>.
+        nested_dims: sizes, ascending, the last D: each term on the descriptor is summed over its first dimensions of
+            these sizes, each brought to unit length, so that every one of them serves as a descriptor. Empty for the
+            whole descriptor alone.
         compress_lambda: weight of the relational KL between the descriptor against the queue of past keys and the
             teacher's feature against the bank; row i of either is of the same picture, so both have one size.
         key_momentum: m of the key encoder's moving average.
@@ -58,6 +63,7 @@ class Objective:
     sscd_temperature: float = 0.05
     regress_lambda: float = 0.0
     compress_lambda: float = 0.0
+    nested_dims: tuple[int, ...] = ()
     key_momentum: float = 0.99
 
     @property
@@ -69,6 +75,24 @@ class Objective:
     def needs_teacher(self) -> bool:
         """Whether a term is on the teacher's features."""
         return self.kld_lambda + self.regress_lambda + self.compress_lambda > 0
+
+
+def nested_prefixes(
+    dims: Sequence[int], *descriptors: jax.Array
+) -> Iterator[tuple[jax.Array, ...]]:
+    """The first dimensions of descriptors, each size a descriptor of its own.
+
+    Args:
+        dims: sizes d; empty for the descriptors as they are.
+        *descriptors: each [N, D] with an N of its own.
+
+    Yields:
+        For each size the descriptors cut to [N, d] and brought to unit length.
+    """
+    if not dims:
+        yield descriptors
+    for dim in dims:
+        yield tuple(l2_normalize(each[:, :dim]) for each in descriptors)
 
 
 def forward(
@@ -116,6 +140,7 @@ def make_train_step(
     regress = objective.regress_lambda > 0
     repeat = objective.sscd_lambda > 0
     compress = objective.compress_lambda > 0
+    nested = functools.partial(nested_prefixes, objective.nested_dims)
     # What keeps the key encoder and its queue, and the teacher's bank, at work.
     keyed, banked = contrast or compress, relate or compress
 
@@ -125,19 +150,23 @@ def make_train_step(
         if repeat:
             if targets is None:
                 targets = jnp.tile(jnp.arange(len(images) // 2), 2)
-            info_nce = losses.sscd_info_nce(
-                descriptor, targets, temperature=objective.sscd_temperature
-            )
-            entropy = objective.entropy_lambda * losses.differential_entropy(descriptor, targets)
+            info_nce, entropy = 0.0, 0.0
+            for (part,) in nested(descriptor):
+                info_nce += losses.sscd_info_nce(
+                    part, targets, temperature=objective.sscd_temperature
+                )
+                entropy += objective.entropy_lambda * losses.differential_entropy(part, targets)
             total += objective.sscd_lambda * (info_nce + entropy)
             metrics |= {"sscd_info_nce": info_nce, "entropy": entropy}
             # From here on the query views alone.
             feature, descriptor = (jnp.split(x, 2)[0] for x in (feature, descriptor))
         if contrast:
-            info_nce = losses.info_nce_queue(
-                descriptor, key_descriptor, state.queue, temperature=objective.temperature
-            )
-            hard = objective.hn_lambda * losses.hard_negative(descriptor, state.queue)
+            info_nce, hard = 0.0, 0.0
+            for query, key, queue in nested(descriptor, key_descriptor, state.queue):
+                info_nce += losses.info_nce_queue(
+                    query, key, queue, temperature=objective.temperature
+                )
+                hard += objective.hn_lambda * losses.hard_negative(query, queue)
             total += objective.moco_lambda * (info_nce + hard)
             metrics |= {"info_nce": info_nce, "hard_negative": hard}
         if keyed:
@@ -156,13 +185,16 @@ def make_train_step(
             total += objective.regress_lambda * distance
             metrics["regression"] = objective.regress_lambda * distance
         if compress:
-            metrics["compress_kl"] = objective.compress_lambda * losses.relational_kl(
-                descriptor,
-                teacher_feature,
-                state.bank,
-                temperature=objective.kld_temperature,
-                student_bank=state.queue,
-            )
+            relations = 0.0
+            for query, queue in nested(descriptor, state.queue):
+                relations += losses.relational_kl(
+                    query,
+                    teacher_feature,
+                    state.bank,
+                    temperature=objective.kld_temperature,
+                    student_bank=queue,
+                )
+            metrics["compress_kl"] = objective.compress_lambda * relations
             total += metrics["compress_kl"]
         return total, (metrics, batch_stats)
 

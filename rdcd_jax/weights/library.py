@@ -80,12 +80,7 @@ class Model:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of the weights."""
-        digest = hashlib.sha256()
-        state = nnx.as_pure(nnx.state(self.module, (nnx.Param, nnx.BatchStat)))
-        for path, leaf in jax.tree.leaves_with_path(state):
-            digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.ascontiguousarray(leaf).data)
-        return digest.hexdigest()
+        return digest_of(self.module)
 
     @property
     def feature_dim(self) -> int:
@@ -122,6 +117,16 @@ class Model:
         require_size(image_size, short_edge)
         refuse_image_size(self.network, image_size)
         return dataclasses.replace(self, image_size=image_size, short_edge=short_edge)
+
+
+def digest_of(module: nnx.Module) -> str:
+    """A digest of a module's weights and statistics."""
+    digest = hashlib.sha256()
+    state = nnx.as_pure(nnx.state(module, (nnx.Param, nnx.BatchStat)))
+    for path, leaf in jax.tree.leaves_with_path(state):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
 
 
 def evaluation_mode(module: DescriptorNet) -> DescriptorNet:

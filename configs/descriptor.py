@@ -1,0 +1,67 @@
+"""The compact descriptor trained by RDCD's own terms on a trunk that stays as it is: minutes on two CPU cores.
+
+The trunk's features of each picture and of some edited views of it are computed once; the projector then learns by
+InfoNCE and hard negatives between any two of them. Any recipe can end in this one. With `trainable=all` the trunk
+learns along, at a small rate on live views, while its own features as they were keep it from forgetting.
+
+--config=configs/descriptor.py:dim=128,init_from=MODEL,data=FOLDER
+--config=configs/descriptor.py:dim=256,nested,init_from=runs/trunk/export,data=FOLDER      64, 128 and 256 in one
+--config=configs/descriptor.py:trainable=all,init_from=runs/descriptor/export,data=FOLDER
+"""
+
+import ml_collections
+
+from configs.common import base_config, make_small, make_smoke, parse_arg
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The config for an argument such as `dim=64,init_from=rdcd-effb0-256,data=FOLDER`."""
+    given = parse_arg(
+        arg,
+        student="efficientnet_b0",
+        init_from="rdcd-effb0-256",
+        dim=128,
+        nested=False,
+        trainable="projector",
+        image_size=224,
+        views=4,
+        epochs=100,
+        data="",
+        smoke=False,
+    )
+    config = base_config(given.data, student=given.student, dim=given.dim)
+    config.init_from = given.init_from
+    config.image_size = given.image_size
+    config.student.trainable = given.trainable
+    # The start's statistics belong to its features.
+    config.student.bn = "running"
+    config.student.dropout = False
+    config.objective.kld_lambda = 0.0
+    if given.nested:
+        config.objective.nested_dims = (given.dim // 4, given.dim // 2, given.dim)
+    config.optimizer.name = "adamw"
+    config.optimizer.weight_decay = 0.0
+    config.schedule.warmup_epochs = 1
+    config.schedule.epochs = given.epochs
+    config.data.cached_views = given.views
+    if given.trainable == "projector":
+        config.batch_size = 2048
+        config.queue.size = 2048
+        config.objective.key_momentum = 0.0
+        config.optimizer.learning_rate = 6e-4
+        config.log_every = 10
+        config.checkpoint_every = 100
+    else:
+        _train_all(config)
+    return make_smoke(config) if given.smoke else config
+
+
+def _train_all(config: ml_collections.ConfigDict) -> None:
+    """Sets what the trunk's own training needs: live views in small batches, a low rate, its start as the teacher."""
+    make_small(config, batch_size=64, learning_rate=2e-4)
+    config.student.calibrate = 0
+    config.queue.size = config.batch_size
+    config.objective.key_momentum = 0.0
+    config.objective.regress_lambda = 1.0
+    config.teacher.model = config.init_from
+    config.schedule.epochs = 4
