@@ -112,6 +112,8 @@ def base_config(
     # Unedited training pictures to measure BatchNorm's statistics on at the end, at the evaluation size; 0 keeps the
     # training views' own.
     config.student.calibrate = 0
+    # Training pictures whose descriptors the export carries, for score normalisation; 0 for none.
+    config.student.background = 3000
 
     config.teacher = ml_collections.ConfigDict()
     # A model: sscd-onnx, sscd-torchvision:PATH, dino:PATH, an export folder; sscd takes whichever is at hand, and the
@@ -202,6 +204,7 @@ def make_smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.batch_size = 8
     config.devices = 1
     config.queue.size = config.bank.size = 64
+    config.student.background = 0
     config.schedule.epochs, config.schedule.warmup_epochs = 1, 0
     config.schedule.max_steps = 4
     config.log_every = 1

@@ -20,7 +20,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from rdcd_jax.data.sources import find_images  # noqa: E402
-from rdcd_jax.evaluation.calibration import Calibration, fit_calibration  # noqa: E402
+from rdcd_jax.evaluation.calibration import (  # noqa: E402
+    Calibration,
+    fit_calibration,
+    read_calibration,
+)
 from rdcd_jax.evaluation.descriptors import Descriptors  # noqa: E402
 from rdcd_jax.evaluation.embed import embed_images  # noqa: E402
 from rdcd_jax.evaluation.ground_truth import (  # noqa: E402
@@ -30,7 +34,6 @@ from rdcd_jax.evaluation.ground_truth import (  # noqa: E402
 )
 from rdcd_jax.evaluation.runs import best_matches  # noqa: E402
 from rdcd_jax.files import write_json  # noqa: E402
-from rdcd_jax.index.search import calibration_of  # noqa: E402
 from rdcd_jax.train.record import environment  # noqa: E402
 from rdcd_jax.weights.library import load_describer, shipped_names  # noqa: E402
 
@@ -79,7 +82,7 @@ def across_halves(
         order = rng.permutation(len(scores))
         half, other = order[: len(order) // 2], order[len(order) // 2 :]
         fitted = _fitted(scores[half], correct[half], len(references))
-        told.append(fitted.precision(scores[other].ravel(), len(references)))
+        told.append(fitted.probability(scores[other].ravel(), len(references)))
         right.append(correct[other].ravel())
     return _of_one(splits, told, right)
 
@@ -100,7 +103,7 @@ def across_sizes(
         some = np.isin(originals, few.ids) | chance
         found = best_matches(_some(queries, some), few, truth)
         fitted = _fitted(*found, len(few))
-        told.append(fitted.precision(scores[~some].ravel(), len(references)))
+        told.append(fitted.probability(scores[~some].ravel(), len(references)))
         right.append(correct[~some].ravel())
     return _of_one(splits, told, right)
 
@@ -141,7 +144,9 @@ def main() -> None:
         for other in options.others:
             queries, references, truth = sets_of(model, other)
             scores, correct = best_matches(queries, references, truth)
-            told = calibration_of(model).precision(scores.ravel(), len(references))
+            told = read_calibration(model.card["calibration"]).probability(
+                scores.ravel(), len(references)
+            )
             rows[pathlib.Path(other).name] = agreement(told, correct.ravel())
         result[name] = rows
         for where, lines in rows.items():

@@ -50,16 +50,26 @@ def _add_build(actions) -> None:
         metavar="FILE",
         help="calibration.json of evaluate disc; the model's own without",
     )
+    _add_score_norm_option(parser)
     add_ids_option(parser)
+
+
+def _add_score_norm_option(parser) -> None:
+    parser.add_argument(
+        "--score-norm",
+        choices=("auto", "none"),
+        default="auto",
+        help="none leaves similarities as they are; else the model's background, if it has one, normalises them",
+    )
 
 
 def _build(options, rest) -> None:
     from rdcd_jax.data.sources import find_images
-    from rdcd_jax.evaluation.calibration import read_calibration
+    from rdcd_jax.evaluation.calibration import read_file
     from rdcd_jax.index import Index
 
     images = find_images(options.images, ids=options.ids)
-    calibration = options.calibration and read_calibration(options.calibration)
+    calibration = options.calibration and read_file(options.calibration)
     with reported() as report:
         index, added, unreadable = Index.build(
             options.out,
@@ -68,6 +78,7 @@ def _build(options, rest) -> None:
             dtype=options.dtype,
             image_size=options.image_size,
             calibration=calibration,
+            normalised=options.score_norm == "auto",
             on_progress=lambda done, total: report("Describing", done, total),
         )
     _tell(options.out, len(index), added, len(images), unreadable)
@@ -146,11 +157,15 @@ def _info(options, rest) -> None:
     print(f"{options.index}: {len(index)} pictures, {index_bytes(options.index) / 1e6:.1f} MB")
     print(f"model {found.model}, pictures of {found.image_size} pixels")
     print(f"descriptors of {found.dim} numbers in {found.dtype}")
-    if index.calibration is None:
+    scoring = index.scoring()
+    if scoring.background is not None:
+        print(f"scores normalised by a background of {len(scoring.background)} pictures")
+    if scoring.calibration is None:
         print("no calibration")
         return
     print(
-        f"90 % precision from a score of {index.threshold():.3f}, by a calibration on {index.calibration.measured_on}"
+        f"90 % of matches are copies from a score of {index.threshold():.3f}, by a calibration on"
+        f" {scoring.calibration.measured_on}"
     )
 
 
@@ -172,8 +187,11 @@ def _add_search(verbs) -> None:
         "--threshold", type=float, help="least score; the model's at 90%% precision without"
     )
     parser.add_argument(
-        "--variants", default="", help="also looks for: flip, rotate90, rotate180, rotate270"
+        "--variants",
+        default="",
+        help="also looks for: flip, rotate90, rotate180, rotate270, trim (borders, screenshots), crops (parts)",
     )
+    _add_score_norm_option(parser)
     parser.add_argument("--out", type=pathlib.Path, help="a .csv or .json file for all matches")
     add_ids_option(parser)
 
@@ -194,6 +212,7 @@ def _search(options, rest) -> None:
             k=options.k,
             threshold=options.threshold,
             variants=[name for name in options.variants.split(",") if name],
+            normalised=options.score_norm == "auto",
             on_progress=lambda done, total: report("Describing", done, total),
         )
     for each in unreadable:
@@ -227,12 +246,12 @@ def _print_matches(matches) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("query", "picture of the index", "score", "precision", "variant")
+    table = Table("query", "picture of the index", "score", "probability", "variant")
     for match in matches[:_SHOWN]:
-        precision = "-" if match.precision is None else f"{100 * match.precision:.0f} %"
+        probability = "-" if match.probability is None else f"{100 * match.probability:.0f} %"
         # As text, since brackets would be taken for markup.
         ids = (Text(one_line(name)) for name in (match.query, match.reference))
-        table.add_row(*ids, f"{match.score:.3f}", precision, match.variant or "-")
+        table.add_row(*ids, f"{match.score:.3f}", probability, match.variant or "-")
     Console(width=100 if not sys.stdout.isatty() else None).print(table)
     if len(matches) > _SHOWN:
         print(f"... and {len(matches) - _SHOWN} more; --out=FILE gets them all.")
@@ -249,6 +268,7 @@ def _add_duplicates(verbs) -> None:
     parser.add_argument("images", help=SOURCE)
     parser.add_argument("--model", default="rdcd-effb0-128", help="a shipped student, ...")
     parser.add_argument("--threshold", type=float, help="the model's at 90%% precision without")
+    _add_score_norm_option(parser)
     parser.add_argument("--out", type=pathlib.Path, help="a .json file")
     add_ids_option(parser)
 
@@ -267,6 +287,7 @@ def _duplicates(options, rest) -> None:
             images,
             model=options.model,
             threshold=options.threshold,
+            normalised=options.score_norm == "auto",
             on_progress=lambda done, total: report("Describing", done, total),
         )
     for each in unreadable:

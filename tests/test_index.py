@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import pathlib
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def damage(folder, how):
     told = json.loads(manifest.read_text())
     rows = next((folder / store.SEGMENTS).glob("*.rows.npy"))
     if how == "later":
-        manifest.write_text(json.dumps({**told, "format": 4}))
+        manifest.write_text(json.dumps({**told, "format": 5}))
     elif how == "cut manifest":
         manifest.write_text(manifest.read_text()[:40])
     elif how == "cut rows":
@@ -162,7 +163,7 @@ def damage(folder, how):
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ("later", r"is of format 4, and this version of rdcd-jax reads 3"),
+        ("later", r"is of format 5, and this version of rdcd-jax reads 3 and 4"),
         ("cut manifest", r"index\.json is damaged"),
         ("cut rows", r"rows\.npy: segment 0 of the index is missing or damaged"),
         ("no rows", r"rows\.npy: segment 0 of the index is missing or damaged"),
@@ -335,12 +336,12 @@ def test_a_calibration_given_later_counts(model, tmp_path):
     pictures = make_pictures(tmp_path / "pictures", 4)
     Index.build(tmp_path / "x", pictures, model=model)
     lenient, strict = Calibration(9.0, 2.0, 4, "a set"), Calibration(-9.0, 2.0, 4, "a set")
-    index, _, _ = Index.build(tmp_path / "x", pictures, model=model, calibration=lenient)
-    assert index.calibration == lenient and len(index.search(pictures)[0]) > 4
-    index, _, _ = Index.build(tmp_path / "x", pictures, model=model, calibration=strict)
+    index, _, _ = Index.build(tmp_path / "x", pictures, model=model, calibration=asdict(lenient))
+    assert index.scoring().calibration == lenient and len(index.search(pictures)[0]) > 4
+    index, _, _ = Index.build(tmp_path / "x", pictures, model=model, calibration=asdict(strict))
     found = index.search(pictures)[0]
     assert sorted(match.query for match in found) == sorted(match.reference for match in found)
-    assert len(found) == 4 and all(match.precision > 0.9 for match in found)
+    assert len(found) == 4 and all(match.probability > 0.9 for match in found)
 
 
 def test_a_flipped_copy_is_found_where_it_is_asked_for(model, tmp_path):
@@ -360,14 +361,14 @@ def test_a_flipped_copy_is_found_where_it_is_asked_for(model, tmp_path):
 def test_more_looks_at_a_query_ask_for_a_higher_score(model, tmp_path):
     pictures = make_pictures(tmp_path / "pictures", 4)
     meaning = Calibration(0.0, 2.0, 4, "a set")
-    index, _, _ = Index.build(tmp_path / "x", pictures, model=model, calibration=meaning)
+    index, _, _ = Index.build(tmp_path / "x", pictures, model=model, calibration=asdict(meaning))
     assert index.threshold() == meaning.threshold(0.9, 4)
-    assert index.threshold(variants=["flip", "rotate90"]) == meaning.threshold(0.9, 12)
+    assert index.threshold(looks=3) == meaning.threshold(0.9, 12)
     (plain,), (turned,) = (
-        {match.precision for match in index.search(pictures, k=1, variants=names)[0]}
+        {match.probability for match in index.search(pictures, k=1, variants=names)[0]}
         for names in ((), ["rotate180"])
     )
-    assert turned == meaning.precision(1, 8) < plain == meaning.precision(1, 4)
+    assert turned == meaning.probability(1, 8) < plain == meaning.probability(1, 4)
     # Of few pictures it would be too sure.
     index.remove(["T00000", "T00001", "T00002"])
     assert index.threshold() == meaning.threshold(0.9, 4)

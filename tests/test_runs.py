@@ -151,7 +151,7 @@ def test_evaluation_writes_what_a_score_means(root, tmp_path):
     found = read_calibration(out / "calibration.json")
     assert (found.references, found.measured_on) == (12, "data")
     # Copies are the very same pictures here.
-    assert found.precision(1.0, 12) > 0.8 > 0.1 > found.precision(0.0, 12)
+    assert found.probability(1.0, 12) > 0.8 > 0.1 > found.probability(0.0, 12)
     kept = out / "descriptors"
     files = kept / "queries.npz", kept / "references.npz", root / "ground_truth.csv"
     evaluate_disc_files(*files, tmp_path / "again")

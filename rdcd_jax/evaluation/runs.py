@@ -30,13 +30,13 @@ from rdcd_jax.evaluation.ground_truth import (
 )
 from rdcd_jax.evaluation.parts import Embedded, Parts, open_parts
 from rdcd_jax.evaluation.record import write_record
-from rdcd_jax.evaluation.score_norm import parse_score_norms
+from rdcd_jax.evaluation.score_norm import DEFAULT, parse_score_norms, query_adjustment
 from rdcd_jax.evaluation.settings import candidate_count, needs_training, require_settings
 from rdcd_jax.files import require_writable, write_json, write_text
 
 DEFAULT_CODECS = "Flat"
 # Without a training set there is nothing to normalise by.
-DEFAULT_SCORE_NORMS = {True: "None;1.0[0,2]", False: "None"}
+DEFAULT_SCORE_NORMS = {True: f"None;{DEFAULT}", False: "None"}
 
 # The benchmarks that are evaluated as DISC2021 is.
 LAYOUTS = {"disc": find_disc_layout, "ndec": find_ndec_layout}
@@ -114,9 +114,9 @@ def evaluate_disc_run(
         model: the model, at the size that the pictures are to have.
         data: the folder, see `find_disc_layout` and `find_ndec_layout`.
         out: folder for `disc_metrics.csv` (or `ndec_`), `metrics.json`, `predictions.csv` (of the last row),
-            `calibration.json` (what a score of the descriptors as they are means, where some matches are right and
-            some wrong), `descriptors/*.npz`, what a report is made of (see `write_record`), and `unreadable.txt` where
-            pictures were left out.
+            `calibration.json` (where some matches are right and some wrong: what a score of the descriptors as they are
+            means, and one that the model's background normalised), `descriptors/*.npz`, what a report is made of (see
+            `write_record`), and `unreadable.txt` where pictures were left out.
         benchmark: "disc" or "ndec".
         training: a source of training pictures in place of the folder's own.
         codecs: codecs separated by `;`.
@@ -160,7 +160,9 @@ def evaluate_disc_run(
             **settings,
         )
         protocols.write_disc_results(out, rows, predictions, benchmark=benchmark)
-        _write_calibration(out, described["queries"], described["references"], truth, data)
+        background = getattr(model, "background", None)
+        sets = described["queries"], described["references"]
+        _write_calibration(out, *sets, truth, data, background)
         write_record(
             out,
             rows,
@@ -301,7 +303,10 @@ def codec_names(
 
 
 def best_matches(
-    queries: Descriptors, references: Descriptors, truth: GroundTruth
+    queries: Descriptors,
+    references: Descriptors,
+    truth: GroundTruth,
+    background: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The matches that a calibration is fitted to.
 
@@ -309,6 +314,7 @@ def best_matches(
         queries: N descriptors, those of distractors included.
         references: descriptors.
         truth: the true pairs.
+        background: [T, D] float32, to normalise scores by.
 
     Returns:
         scores [N, k] float32 of each query's ten best references, or of all where there are fewer, and whether each is
@@ -316,6 +322,8 @@ def best_matches(
     """
     k = min(_CALIBRATED, len(references))
     scores, places = search.knn(queries.descriptors, references.descriptors, k)
+    if background is not None:
+        scores = scores + query_adjustment(queries.descriptors, background, DEFAULT)[:, None]
     true = set(truth.pairs)
     found = zip(queries.ids.tolist(), references.ids[places].tolist(), strict=True)
     correct = [[(query, reference) in true for reference in row] for query, row in found]
@@ -328,19 +336,32 @@ def _write_calibration(
     references: Descriptors,
     truth: GroundTruth,
     measured_on: str | os.PathLike,
+    background: np.ndarray | None = None,
 ) -> None:
-    """Writes `calibration.json`, of the descriptors as they are, where there are right and wrong matches."""
+    """Writes `calibration.json` where there are right and wrong matches: of the descriptors as they are, and of scores
+    that the background normalised."""
     path = out / "calibration.json"
-    scores, correct = best_matches(queries, references, truth)
     name = pathlib.Path(os.path.abspath(measured_on)).name
+
+    def fitted(background: np.ndarray | None) -> dict:
+        scores, correct = best_matches(queries, references, truth, background)
+        found = fit_calibration(
+            scores.ravel(),
+            correct.ravel(),
+            references=len(references),
+            measured_on=name,
+            score_norm="" if background is None else DEFAULT,
+        )
+        return dataclasses.asdict(found)
+
     # That of an earlier run would be taken for this one's.
     path.unlink(missing_ok=True)
     # Matches of one kind, or of a model that knows nothing, calibrate nothing.
     with contextlib.suppress(UserError):
-        found = fit_calibration(
-            scores.ravel(), correct.ravel(), references=len(references), measured_on=name
-        )
-        write_json(path, dataclasses.asdict(found))
+        told = fitted(None)
+        if background is not None:
+            told["normalised"] = fitted(background)
+        write_json(path, told)
 
 
 def _settings(

@@ -8,6 +8,7 @@ import numpy as np
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation import exact
 
+DEFAULT = "1.0[0,2]"
 # Far beyond any use; larger ones would drown the scores they are added to.
 _MOST_BETA = 1e6
 
@@ -110,7 +111,6 @@ def apply_score_norm(
 
     Source: SSCD, section 5 (score normalisation), in its inner-product form.
     """
-    norm = parse_score_norm(spec)
     queries = exact.require_descriptors("queries", queries)
     references = exact.require_descriptors("references", references)
     training = exact.require_descriptors("training descriptors", training)
@@ -119,9 +119,27 @@ def apply_score_norm(
             f"queries, references and training descriptors have {queries.shape[1]}, "
             f"{references.shape[1]} and {training.shape[1]} dimensions; they must agree."
         )
+    return append_adjustment(queries, references, query_adjustment(queries, training, spec))
+
+
+def query_adjustment(queries: np.ndarray, training: np.ndarray, spec: str) -> np.ndarray:
+    """What a normalisation adds to each query's scores.
+
+    Args:
+        queries: [N, D] float32.
+        training: [T, D] float32, unrelated to the queries.
+        spec: such as "1.0[0,2]".
+
+    Returns:
+        [N] float32.
+
+    Raises:
+        UserError: an unknown spec, or fewer training descriptors than ranks used.
+    """
+    norm = parse_score_norm(spec)
     require_ranks(norm, len(training))
     similarities, _ = exact.blocked_neighbours(queries, training, norm.last + 1)
-    return append_adjustment(queries, references, norm.adjustment(similarities))
+    return norm.adjustment(similarities)
 
 
 def require_ranks(norm: ScoreNorm, n_training: int) -> None:

@@ -11,7 +11,8 @@ from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation import search
 from rdcd_jax.evaluation.embed import Unreadable, embed_images
-from rdcd_jax.index.search import PRECISION, Progress, calibration_of
+from rdcd_jax.index.scoring import Scoring, scoring_of
+from rdcd_jax.index.search import PRECISION, Progress
 
 # Neighbours looked at of each picture; copies of copies join a group through one another.
 NEIGHBOURS = 20
@@ -25,7 +26,7 @@ class Group:
 
     Attributes:
         ids: two or more, in the set's order.
-        score: the least similarity that holds the group together.
+        score: the least score that holds the group together.
     """
 
     ids: tuple[str, ...]
@@ -37,6 +38,7 @@ def find_groups(
     *,
     model: str,
     threshold: float | None = None,
+    normalised: bool = True,
     on_progress: Progress | None = None,
 ) -> tuple[list[Group], list[Unreadable]]:
     """Groups the copies in a set.
@@ -44,7 +46,8 @@ def find_groups(
     Args:
         images: a source of pictures.
         model: see `load_describer`.
-        threshold: least similarity of two copies; the model's own at 90 % precision for None.
+        threshold: least score of two copies; the model's own at 90 % precision for None.
+        normalised: takes off a pair's similarity how near the two are to the model's background, where it has one.
         on_progress: told pictures done and in all.
 
     Returns:
@@ -58,24 +61,27 @@ def find_groups(
 
     describer = load_describer(model)
     images = images if isinstance(images, ImageSet) else find_images(images)
+    background = getattr(describer, "background", None) if normalised else None
+    scoring = scoring_of(background, getattr(describer, "card", {}).get("calibration"))
     if threshold is None:
-        calibration = calibration_of(describer)
-        if calibration is not None:
-            # In a folder of one's own copies are rarer than among a benchmark's queries.
-            many = max(len(images), calibration.references)
-            threshold = calibration.threshold(PRECISION, many)
+        threshold = scoring.threshold(PRECISION, len(images))
     if threshold is None:
         raise UserError(
             f"The model {model} has no calibration to choose a threshold by; give --threshold, such as 0.7."
         )
     found, unreadable = embed_images(describer, images, on_progress=on_progress)
-    return groups_of(found.ids.tolist(), found.descriptors, threshold), unreadable
+    return groups_of(found.ids.tolist(), found.descriptors, threshold, scoring), unreadable
 
 
-def groups_of(ids: list[str], descriptors: np.ndarray, threshold: float) -> list[Group]:
-    """The connected sets of pictures whose similarity is at least `threshold`."""
+def groups_of(
+    ids: list[str],
+    descriptors: np.ndarray,
+    threshold: float,
+    scoring: Scoring = Scoring(),  # noqa: B008 (it is frozen)
+) -> list[Group]:
+    """The connected sets of pictures whose score is at least `threshold`."""
     count = len(ids)
-    rows, columns, weights = _links(descriptors, threshold)
+    rows, columns, weights = _links(descriptors, threshold, scoring)
     graph = scipy.sparse.coo_array((weights, (rows, columns)), (count, count)).tocsr()
     # What holds a group together is the weakest link of its strongest tree.
     tree = csgraph.minimum_spanning_tree(-graph.maximum(graph.T))
@@ -93,13 +99,25 @@ def groups_of(ids: list[str], descriptors: np.ndarray, threshold: float) -> list
     return sorted(groups, key=lambda group: -group.score)
 
 
-def _links(descriptors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of rows whose similarity is at least `threshold`, and it; of each row with its nearest ones."""
+def _links(
+    descriptors: np.ndarray, threshold: float, scoring: Scoring
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of rows whose score is at least `threshold`, and it; of each row with its nearest ones.
+
+    A pair's adjustment is the mean of the two: either might be the query.
+    """
+    half = scoring.adjustment(descriptors) / 2
+    ones = np.ones_like(half)
+    # The inner product of a row of the one and a row of the other is the pair's score.
+    left = np.column_stack([descriptors, half, ones])
+    right = np.column_stack([descriptors, ones, half])
     count, k = len(descriptors), NEIGHBOURS + 1
     who, found = np.arange(count), []
     while who.size:
         k = min(k, count)
-        scores, places = search.knn(descriptors[who], descriptors, k)
+        normalised, places = search.knn(left[who], right, k)
+        adjustment = half[who, None] + half[places]
+        scores = scoring.scores(normalised - adjustment, adjustment)
         # Where all are near there may be more; but who has so many need not be linked with each.
         more = (scores[:, -1] >= threshold) & (k < min(count, _MOST))
         rows = np.broadcast_to(who[:, None], places.shape)

@@ -4,33 +4,25 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation import search
-from rdcd_jax.evaluation.calibration import Calibration, read_calibration
-from rdcd_jax.evaluation.descriptors import Descriptors
-from rdcd_jax.evaluation.embed import Describer, Unreadable, described_parts
+from rdcd_jax.evaluation.background import BACKGROUND, read_background
+from rdcd_jax.evaluation.embed import Unreadable, described_parts
 from rdcd_jax.index import store
+from rdcd_jax.index.queries import Looks, embed_queries
+from rdcd_jax.index.scoring import Scoring, scoring_of
 
 # Descriptors that are searched at a time: every thread's share of the heap keeps room for as many.
 _BLOCK = 16_384
-# Queries that are described at a time: of more the network would need more memory than the search.
-_QUERIES = 16
 # Of matches that are told where no threshold is given.
 PRECISION = 0.9
 # Pictures that are described and put into the index at a time: what a build that is killed has to do again.
 CHUNK = 4096
-# What may be done to a query before it is described, as well as nothing, by name.
-VARIANTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "flip": lambda x: x[:, :, ::-1],
-    "rotate90": lambda x: np.rot90(x, 1, (1, 2)),
-    "rotate180": lambda x: np.rot90(x, 2, (1, 2)),
-    "rotate270": lambda x: np.rot90(x, 3, (1, 2)),
-}
 Progress = Callable[[int, int], None]
 
 
@@ -41,15 +33,17 @@ class Match:
     Attributes:
         query: the query's id.
         reference: the id of the picture in the index.
-        score: inner product of their descriptors, 1 at most.
-        precision: estimated probability that the one is a copy of the other; None without a calibration.
-        variant: what was done to the query to find it, a key of `VARIANTS`; empty for nothing.
+        score: their similarity, less how near the query is to the model's background where the index normalises scores.
+        similarity: inner product of their descriptors, 1 at most.
+        probability: estimated, that the one is a copy of the other; None without a calibration.
+        variant: what was done to the query to find it, a key of `variants.VARIANTS`; empty for nothing.
     """
 
     query: str
     reference: str
     score: float
-    precision: float | None = None
+    similarity: float
+    probability: float | None = None
     variant: str = ""
 
 
@@ -80,7 +74,8 @@ class Index:
         model: str,
         dtype: str = "float32",
         image_size: int | None = None,
-        calibration: Calibration | None = None,
+        calibration: Mapping | None = None,
+        normalised: bool = True,
         on_progress: Progress | None = None,
     ) -> tuple["Index", int, list[Unreadable]]:
         """Makes an index of pictures; the same call goes on with one that was ended.
@@ -91,8 +86,9 @@ class Index:
             model: see `load_describer`.
             dtype: of the descriptors on disk: float32, float16 or int8.
             image_size: side that pictures are resized to; the model's own for None.
-            calibration: what a score means; for None the model's own, if it has one, and an index that is there keeps
-                its own.
+            calibration: what a score means, see `calibration.read_calibration`; for None the model's own, if it has
+                one, and an index that is there keeps its own.
+            normalised: normalises scores by the model's background, if it has one.
             on_progress: told pictures done and in all.
 
         Returns:
@@ -106,18 +102,21 @@ class Index:
         from rdcd_jax.weights.library import absolute_spec, load_describer
 
         describer = load_describer(model).at_size(image_size)
-        meaning = calibration or calibration_of(describer)
+        background = getattr(describer, "background", None) if normalised else None
+        meaning = calibration or getattr(describer, "card", {}).get("calibration")
+        scoring_of(background, meaning)  # refuses what is none
         new = store.Manifest(
             model=absolute_spec(model),
             fingerprint=describer.fingerprint,
             image_size=describer.image_size,
             dim=describer.dim,
             dtype=dtype,
-            calibration=meaning and dataclasses.asdict(meaning),
+            calibration=meaning and dict(meaning),
+            normalised=background is not None,
         )
         folder = pathlib.Path(folder)
         images = images if isinstance(images, ImageSet) else find_images(images)
-        with store.writer(folder, new) as writer:
+        with store.writer(folder, new, background) as writer:
             there = writer.manifest
             for name in ("model", "image_size", "dim", "dtype"):
                 ours, theirs = getattr(new, name), getattr(there, name)
@@ -190,6 +189,7 @@ class Index:
         k: int = 10,
         threshold: float | None = None,
         variants: Sequence[str] = (),
+        normalised: bool = True,
         on_progress: Progress | None = None,
     ) -> tuple[list[Match], list[Unreadable]]:
         """Finds the pictures of the index that resemble each query most.
@@ -199,7 +199,9 @@ class Index:
             k: pictures for each query; all where the index has fewer.
             threshold: least score; for None that of 90 % precision, see `threshold`, or none where the index has no
                 calibration.
-            variants: also looks for queries changed so, keys of `VARIANTS`; of the same pair the best score counts.
+            normalised: False for similarities as they are, where the index normalises scores.
+            variants: also looks for queries changed so, keys of `variants.VARIANTS`; of the same pair the best score
+                counts.
             on_progress: told pictures done and in all.
 
         Returns:
@@ -213,97 +215,89 @@ class Index:
             raise UserError(f"{self.folder} is empty; add pictures by `rdcd-jax index add`.")
         if k < 1:
             raise UserError(f"k is {k}; ask for at least 1 picture.")
-        for name in variants:
-            if name not in VARIANTS:
-                raise UserError(f"There is no variant '{name}'; use {', '.join(VARIANTS)}.")
-        if threshold is None:
-            threshold = self.threshold(variants=variants)
+        scoring = self.scoring(normalised)
         images = images if isinstance(images, ImageSet) else find_images(images)
-        found, unreadable = self._described(images, variants, on_progress)
-        if found is None:
-            return [], unreadable
+        looks = embed_queries(self._describer, images, variants, on_progress=on_progress)
+        if not len(looks.query):
+            return [], looks.unreadable
         matches = store.consistently(
-            self.folder, lambda manifest: self._matches(manifest, found, variants, k, threshold)
+            self.folder,
+            lambda manifest: self._matches(manifest, looks, images.ids, k, threshold, scoring),
         )
-        return _ranked(images.ids, matches, k), unreadable
-
-    def _described(
-        self, images: ImageSet, variants: Sequence[str], on_progress: Progress | None
-    ) -> tuple[Descriptors | None, list[Unreadable]]:
-        """Descriptors [N, V * D] of queries as they are and of their variants; None where not one can be read."""
-        model = self._describer
-        changes = [lambda x: x, *(VARIANTS[name] for name in variants)]
-
-        def describe(pictures: np.ndarray) -> np.ndarray:
-            # One at a time: together they would need more memory.
-            changed = (np.ascontiguousarray(change(pictures)) for change in changes)
-            return np.hstack([model.describe(each) for each in changed])
-
-        (part,) = described_parts(
-            Describer(describe, model.image_size, name=model.name),
-            images,
-            batch_size=_QUERIES,
-            on_progress=on_progress,
-        )
-        return part.found, part.unreadable
+        return _ranked(images.ids, matches, k), looks.unreadable
 
     def _matches(
         self,
         manifest: store.Manifest,
-        found: Descriptors,
-        variants: Sequence[str],
+        looks: Looks,
+        names: Sequence[str],
         k: int,
         threshold: float | None,
+        scoring: Scoring,
     ) -> list[Match]:
         """The matches of all queries in no order; of a query and a picture the variant that scores best."""
         # Another index may lie there by now.
         _require_same_model(self.folder, manifest, self._describer)
         self.manifest = manifest
-        # Score and variant by query and place.
-        best: dict[tuple[str, int], tuple[float, str]] = {}
-        rows = np.split(found.descriptors, 1 + len(variants), axis=1)
-        for name, queries in zip(("", *variants), rows, strict=True):
-            scores, places = self._nearest(manifest, queries, k)
-            for query, row, others in zip(found.ids.tolist(), scores, places, strict=True):
-                for score, place in zip(row.tolist(), others.tolist(), strict=True):
-                    if threshold is not None and score < threshold:
-                        break
-                    if (query, place) not in best or best[query, place][0] < score:
-                        best[query, place] = score, name
+        similarities, places = self._nearest(manifest, looks.descriptors, k)
+        scores = scoring.scores(similarities, scoring.adjustment(looks.descriptors)[:, None])
+        # Each look is another chance for a likeness.
+        compared = len(manifest) * looks.count
+        least = dict.fromkeys(compared.tolist(), threshold)
+        if threshold is None:
+            least = {n: scoring.threshold(PRECISION, n) for n in least}
+        # The row and column of the best score of each query and picture.
+        best: dict[tuple[int, int], tuple[int, int]] = {}
+        for row, (query, n) in enumerate(zip(looks.query.tolist(), compared.tolist(), strict=True)):
+            for column, (score, place) in enumerate(
+                zip(scores[row].tolist(), places[row].tolist(), strict=True)
+            ):
+                if least[n] is not None and score < least[n]:
+                    continue
+                there = best.get((query, place))
+                if there is None or scores[there] < score:
+                    best[query, place] = row, column
         ids = self._ids_of(manifest, [place for _, place in best])
-        precisions = [None] * len(best)
-        if self.calibration is not None:
-            scores = np.asarray([score for score, _ in best.values()])
-            precisions = self.calibration.precision(scores, self._compared(variants)).tolist()
+        cells = tuple(np.asarray(list(best.values()), np.int64).reshape(-1, 2).T)
+        told = scoring.probability(scores[cells], compared[cells[0]])
         return [
-            Match(query, ids[place], score, precision, name)
-            for ((query, place), (score, name)), precision in zip(
-                best.items(), precisions, strict=True
+            Match(
+                names[query],
+                ids[place],
+                float(scores[row, column]),
+                float(similarities[row, column]),
+                probability,
+                looks.variant[row],
             )
+            for ((query, place), (row, column)), probability in zip(best.items(), told, strict=True)
         ]
 
-    @property
-    def calibration(self) -> Calibration | None:
-        """What a score means, if that was measured."""
-        told = self.manifest.calibration
-        return None if told is None else read_calibration(told)
+    def scoring(self, normalised: bool = True) -> Scoring:
+        """How similarities become scores here.
 
-    def threshold(self, precision: float = PRECISION, variants: Sequence[str] = ()) -> float | None:
-        """The least score at which matches are right with that probability, see `Calibration.threshold`.
+        Args:
+            normalised: False for similarities as they are, where the index normalises scores.
+
+        Raises:
+            UserError: the index's background is damaged.
+        """
+        background = None
+        if normalised and self.manifest.normalised:
+            path = self.folder / BACKGROUND
+            background = read_background(path, self.manifest.dim)
+        return scoring_of(background, self.manifest.calibration)
+
+    def threshold(self, precision: float = PRECISION, looks: int = 1) -> float | None:
+        """The score from which on that share of matches are copies, see `Calibration.threshold`.
 
         Args:
             precision: 0 to 1.
-            variants: what each query is also searched for as; each is another chance for a likeness.
+            looks: in how many ways each query is looked at; each is another chance for a likeness.
 
         Returns:
             None where the index has no calibration.
         """
-        return self.calibration and self.calibration.threshold(precision, self._compared(variants))
-
-    def _compared(self, variants: Sequence[str]) -> int:
-        """With how many pictures a query is compared, for the calibration."""
-        # Among few pictures of one's own copies are rarer than among a benchmark's.
-        return max(len(self) * (1 + len(variants)), self.calibration.references)
+        return self.scoring().threshold(precision, len(self) * looks)
 
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Exact search among the descriptors as they are stored, some thousands in memory at a time.
@@ -358,12 +352,6 @@ def _require_same_model(folder: pathlib.Path, manifest: store.Manifest, describe
             f"{folder} was made by other weights of {manifest.model} than those that are there now, whose descriptors"
             " cannot be compared with its own; bring the old ones back, or build another index."
         )
-
-
-def calibration_of(model) -> Calibration | None:
-    """The calibration in a model's card, if it has one."""
-    told = getattr(model, "card", {}).get("calibration")
-    return told and read_calibration(told)
 
 
 def _told(on_progress: Progress | None, done: int, total: int) -> None:

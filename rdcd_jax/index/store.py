@@ -4,6 +4,7 @@
     DIR/segments/N.rows.npy     [n, D] float32, float16 or int8
     DIR/segments/N.scales.npy   [n] float32, of int8: a row is its numbers times its scale
     DIR/segments/N.ids.json     [n] ids
+    DIR/background.safetensors  the model's background, of an index whose scores are normalised
 
 A segment is never changed. Whoever adds or removes writes new segments, then the manifest by one rename, and only then
 are old segments deleted: so a writer that is killed, or a power cut, loses what was not yet put into the manifest,
@@ -22,15 +23,18 @@ from typing import TypeVar
 import numpy as np
 
 from rdcd_jax.errors import UserError
+from rdcd_jax.evaluation.background import BACKGROUND, write_background
 from rdcd_jax.evaluation.descriptors import Descriptors, require_usable
+from rdcd_jax.evaluation.int8 import quantised
 from rdcd_jax.files import flush, write_aside, write_json
 
-FORMAT = 3
+FORMAT = 4
+# Format 3, of version 0.1, has no score normalisation.
+READS = (3, FORMAT)
 MANIFEST, SEGMENTS, LOCK = "index.json", "segments", "lock"
 DTYPES = ("float32", "float16", "int8")
 # Rows of a full segment: what a removal writes again.
 FULL = 65_536
-_LEVELS = 127
 T = TypeVar("T")
 # Names of segments' files, unfinished ones included.
 _OWN = re.compile(r"\.?\d{6,}\.(rows|scales|ids)(-\w+)?\.(npy|json)")
@@ -48,7 +52,8 @@ class Manifest:
         image_size: side of the pictures that were described.
         dim: D.
         dtype: one of `DTYPES`.
-        calibration: fields of the `Calibration` that tells what a score means; None where there is none.
+        calibration: what tells what a score means, see `calibration.read_calibration`; None where there is none.
+        normalised: whether scores are normalised by the background.
         segments: (number, rows) of each, in the index's order.
         next: the number that the next segment gets; none is used twice.
     """
@@ -59,6 +64,7 @@ class Manifest:
     dim: int
     dtype: str
     calibration: dict | None = None
+    normalised: bool = False
     segments: tuple[tuple[int, int], ...] = ()
     next: int = 0
 
@@ -108,10 +114,10 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         version = told.pop("format")
-        if version != FORMAT:
+        if version not in READS:
             raise UserError(
-                f"{path} is of format {version}, and this version of rdcd-jax reads {FORMAT}; use the version that"
-                f" wrote it, or {AGAIN}."
+                f"{path} is of format {version}, and this version of rdcd-jax reads"
+                f" {' and '.join(map(str, READS))}; use the version that wrote it, or {AGAIN}."
             )
         segments = tuple((int(number), int(rows)) for number, rows in told.pop("segments"))
         manifest = Manifest(**told, segments=segments)
@@ -183,12 +189,15 @@ def consistently(folder: pathlib.Path, read: Callable[[Manifest], T]) -> T:
 
 
 @contextlib.contextmanager
-def writer(folder: pathlib.Path, new: Manifest | None = None) -> Iterator["Writer"]:
+def writer(
+    folder: pathlib.Path, new: Manifest | None = None, background: np.ndarray | None = None
+) -> Iterator["Writer"]:
     """Opens an index for changes; one process at a time may have it open so.
 
     Args:
         folder: of the index.
         new: the index to make where there is none.
+        background: [T, D] float32 of the new index, where its scores are normalised.
 
     Raises:
         UserError: there is none and `new` is None; another process changes it; it lost its manifest; see
@@ -210,6 +219,8 @@ def writer(folder: pathlib.Path, new: Manifest | None = None) -> Iterator["Write
             raise UserError(
                 f"{folder} holds segments of an index, but no {MANIFEST}; bring that back, or {AGAIN}."
             )
+        if fresh and background is not None:
+            write_background(folder / BACKGROUND, background)
         yield Writer(folder, new if fresh else read_manifest(folder))
 
 
@@ -336,12 +347,7 @@ def _stored(found: Descriptors, dtype: str) -> Segment:
     ids = tuple(found.ids.tolist())
     if dtype != "int8":
         return Segment(ids, rows.astype(dtype), None)
-    scales = np.abs(rows).max(axis=1) / _LEVELS
-    levels = np.rint(rows / scales[:, None])
-    # Scaled so that nothing of the rounding lies along the row itself: near queries feel that part most.
-    along = np.einsum("nd,nd->n", rows, levels)
-    squares = np.einsum("nd,nd->n", rows, rows)
-    return Segment(ids, levels.astype(np.int8), squares / along)
+    return Segment(ids, *quantised(rows))
 
 
 def _joined(first: Segment, second: Segment) -> Segment:

@@ -64,6 +64,7 @@ _NOT_NEGATIVE = (
     "objective.regress_lambda",
     "objective.compress_lambda",
     "student.calibrate",
+    "student.background",
     "optimizer.weight_decay",
 )
 # What is far beyond any use, and would overflow where it is counted or not fit where it is kept; others are integers of

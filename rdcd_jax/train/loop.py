@@ -17,6 +17,7 @@ from flax import nnx
 from rdcd_jax import models
 from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import UserError
+from rdcd_jax.evaluation.embed import embed_images
 from rdcd_jax.evaluation.runs import evaluate_disc_run
 from rdcd_jax.models.descriptor import DescriptorHead
 from rdcd_jax.progress import Reporter
@@ -24,7 +25,7 @@ from rdcd_jax.train import feed, record
 from rdcd_jax.train.check import check_config, check_training_set
 from rdcd_jax.train.checkpoints import Checkpoints
 from rdcd_jax.train.finish import calibrate_batch_norm, whiten, whitened_projector
-from rdcd_jax.train.frozen import view_features
+from rdcd_jax.train.frozen import ViewFeatures, view_features
 from rdcd_jax.train.mesh import make_mesh, replicate
 from rdcd_jax.train.optim import learning_rate_schedule, make_optimizer
 from rdcd_jax.train.rng import stream
@@ -86,8 +87,8 @@ def train_and_evaluate(
     record.begin(workdir, config.to_dict(), FREE, images.fingerprint())
 
     objective = Objective(**config.objective)
-    frozen = config.student.trainable == "projector"
-    if frozen:
+    views = None
+    if config.student.trainable == "projector":
         student, own_projector = _made_student(config, None)
         untrained = Evaluator(config, student, images, workdir).untrained
         views = view_features(config, images, untrained, mesh, workdir)
@@ -101,6 +102,8 @@ def train_and_evaluate(
     else:
         teacher = Teacher(images)
     images = teacher.images
+    if views is not None:
+        views = views.of(images)
 
     steps_per_epoch = len(images) // config.batch_size
     if not steps_per_epoch:
@@ -124,7 +127,7 @@ def train_and_evaluate(
         momentum=config.optimizer.momentum,
     )
 
-    if not frozen:
+    if views is None:
         student = make_student(config, teacher.feature_dim)
     feature_dim = teacher.feature_dim or student.projector.in_features
     if config.student.projector == "whitened" and len(images) < feature_dim:
@@ -133,7 +136,7 @@ def train_and_evaluate(
             " set config.student.projector to 'learned'."
         )
     # What learns.
-    learner = DescriptorHead(student.projector) if frozen else student
+    learner = DescriptorHead(student.projector) if views is not None else student
     graph = split(
         nnx.view(
             learner,
@@ -151,12 +154,12 @@ def train_and_evaluate(
         feature_dim=feature_dim,
         rng=stream(config.seed, "memory"),
     )
-    make_views = None if frozen else feed.make_views(config)
+    make_views = feed.make_views(config) if views is None else None
     step_function = jax.jit(
         make_train_step(graph, optimizer, objective, teacher.describe, make_views),
         donate_argnums=0,
     )
-    evaluator = Evaluator(config, student, images, workdir)
+    evaluator = Evaluator(config, student, images, workdir, views)
 
     if objective.moco_lambda > 0 and config.queue.size > len(images) // 2:
         print(
@@ -175,7 +178,7 @@ def train_and_evaluate(
         step = int(state.step)
         metrics = record.Metrics(workdir, step)
         stack.callback(metrics.close)
-        kept = views.of(images) if frozen else feed.kept_pictures(config, images)
+        kept = feed.kept_pictures(config, images) if views is None else views
         batches = stack.enter_context(feed.read_batches(config, images, kept, step))
         device_batches = feed.on_devices(
             batches, config, images, kept, teacher.features_of, mesh, workdir
@@ -363,12 +366,14 @@ class Evaluator:
         student: gives the structure.
         images: the training pictures, for what is fitted to them after training.
         workdir: where results go.
+        views: features of the pictures, where the trunk is frozen.
     """
 
     config: ml_collections.ConfigDict
     student: nnx.Module
     images: ImageSet
     workdir: pathlib.Path
+    views: ViewFeatures | None = None
 
     @property
     def untrained(self) -> Model:
@@ -415,7 +420,18 @@ class Evaluator:
     def export(self, model: Model, step: int) -> None:
         """Writes `export/`."""
         about = {"trained": {"steps": step, "pictures": len(self.images)}}
+        count = min(self.config.student.background, len(self.images))
+        if count:
+            model = dataclasses.replace(model, background=self._background(model, count))
         export_model(self.workdir / "export", model, about=about)
+
+    def _background(self, model: Model, count: int) -> np.ndarray:
+        """Descriptors of so many training pictures, evenly spread, unedited."""
+        places = np.linspace(0, len(self.images) - 1, count).round().astype(int)
+        if self.views is not None:
+            head = DescriptorHead(model.module.projector)
+            return np.asarray(head(jnp.asarray(self.views.unedited[places]))[1])
+        return embed_images(model, self.images.subset(places))[0].descriptors
 
 
 @contextlib.contextmanager

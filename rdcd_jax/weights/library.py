@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rdcd_jax.errors import UserError
+from rdcd_jax.evaluation.background import BACKGROUND, read_background, write_background
 from rdcd_jax.files import write_aside, write_json
 from rdcd_jax.models import build
 from rdcd_jax.models.branches import reparameterised
@@ -52,6 +53,7 @@ class Model:
         image_size: S, the side of the square pictures that it is best given, or their short edge.
         card: what its `model.json` says.
         short_edge: pictures should keep their aspect, see `evaluation.shapes`.
+        background: [T, D] float32, descriptors of unrelated pictures, for score normalisation; None without.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Model:
     image_size: int
     card: Mapping[str, object] = dataclasses.field(default_factory=dict)
     short_edge: bool = False
+    background: np.ndarray | None = None
 
     @functools.cached_property
     def _described(self) -> Callable[[np.ndarray], jax.Array]:
@@ -213,7 +216,8 @@ def shipped_names() -> list[str]:
 def export_model(
     folder: pathlib.Path, model: Model, *, half: bool = False, about: dict | None = None
 ) -> None:
-    """Writes a model: `weights.safetensors`, named and laid out as torch's state dict, and `model.json`.
+    """Writes a model: `weights.safetensors`, named and laid out as torch's state dict, `model.json`, and the background
+    where the model has one.
 
     Args:
         folder: made where missing; an export that is there is replaced.
@@ -226,6 +230,10 @@ def export_model(
     tensors = {name: np.ascontiguousarray(value, dtype) for name, value in tensors.items()}
     with write_aside(folder / WEIGHTS) as aside:
         safetensors.numpy.save_file(tensors, aside)
+    # That of an export which stood there before would be taken for this one's.
+    (folder / BACKGROUND).unlink(missing_ok=True)
+    if model.background is not None:
+        write_background(folder / BACKGROUND, model.background)
     write_json(folder / CARD, {**model_card(model), **(about or {})})
 
 
@@ -251,7 +259,9 @@ def _load_export(folder: pathlib.Path, name: str | None = None) -> Model:
     model = _filled(
         name or card["name"], card["network"], module, tensors, card["image_size"], source=weights
     )
-    return dataclasses.replace(model, card=card)
+    background = weights.with_name(BACKGROUND)
+    rows = read_background(background, model.dim) if background.is_file() else None
+    return dataclasses.replace(model, card=card, background=rows)
 
 
 def _load_file(path: pathlib.Path) -> Model:

@@ -1,0 +1,121 @@
+"""Descriptors of queries, each looked at in one way or several."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from rdcd_jax.data.sources import ImageSet
+from rdcd_jax.data.workers import mapped_ahead
+from rdcd_jax.errors import UnreadableImageError, UserError
+from rdcd_jax.evaluation.embed import DescribingModel, Progress, Unreadable
+from rdcd_jax.evaluation.exact import rows_not_finite
+from rdcd_jax.evaluation.shapes import batches, resized
+from rdcd_jax.index.variants import VARIANTS
+
+# Pictures that are described at a time: of more the network would need more memory than the search.
+_BATCH = 16
+_AHEAD = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Looks:
+    """Descriptors of queries.
+
+    Attributes:
+        query: [R] int64, the place of each row's query in its set, ascending.
+        variant: R names, keys of `VARIANTS`; empty for a query as it is.
+        descriptors: [R, D] float32.
+        unreadable: queries that were left out.
+    """
+
+    query: np.ndarray
+    variant: tuple[str, ...]
+    descriptors: np.ndarray
+    unreadable: list[Unreadable]
+
+    @property
+    def count(self) -> np.ndarray:
+        """[R]: in how many ways each row's query is looked at."""
+        return np.bincount(self.query)[self.query] if len(self.query) else self.query
+
+
+def embed_queries(
+    model: DescribingModel,
+    images: ImageSet,
+    variants: Sequence[str] = (),
+    *,
+    on_progress: Progress | None = None,
+) -> Looks:
+    """Describes queries as they are and changed; each is decoded once.
+
+    Args:
+        model: what describes them.
+        images: the queries.
+        variants: keys of `VARIANTS`.
+        on_progress: told queries done and in all.
+
+    Raises:
+        UserError: an unknown variant, or the model gives NaN.
+    """
+    for name in variants:
+        if name not in VARIANTS:
+            raise UserError(f"There is no variant '{name}'; use {', '.join(VARIANTS)}.")
+    rows: list[tuple[int, str]] = []
+    unreadable: list[Unreadable] = []
+
+    def looks() -> Iterator[tuple[int, np.ndarray]]:
+        with contextlib.closing(_decoded(model, images, variants)) as decoded:
+            for place, found in enumerate(decoded):
+                if isinstance(found, UnreadableImageError):
+                    unreadable.append(Unreadable(images.ids[place], str(found)))
+                    continue
+                for name, picture in found:
+                    rows.append((place, name))
+                    yield len(rows) - 1, picture
+
+    described: dict[int, np.ndarray] = {}
+    for places, batch in batches(
+        looks(), _BATCH, max(1, _BATCH // 4) if model.short_edge else _BATCH
+    ):
+        found = np.asarray(model.describe(batch), np.float32)[: len(places)]
+        described |= zip(places, found, strict=True)
+        if on_progress is not None:
+            on_progress(rows[-1][0] + 1, len(images))
+    # What has no direction resembles nothing.
+    kept = [row for row in range(len(rows)) if described[row].any()]
+    seen = {rows[row][0] for row in kept}
+    for place in sorted({place for place, _ in rows} - seen):
+        name = images.ids[place]
+        unreadable.append(Unreadable(name, f"{name}: the model describes it by nothing but zeros"))
+    descriptors = (
+        np.stack([described[row] for row in kept]) if kept else np.empty((0, 0), np.float32)
+    )
+    if kept and rows_not_finite(descriptors).size:
+        raise UserError(
+            f"{images.source}: the model {model.name or 'given'} describes images by NaN or infinity; its weights are"
+            " damaged."
+        )
+    query = np.asarray([rows[row][0] for row in kept], np.int64)
+    return Looks(query, tuple(rows[row][1] for row in kept), descriptors, unreadable)
+
+
+def _decoded(
+    model: DescribingModel, images: ImageSet, variants: Sequence[str]
+) -> Iterator[list[tuple[str, np.ndarray]] | UnreadableImageError]:
+    """Every query's pictures as the model takes them, the first as it is, some queries being decoded meanwhile."""
+
+    def load(place: int) -> list[tuple[str, np.ndarray]] | UnreadableImageError:
+        try:
+            image = images.decode(place)
+        except UnreadableImageError as error:
+            return error
+        looks = [("", image)]
+        looks += [(name, each) for name in variants for each in VARIANTS[name](image)]
+        return [(name, resized(each, model.image_size, model.short_edge)) for name, each in looks]
+
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+    return mapped_ahead(pool, load, range(len(images)), _AHEAD)
