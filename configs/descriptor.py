@@ -4,6 +4,11 @@ The trunk's features of each picture and of some edited views of it are computed
 InfoNCE and hard negatives between any two of them. Any recipe can end in this one. With `trainable=all` the trunk
 learns along, at a small rate on live views, while its own features as they were keep it from forgetting.
 
+Both terms are taken within a large batch, which features that were computed before allow: there the negatives are fresh
+and take a gradient too, which those of a queue do not. SSCD's terms are that form; an entropy weight of 10 is a
+hard-negative weight of 5, the paper's, up to constants. For the queue give --config.objective.moco_lambda=1 and
+--config.objective.sscd_lambda=0.
+
 --config=configs/descriptor.py:dim=128,init_from=MODEL,data=FOLDER
 --config=configs/descriptor.py:dim=256,nested,init_from=runs/trunk/export,data=FOLDER      64, 128 and 256 in one
 --config=configs/descriptor.py:trainable=all,init_from=runs/descriptor/export,data=FOLDER
@@ -25,7 +30,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         trainable="projector",
         image_size=224,
         views=4,
-        epochs=100,
+        epochs=50,
         data="",
         smoke=False,
     )
@@ -36,7 +41,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     # The start's statistics belong to its features.
     config.student.bn = "running"
     config.student.dropout = False
-    config.objective.kld_lambda = 0.0
+    config.objective.moco_lambda = config.objective.kld_lambda = 0.0
+    config.objective.sscd_lambda = 1.0
+    config.objective.sscd_temperature = config.objective.temperature
+    config.objective.entropy_lambda = 2 * config.objective.hn_lambda
     if given.nested:
         config.objective.nested_dims = (given.dim // 4, given.dim // 2, given.dim)
     config.optimizer.name = "adamw"
@@ -45,10 +53,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.schedule.epochs = given.epochs
     config.data.cached_views = given.views
     if given.trainable == "projector":
-        config.batch_size = 2048
-        config.queue.size = 2048
-        config.objective.key_momentum = 0.0
-        config.optimizer.learning_rate = 6e-4
+        config.batch_size = 1024
+        config.queue.size = config.bank.size = config.batch_size
+        config.optimizer.learning_rate = 1.25e-3
         config.log_every = 10
         config.checkpoint_every = 100
     else:
@@ -60,8 +67,7 @@ def _train_all(config: ml_collections.ConfigDict) -> None:
     """Sets what the trunk's own training needs: live views in small batches, a low rate, its start as the teacher."""
     make_small(config, batch_size=64, learning_rate=2e-4)
     config.student.calibrate = 0
-    config.queue.size = config.batch_size
-    config.objective.key_momentum = 0.0
+    config.queue.size = config.bank.size = config.batch_size
     config.objective.regress_lambda = 1.0
     config.teacher.model = config.init_from
     config.schedule.epochs = 4

@@ -1,16 +1,16 @@
-"""Fine-tuning a shipped student on one's own collection: a batch of 16, a small GPU or a CPU, see docs/finetune.md.
+"""Fine-tuning a shipped student's descriptor on one's own collection: minutes on a CPU, see docs/finetune.md.
 
-MoCo's queue supplies the negatives that a small batch lacks, so the paper's own objective fits; the rate is low, since
-the student only adapts. With a teacher its relations are kept; without one the student's own start is the teacher.
+The trunk stays as it is; the projector starts as the student's own, and learns by RDCD's terms between views of these
+pictures which of them differ. A collection needs some hundreds of pictures, and no labels.
 
---config=configs/finetune.py:data=FOLDER                              its start keeps it from forgetting
---config=configs/finetune.py:data=FOLDER,teacher=sscd                 a teacher does
+--config=configs/finetune.py:data=FOLDER
 --config=configs/finetune.py:data=FOLDER,start=rdcd-effb0-64,dim=64   another size
 """
 
 import ml_collections
 
-from configs.common import base_config, make_small, make_smoke, parse_arg
+from configs.common import make_smoke, parse_arg
+from configs.descriptor import get_config as descriptor
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -19,23 +19,18 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         arg,
         start="rdcd-effb0-128",
         dim=128,
-        teacher="",
-        image_size=128,
-        epochs=5,
-        queue=512,
+        image_size=224,
+        views=4,
+        batch=256,
+        epochs=20,
         data="",
         smoke=False,
     )
-    config = base_config(given.data, dim=given.dim)
-    config.init_from = given.start
-    config.image_size = given.image_size
-    make_small(config, batch_size=16, learning_rate=1.6e-3)
-    # Few pictures of one kind say little of BatchNorm's statistics; the start's were measured on many.
-    config.student.bn = "running"
-    config.student.calibrate = 0
-    config.teacher.model = given.teacher or given.start
-    # Well below the number of pictures, or a picture meets its own past keys as negatives.
-    config.queue.size = config.bank.size = given.queue
-    config.schedule.epochs = given.epochs
-    config.evaluate.image_size = 224
+    config = descriptor(
+        f"dim={given.dim},init_from={given.start},image_size={given.image_size},views={given.views},"
+        f"epochs={given.epochs},data={given.data}"
+    )
+    config.batch_size = given.batch
+    # The projector adapts: at three times the rate it gains no more here, and loses a little elsewhere.
+    config.optimizer.learning_rate = 3e-4
     return make_smoke(config) if given.smoke else config

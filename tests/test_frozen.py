@@ -61,8 +61,17 @@ def assert_equal_trees(actual, expected):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-def test_the_projector_learns_and_the_trunk_stays(pictures, start, tmp_path):
-    config = config_of(pictures, start, **{"objective.nested_dims": (2, 4)})
+# The paper's terms within the batch, and against a queue.
+WITHIN = {}
+QUEUE = {"objective.moco_lambda": 1.0, "objective.sscd_lambda": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("form", "terms"),
+    [(WITHIN, ("sscd_info_nce", "entropy")), (QUEUE, ("info_nce", "hard_negative"))],
+)
+def test_the_projector_learns_and_the_trunk_stays(pictures, start, tmp_path, form, terms):
+    config = config_of(pictures, start, **{"objective.nested_dims": (2, 4)}, **form)
     state = train_and_evaluate(config, tmp_path / "run")
     assert set(state.params) == {"projector"}
     before, after = load_model(str(start)).module, exported(tmp_path / "run")
@@ -71,7 +80,7 @@ def test_the_projector_learns_and_the_trunk_stays(pictures, start, tmp_path):
     assert_equal_trees(split(after.projector)[1], state.params["projector"])
     for row in metrics_of(tmp_path / "run"):
         assert np.isfinite(row["loss"]) and row["gradient_norm"] > 0
-        assert row["loss"] == pytest.approx(row["info_nce"] + row["hard_negative"], rel=1e-5)
+        assert row["loss"] == pytest.approx(sum(row[term] for term in terms), rel=1e-5)
 
 
 def test_it_starts_as_whitening_or_as_the_start_s_own(pictures, start, tmp_path):
@@ -136,7 +145,7 @@ def test_a_killed_caching_goes_on(pictures, start, tmp_path, monkeypatch, views)
 
 
 def test_a_resumed_run_equals_an_undisturbed_one(pictures, start, tmp_path):
-    config = config_of(pictures, start)
+    config = config_of(pictures, start, **QUEUE)
     whole = train_and_evaluate(config, tmp_path / "whole")
     for steps in (2, 4):
         config.schedule.max_steps = steps

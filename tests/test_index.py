@@ -388,7 +388,8 @@ def test_a_picture_of_zeros_is_left_out(tmp_path, monkeypatch):
 
     Image.new("RGB", (8, 8)).save(pictures / "blank.png")
     monkeypatch.setattr(
-        "rdcd_jax.weights.library.load_describer", lambda _: Sized(describe, 8, name="sums")
+        "rdcd_jax.weights.library.load_describer_of",
+        lambda spec, fingerprint: Sized(describe, 8, name="sums"),
     )
     index, added, unreadable = Index.build(tmp_path / "x", pictures, model="sums")
     assert (len(index), added) == (4, 4)

@@ -18,6 +18,7 @@ from rdcd_jax.weights.library import (
     Model,
     evaluation_mode,
     export_model,
+    load_describer_of,
     load_model,
     shipped_names,
 )
@@ -36,6 +37,19 @@ def test_shipped_students_describe_pictures(name, pictures):
     similarity = descriptors @ descriptors.T
     # Sixteen different pictures: a collapsed student would find them all alike.
     assert similarity[~np.eye(16, dtype=bool)].max() < 0.95
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_the_students_of_0_1_stay(dim, pictures):
+    assert not any("@" in name for name in shipped_names())
+    old, new = (load_model(f"rdcd-effb0-{dim}{version}") for version in ("@0.1", ""))
+    assert old.dim == new.dim == dim and old.fingerprint != new.fingerprint
+    np.testing.assert_allclose(np.linalg.norm(old.describe(pictures), axis=1), 1, atol=1e-5)
+    assert old.background is None and new.background.shape == (3000, dim)
+    found = load_describer_of(f"rdcd-effb0-{dim}", old.fingerprint)
+    assert found.name == old.name and found.fingerprint == old.fingerprint
+    for fingerprint in (None, new.fingerprint, "of no student"):
+        assert load_describer_of(f"rdcd-effb0-{dim}", fingerprint).fingerprint == new.fingerprint
 
 
 def test_bfloat16_trunk_stays_near_float32(pictures):

@@ -99,9 +99,16 @@ class Index:
         """
         if dtype not in store.DTYPES:
             raise UserError(f"There is no dtype '{dtype}'; use one of {', '.join(store.DTYPES)}.")
-        from rdcd_jax.weights.library import absolute_spec, load_describer
+        from rdcd_jax.weights.library import absolute_spec, load_describer_of
 
-        describer = load_describer(model).at_size(image_size)
+        folder = pathlib.Path(folder)
+        there = store.read_manifest(folder) if (folder / store.MANIFEST).exists() else None
+        describer = load_describer_of(model, there and there.fingerprint).at_size(image_size)
+        if there is not None and there.normalised and not normalised:
+            raise UserError(
+                f"{folder} is an index whose scores are normalised; search it with --score-norm=none, or give another"
+                " folder."
+            )
         background = getattr(describer, "background", None) if normalised else None
         meaning = calibration or getattr(describer, "card", {}).get("calibration")
         scoring_of(background, meaning)  # refuses what is none
@@ -114,7 +121,6 @@ class Index:
             calibration=meaning and dict(meaning),
             normalised=background is not None,
         )
-        folder = pathlib.Path(folder)
         images = images if isinstance(images, ImageSet) else find_images(images)
         with store.writer(folder, new, background) as writer:
             there = writer.manifest
@@ -136,9 +142,10 @@ class Index:
 
     @functools.cached_property
     def _describer(self):
-        from rdcd_jax.weights.library import load_describer
+        from rdcd_jax.weights.library import load_describer_of
 
-        found = load_describer(self.manifest.model).at_size(self.manifest.image_size)
+        manifest = self.manifest
+        found = load_describer_of(manifest.model, manifest.fingerprint).at_size(manifest.image_size)
         _require_same_model(self.folder, self.manifest, found)
         return found
 
@@ -243,33 +250,31 @@ class Index:
         scores = scoring.scores(similarities, scoring.adjustment(looks.descriptors)[:, None])
         # Each look is another chance for a likeness.
         compared = len(manifest) * looks.count
-        least = dict.fromkeys(compared.tolist(), threshold)
         if threshold is None:
-            least = {n: scoring.threshold(PRECISION, n) for n in least}
-        # The row and column of the best score of each query and picture.
-        best: dict[tuple[int, int], tuple[int, int]] = {}
-        for row, (query, n) in enumerate(zip(looks.query.tolist(), compared.tolist(), strict=True)):
-            for column, (score, place) in enumerate(
-                zip(scores[row].tolist(), places[row].tolist(), strict=True)
-            ):
-                if least[n] is not None and score < least[n]:
-                    continue
-                there = best.get((query, place))
-                if there is None or scores[there] < score:
-                    best[query, place] = row, column
-        ids = self._ids_of(manifest, [place for _, place in best])
-        cells = tuple(np.asarray(list(best.values()), np.int64).reshape(-1, 2).T)
-        told = scoring.probability(scores[cells], compared[cells[0]])
+            least = {n: scoring.threshold(PRECISION, n) for n in set(compared.tolist())}
+            floor = np.asarray([least[n] for n in compared.tolist()], float)
+        else:
+            floor = np.full(len(compared), threshold)
+        # Without a calibration the floor is NaN, and nothing lies below it.
+        row, column = np.nonzero(~(scores < floor[:, None]))
+        query, place = looks.query[row], places[row, column]
+        order = np.lexsort((-scores[row, column], place, query))
+        pair = np.stack([query, place])[:, order]
+        first = np.r_[True, (pair[:, 1:] != pair[:, :-1]).any(axis=0)][: len(order)]
+        row, column = row[order[first]], column[order[first]]
+        ids = self._ids_of(manifest, places[row, column])
+        found = zip(
+            looks.query[row].tolist(),
+            places[row, column].tolist(),
+            scores[row, column].tolist(),
+            similarities[row, column].tolist(),
+            scoring.probability(scores[row, column], compared[row]),
+            row.tolist(),
+            strict=True,
+        )
         return [
-            Match(
-                names[query],
-                ids[place],
-                float(scores[row, column]),
-                float(similarities[row, column]),
-                probability,
-                looks.variant[row],
-            )
-            for ((query, place), (row, column)), probability in zip(best.items(), told, strict=True)
+            Match(names[query], ids[place], score, similarity, probability, looks.variant[i])
+            for query, place, score, similarity, probability, i in found
         ]
 
     def scoring(self, normalised: bool = True) -> Scoring:

@@ -49,7 +49,7 @@ def environment() -> dict:
 
 def _git_revision() -> str | None:
     """Revision of the checkout this package lies in, with `+` where it was changed; None outside one."""
-    folder = pathlib.Path(__file__).parent
+    folder = pathlib.Path(__file__).parents[1]
 
     def git(*words: str) -> str:
         return subprocess.run(

@@ -38,6 +38,8 @@ SHIPPED = importlib.resources.files("rdcd_jax") / "students"
 WEIGHTS, CARD = "weights.safetensors", "model.json"
 # The card's entry of a student whose descriptor is the first numbers of another's, in a folder beside its own.
 FIRST_OF = "first_of"
+# Between a shipped student's name and the version of this package that shipped it, where a later one ships another.
+VERSION = "@"
 # A network with random weights, as `random:NETWORK`.
 RANDOM = "random"
 
@@ -202,15 +204,36 @@ def absolute_spec(spec: str) -> str:
     kind, colon, path = spec.partition(":")
     if kind in store.KINDS or kind == ONNX_RUN:
         return f"{kind}:{os.path.abspath(path)}" if path else spec
-    named = colon or spec in NETWORKS or spec == "sscd" or spec in shipped_names()
+    named = colon or spec in NETWORKS or spec == "sscd" or spec in _shipped()
     return spec if named or not os.path.exists(spec) else os.path.abspath(spec)
 
 
 def shipped_names() -> list[str]:
-    """Names of the students inside the package."""
+    """Names of the students inside the package, without those of earlier versions."""
+    return [name for name in _shipped() if VERSION not in name]
+
+
+def _shipped() -> list[str]:
     if not SHIPPED.is_dir():
         return []
     return sorted(folder.name for folder in SHIPPED.iterdir() if (folder / CARD).is_file())
+
+
+def load_describer_of(spec: str, fingerprint: str | None) -> Model | OnnxModel:
+    """Loads what `load_describer` does; of a shipped student the version that has these weights, if one has.
+
+    Args:
+        spec: see `load_describer`.
+        fingerprint: a digest of weights, see `Model.fingerprint`; None for any.
+    """
+    found = load_describer(spec)
+    if fingerprint is not None and found.fingerprint != fingerprint:
+        for name in _shipped():
+            if name.startswith(spec + VERSION):
+                earlier = load_describer(name)
+                if earlier.fingerprint == fingerprint:
+                    return earlier
+    return found
 
 
 def export_model(
