@@ -7,10 +7,12 @@ half of its queries and applied to the others, over and over; and, to see what b
 fitted to a sixth of its references with their queries and applied to the other queries among all references. Of each
 OTHER, such as rdcd_jax/sample or the collection of experiments/clipart.py, all matches are judged by the calibration in
 the card. Predicted is the mean of what is told of the matches whose own estimate reaches a level, actual the share of
-them that are copies. The result goes to experiments/results/calibration.json.
+them that are copies; and of the matches that reach the threshold of a precision, the share that are copies. Scores are
+normalised by the models' backgrounds, as in an index. The result goes to experiments/results/calibration.json.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 
@@ -20,11 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from rdcd_jax.data.sources import find_images  # noqa: E402
-from rdcd_jax.evaluation.calibration import (  # noqa: E402
-    Calibration,
-    fit_calibration,
-    read_calibration,
-)
+from rdcd_jax.evaluation.calibration import Calibration, fit_calibration  # noqa: E402
 from rdcd_jax.evaluation.descriptors import Descriptors  # noqa: E402
 from rdcd_jax.evaluation.embed import embed_images  # noqa: E402
 from rdcd_jax.evaluation.ground_truth import (  # noqa: E402
@@ -33,7 +31,9 @@ from rdcd_jax.evaluation.ground_truth import (  # noqa: E402
     read_ground_truth,
 )
 from rdcd_jax.evaluation.runs import best_matches  # noqa: E402
+from rdcd_jax.evaluation.score_norm import DEFAULT  # noqa: E402
 from rdcd_jax.files import write_json  # noqa: E402
+from rdcd_jax.index.scoring import scoring_of  # noqa: E402
 from rdcd_jax.train.record import environment  # noqa: E402
 from rdcd_jax.weights.library import load_describer, shipped_names  # noqa: E402
 
@@ -53,74 +53,108 @@ def sets_of(model, folder: str) -> tuple[Descriptors, Descriptors, GroundTruth]:
     return queries, references, read_ground_truth(layout.ground_truth)
 
 
-def agreement(told: np.ndarray, correct: np.ndarray) -> list[dict]:
-    """Predicted and actual precision in percent of what reaches each level, and how many those are."""
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """Matches and what a calibration says of them.
+
+    Attributes:
+        probability: [P] that each is a copy.
+        correct: [P] bool, whether it is.
+        reached: by level, [P] bool, whether its score reaches the threshold of that precision.
+    """
+
+    probability: np.ndarray
+    correct: np.ndarray
+    reached: dict[float, np.ndarray]
+
+
+def judged(
+    calibration: Calibration, scores: np.ndarray, correct: np.ndarray, references: int
+) -> Judged:
+    """What a calibration says of matches [N, k] among so many references."""
+    scores = scores.ravel()
+    reached = {level: scores >= calibration.threshold(level, references) for level in LEVELS}
+    return Judged(calibration.probability(scores, references), correct.ravel(), reached)
+
+
+def agreement(parts: list[Judged]) -> list[dict]:
+    """Predicted and actual precision in percent of what reaches each level, and how many matches of a part do."""
+    told, correct = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("probability", "correct")
+    )
     rows = []
     for level in LEVELS:
-        reached = told >= level
-        if reached.any():
-            predicted, actual = (100 * float(x[reached].mean()) for x in (told, correct))
-            rows.append(
-                {
-                    "level": level,
-                    "predicted": round(predicted, 1),
-                    "actual": round(actual, 1),
-                    "matches": int(reached.sum()),
-                }
-            )
+        sure = told >= level
+        found = np.concatenate([part.reached[level] for part in parts])
+        row = {"level": level, "found": round(found.sum() / len(parts))}
+        if sure.any():
+            predicted, actual = (round(100 * float(x[sure].mean()), 1) for x in (told, correct))
+            row |= {"predicted": predicted, "actual": actual}
+            row["matches"] = round(sure.sum() / len(parts))
+        if found.any():
+            row["precision of what is found"] = round(100 * float(correct[found].mean()), 1)
+        rows.append(row)
     return rows
 
 
 def across_halves(
-    queries: Descriptors, references: Descriptors, truth: GroundTruth, splits: int
+    queries: Descriptors,
+    references: Descriptors,
+    truth: GroundTruth,
+    background: np.ndarray | None,
+    splits: int,
 ) -> list[dict]:
-    """As `agreement`, of matches whose queries the calibration was not fitted to; matches are those of one split."""
-    scores, correct = best_matches(queries, references, truth)
+    """As `agreement`, of matches whose queries the calibration was not fitted to."""
+    scores, correct = best_matches(queries, references, truth, background)
     rng = np.random.default_rng(0)
-    told, right = [], []
+    parts = []
     for _ in range(splits):
         order = rng.permutation(len(scores))
         half, other = order[: len(order) // 2], order[len(order) // 2 :]
-        fitted = _fitted(scores[half], correct[half], len(references))
-        told.append(fitted.probability(scores[other].ravel(), len(references)))
-        right.append(correct[other].ravel())
-    return _of_one(splits, told, right)
+        fitted = _fitted(scores[half], correct[half], len(references), background)
+        parts.append(judged(fitted, scores[other], correct[other], len(references)))
+    return agreement(parts)
 
 
 def across_sizes(
-    queries: Descriptors, references: Descriptors, truth: GroundTruth, splits: int
+    queries: Descriptors,
+    references: Descriptors,
+    truth: GroundTruth,
+    background: np.ndarray | None,
+    splits: int,
 ) -> list[dict]:
     """The same, fitted to so few references as `PART` tells, and applied among all of them."""
-    scores, correct = best_matches(queries, references, truth)
+    scores, correct = best_matches(queries, references, truth, background)
     original = dict(truth.pairs)
     originals = np.asarray([original.get(name, "") for name in queries.ids.tolist()])
     rng = np.random.default_rng(0)
-    told, right = [], []
+    parts = []
     for _ in range(splits):
         few = _some(references, rng.random(len(references)) < PART)
         # Queries whose copies are there, and of those without a copy as large a part.
         chance = (originals == "") & (rng.random(len(queries)) < PART)
         some = np.isin(originals, few.ids) | chance
-        found = best_matches(_some(queries, some), few, truth)
-        fitted = _fitted(*found, len(few))
-        told.append(fitted.probability(scores[~some].ravel(), len(references)))
-        right.append(correct[~some].ravel())
-    return _of_one(splits, told, right)
+        found = best_matches(_some(queries, some), few, truth, background)
+        fitted = _fitted(*found, len(few), background)
+        parts.append(judged(fitted, scores[~some], correct[~some], len(references)))
+    return agreement(parts)
 
 
-def _fitted(scores: np.ndarray, correct: np.ndarray, references: int) -> Calibration:
+def _fitted(
+    scores: np.ndarray, correct: np.ndarray, references: int, background: np.ndarray | None
+) -> Calibration:
     return fit_calibration(
-        scores.ravel(), correct.ravel(), references=references, measured_on="a part"
+        scores.ravel(),
+        correct.ravel(),
+        references=references,
+        measured_on="a part",
+        score_norm="" if background is None else DEFAULT,
     )
 
 
 def _some(found: Descriptors, kept: np.ndarray) -> Descriptors:
     return Descriptors(found.ids[kept], found.descriptors[kept], found.model)
-
-
-def _of_one(splits: int, told: list[np.ndarray], right: list[np.ndarray]) -> list[dict]:
-    rows = agreement(np.concatenate(told), np.concatenate(right))
-    return [{**row, "matches": round(row["matches"] / splits)} for row in rows]
 
 
 def main() -> None:
@@ -137,17 +171,19 @@ def main() -> None:
     for name in options.models:
         model = load_describer(name)
         sets, where = sets_of(model, options.benchmark), pathlib.Path(options.benchmark).name
+        own = scoring_of(model.background, model.card["calibration"])
         rows = {
-            f"{where}, halves": across_halves(*sets, options.splits),
-            f"{where}, a sixth of the references": across_sizes(*sets, options.splits),
+            f"{where}, halves": across_halves(*sets, own.background, options.splits),
+            f"{where}, a sixth of the references": across_sizes(
+                *sets, own.background, options.splits
+            ),
         }
         for other in options.others:
             queries, references, truth = sets_of(model, other)
-            scores, correct = best_matches(queries, references, truth)
-            told = read_calibration(model.card["calibration"]).probability(
-                scores.ravel(), len(references)
+            found = best_matches(queries, references, truth, own.background)
+            rows[pathlib.Path(other).name] = agreement(
+                [judged(own.calibration, *found, len(references))]
             )
-            rows[pathlib.Path(other).name] = agreement(told, correct.ravel())
         result[name] = rows
         for where, lines in rows.items():
             print(name, where)

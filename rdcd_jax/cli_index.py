@@ -188,8 +188,9 @@ def _add_search(verbs) -> None:
     )
     parser.add_argument(
         "--variants",
-        default="",
-        help="also looks for: flip, rotate90, rotate180, rotate270, trim (borders, screenshots), crops (parts)",
+        default="trim",
+        help="also looks for queries changed so: trim (borders and a screenshot's bars cut off; the default), crops"
+        " (five parts), flip, rotate90, rotate180, rotate270; or none",
     )
     _add_score_norm_option(parser)
     parser.add_argument("--out", type=pathlib.Path, help="a .csv or .json file for all matches")
@@ -211,7 +212,7 @@ def _search(options, rest) -> None:
             images,
             k=options.k,
             threshold=options.threshold,
-            variants=[name for name in options.variants.split(",") if name],
+            variants=[name for name in options.variants.split(",") if name not in ("", "none")],
             normalised=options.score_norm == "auto",
             on_progress=lambda done, total: report("Describing", done, total),
         )

@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy import CONFIGS, FEATURE, make_export, make_features, make_pictures, metrics_of
+from toy import (
+    CONFIGS,
+    FEATURE,
+    changed,
+    make_export,
+    make_features,
+    make_pictures,
+    metrics_of,
+)
 
 from rdcd_jax import losses
 from rdcd_jax.data.pipeline import make_batches
@@ -43,14 +51,7 @@ def config_of(pictures, start, **changes):
     config.queue.size = 8
     # optax's AdamW does not know strict promotion.
     config.optimizer.name = "sgd"
-    for name, value in changes.items():
-        *parts, leaf = name.split(".")
-        node = config
-        for part in parts:
-            node = node[part]
-        assert leaf in node, name
-        node[leaf] = value
-    return config
+    return changed(config, changes)
 
 
 def exported(workdir):
@@ -172,6 +173,13 @@ def test_runs_share_a_cache_that_refuses_other_views(pictures, start, tmp_path, 
         config = config_of(pictures, start, **shared, **changes)
         with pytest.raises(UserError, match=rf"view_features\.json: its features are of {what}"):
             train_and_evaluate(config, tmp_path / "third")
+
+
+def test_too_few_pictures_are_told_before_anything_is_computed(pictures, start, tmp_path):
+    config = config_of(pictures, start, batch_size=48)
+    with pytest.raises(UserError, match="40 pictures do not fill one batch of 48"):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "features.npz").exists()
 
 
 def test_unreadable_pictures_are_left_out(start, tmp_path):

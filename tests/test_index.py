@@ -358,6 +358,25 @@ def test_a_flipped_copy_is_found_where_it_is_asked_for(model, tmp_path):
         index.search(tmp_path / "queries", variants=["mirror"])
 
 
+def test_a_framed_copy_is_found_unless_it_is_not_asked_for(model, tmp_path, capsys):
+    pictures, queries = make_pictures(tmp_path / "pictures", 6), tmp_path / "queries"
+    queries.mkdir()
+    page = Image.new("RGB", (96, 144), "white")
+    with Image.open(pictures / "T00002.jpg") as image:
+        page.paste(image, (24, 48))
+    page.save(queries / "page.png")
+    index, _, _ = Index.build(tmp_path / "x", pictures, model=model)
+    (best, *_), _ = index.search(queries)
+    assert (best.reference, best.variant) == ("T00002", "trim") and best.score > 0.999
+    (plain, *_), _ = index.search(queries, variants=())
+    assert plain.score < best.score
+    words = ["search", f"--index={tmp_path / 'x'}", str(queries), f"--out={tmp_path / 'm.csv'}"]
+    for option, variants in (([], {"trim"}), (["--variants=none"], {""})):
+        assert main([*words, *option, "--k=1"]) == 0
+        with (tmp_path / "m.csv").open() as file:
+            assert {row["variant"] for row in csv.DictReader(file)} == variants
+
+
 def test_more_looks_at_a_query_ask_for_a_higher_score(model, tmp_path):
     pictures = make_pictures(tmp_path / "pictures", 4)
     meaning = Calibration(0.0, 2.0, 4, "a set")

@@ -125,6 +125,16 @@ def test_an_index_may_do_without(model, tmp_path, capsys):
     assert main(["duplicates", str(pictures), f"--model={model}", "--score-norm=none"]) == 0
 
 
+def test_a_calibration_of_other_scores_is_refused(model, tmp_path):
+    pictures = make_pictures(tmp_path / "pictures", 4)
+    plain = dataclasses.asdict(Calibration(0.0, 2.0, 4, "a set"))
+    with pytest.raises(UserError, match="knows nothing of normalised scores"):
+        Index.build(tmp_path / "x", pictures, model=model, calibration=plain)
+    assert not (tmp_path / "x").exists()
+    index = Index.build(tmp_path / "x", pictures, model=model, calibration=plain, normalised=False)
+    assert index[0].scoring().calibration == Calibration(0.0, 2.0, 4, "a set")
+
+
 def test_a_damaged_background_is_told(model, tmp_path):
     pictures = make_pictures(tmp_path / "pictures", 4)
     index, _, _ = Index.build(tmp_path / "x", pictures, model=model)

@@ -88,6 +88,11 @@ def toy_config(pictures, features=None, **changes):
     config.queue.size = config.bank.size = 24
     if features is not None:
         config.teacher.features = str(features)
+    return changed(config, changes)
+
+
+def changed(config, changes):
+    """The config with fields set by their dotted names."""
     for name, value in changes.items():
         *parts, leaf = name.split(".")
         node = config

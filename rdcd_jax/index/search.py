@@ -21,6 +21,8 @@ from rdcd_jax.index.scoring import Scoring, scoring_of
 _BLOCK = 16_384
 # Of matches that are told where no threshold is given.
 PRECISION = 0.9
+# It changes queries with borders alone, and costs the others nothing.
+DEFAULT_VARIANTS = ("trim",)
 # Pictures that are described and put into the index at a time: what a build that is killed has to do again.
 CHUNK = 4096
 Progress = Callable[[int, int], None]
@@ -111,7 +113,12 @@ class Index:
             )
         background = getattr(describer, "background", None) if normalised else None
         meaning = calibration or getattr(describer, "card", {}).get("calibration")
-        scoring_of(background, meaning)  # refuses what is none
+        scoring = scoring_of(background, meaning)  # refuses what is none
+        if calibration and background is not None and scoring.calibration is None:
+            raise UserError(
+                "The calibration given knows nothing of normalised scores; give the calibration.json of `rdcd-jax"
+                " evaluate disc --model=...`, or build the index with --score-norm=none."
+            )
         new = store.Manifest(
             model=absolute_spec(model),
             fingerprint=describer.fingerprint,
@@ -195,7 +202,7 @@ class Index:
         *,
         k: int = 10,
         threshold: float | None = None,
-        variants: Sequence[str] = (),
+        variants: Sequence[str] = DEFAULT_VARIANTS,
         normalised: bool = True,
         on_progress: Progress | None = None,
     ) -> tuple[list[Match], list[Unreadable]]:
@@ -208,7 +215,7 @@ class Index:
                 calibration.
             normalised: False for similarities as they are, where the index normalises scores.
             variants: also looks for queries changed so, keys of `variants.VARIANTS`; of the same pair the best score
-                counts.
+                counts. By default `trim`: queries with borders, such as screenshots, without them as well.
             on_progress: told pictures done and in all.
 
         Returns:

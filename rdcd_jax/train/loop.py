@@ -88,6 +88,7 @@ def train_and_evaluate(
 
     objective = Objective(**config.objective)
     views = None
+    _require_a_batch(images, config.batch_size)
     if config.student.trainable == "projector":
         student, own_projector = _made_student(config, None)
         untrained = Evaluator(config, student, images, workdir).untrained
@@ -105,12 +106,9 @@ def train_and_evaluate(
     if views is not None:
         views = views.of(images)
 
+    # Some may have turned out to be unreadable.
+    _require_a_batch(images, config.batch_size)
     steps_per_epoch = len(images) // config.batch_size
-    if not steps_per_epoch:
-        raise UserError(
-            f"{images.source}: {len(images)} pictures do not fill one batch of {config.batch_size};"
-            " lower config.batch_size."
-        )
     schedule = learning_rate_schedule(
         config.optimizer.learning_rate * config.batch_size / 256,
         steps_per_epoch,
@@ -217,6 +215,13 @@ def train_and_evaluate(
             checkpoints.save(state)
             checkpoints.require(step)
     return state
+
+
+def _require_a_batch(images: ImageSet, batch_size: int) -> None:
+    if len(images) < batch_size:
+        raise UserError(
+            f"{images.source}: {len(images)} pictures do not fill one batch of {batch_size}; lower config.batch_size."
+        )
 
 
 def share_of(images: ImageSet, share: float, seed: int) -> ImageSet:
