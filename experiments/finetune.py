@@ -1,10 +1,10 @@
 """What fine-tuning on clip art gives there, and costs elsewhere: the example of docs/finetune.md.
 
-    python experiments/finetune.py COLLECTION BENCHMARK OUT [--start rdcd-effb0-128] [--dim 128]
+    python experiments/finetune.py COLLECTION BENCHMARK OUT [--training SOME] [--start rdcd-effb0-128] [--dim 128]
 
 COLLECTION is a DISC-shaped folder, of which `train` is trained on: the clip art of experiments/clipart.py. BENCHMARK is
-another, of pictures as the student was trained on. Runs go on where they were stopped; the result goes to
-experiments/results/finetune.json.
+another, of pictures as the student was trained on, whose scores are normalised by SOME, or by its own training set.
+Runs go on where they were stopped; the result goes to experiments/results/finetune.json.
 """
 
 import argparse
@@ -26,9 +26,13 @@ from rdcd_jax.weights.library import load_model  # noqa: E402
 RESULT = ROOT / "experiments" / "results" / "finetune.json"
 
 
-def figures(model: str, folder: pathlib.Path, out: pathlib.Path, image_size: int) -> dict:
-    """µAP and recall at 90% precision in percent, without and with score normalisation by the folder's training set."""
-    rows, _, _ = evaluate_disc_run(load_model(model).at_size(image_size), folder, out / folder.name)
+def figures(
+    model: str, folder: pathlib.Path, out: pathlib.Path, image_size: int, training: str | None
+) -> dict:
+    """µAP and recall at 90% precision in percent, without and with score normalisation."""
+    rows, _, _ = evaluate_disc_run(
+        load_model(model).at_size(image_size), folder, out / folder.name, training=training
+    )
     found = {}
     for row in rows:
         recall = row.metrics.recall_at_p90
@@ -47,24 +51,30 @@ def main() -> None:
     parser.add_argument("collection", type=pathlib.Path)
     parser.add_argument("benchmark", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--training")
     parser.add_argument("--start", default="rdcd-effb0-128")
     parser.add_argument("--dim", type=int, default=128)
     options = parser.parse_args()
-    training = options.collection / "train"
-    config = finetune.get_config(f"data={training},start={options.start},dim={options.dim}")
+    pictures = options.collection / "train"
+    config = finetune.get_config(f"data={pictures},start={options.start},dim={options.dim}")
     workdir = options.out / "run"
     train_and_evaluate(config, workdir)
     result = {}
     for when, model in (("before", options.start), ("after", str(workdir / "export"))):
         result[when] = {
-            folder.name: figures(model, folder, options.out / when, config.evaluate.image_size)
-            for folder in (options.collection, options.benchmark)
+            folder.name: figures(
+                model, folder, options.out / when, config.evaluate.image_size, training
+            )
+            for folder, training in (
+                (options.collection, None),
+                (options.benchmark, options.training),
+            )
         }
     write_json(
         RESULT,
         {
             "start": options.start,
-            "pictures": len(find_images(str(training))),
+            "pictures": len(find_images(str(pictures))),
             "environment": environment(),
             "minutes": round(training_seconds(workdir) / 60, 1),
             "figures": result,

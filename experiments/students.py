@@ -141,7 +141,7 @@ def stage_config(options: argparse.Namespace, number: int):
         config.bank.size = pictures // 4
     steps_per_epoch = pictures // config.batch_size
     config.schedule.max_steps = stage.until * steps_per_epoch
-    config.checkpoint_every = 250
+    config.checkpoint_every = 50
     config.evaluate.every = 10 * steps_per_epoch
     config.evaluate.image_size = stage.evaluation_size
     if options.benchmark:
