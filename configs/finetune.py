@@ -31,6 +31,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         f"epochs={given.epochs},data={given.data}"
     )
     config.batch_size = given.batch
-    # The projector adapts: at three times the rate it gains no more here, and loses a little elsewhere.
+    # The projector adapts, and is to forget nothing.
     config.optimizer.learning_rate = 3e-4
     return make_smoke(config) if given.smoke else config
