@@ -163,7 +163,11 @@ def train(options: argparse.Namespace) -> None:
     recipe = RECIPES[options.recipe]
     pack_images(options.pictures, options.out / "pictures", short_side=recipe.short_side)
     for number in range(len(recipe.stages)):
-        train_and_evaluate(stage_config(options, number), options.out / f"stage{number + 1}")
+        workdir = options.out / f"stage{number + 1}"
+        train_and_evaluate(stage_config(options, number), workdir)
+        if not (workdir / "export").exists():
+            print("Stopped; the same command goes on.")
+            return
 
 
 def descriptors(options: argparse.Namespace) -> None:
