@@ -14,8 +14,6 @@ from rdcd_jax.evaluation.int8 import quantised
 from rdcd_jax.files import write_aside
 
 BACKGROUND = "background.safetensors"
-# Descriptors that are enough; more change scores little.
-MOST = 3000
 
 
 def write_background(path: str | os.PathLike, descriptors: np.ndarray) -> None:

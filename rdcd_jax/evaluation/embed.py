@@ -19,7 +19,7 @@ from rdcd_jax.evaluation.shapes import batches, resized
 
 _MAX_THREADS = 16
 _BATCHES_AHEAD = 2
-_NOTHING = "the model describes it by nothing but zeros"
+NOTHING = "the model describes it by nothing but zeros"
 
 # Called with pictures done and pictures in all.
 Progress = Callable[[int, int], None]
@@ -164,7 +164,7 @@ def described_parts(
                 # What has no direction resembles nothing.
                 for place in np.flatnonzero(done & ~described.any(axis=1)).tolist():
                     done[place] = False
-                    unreadable.append(Unreadable(ids[place], f"{ids[place]}: {_NOTHING}"))
+                    unreadable.append(Unreadable(ids[place], f"{ids[place]}: {NOTHING}"))
             yield Part(_checked(model, images, ids, described, done), unreadable)
 
 

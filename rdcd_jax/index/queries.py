@@ -11,7 +11,7 @@ import numpy as np
 from rdcd_jax.data.sources import ImageSet
 from rdcd_jax.data.workers import mapped_ahead
 from rdcd_jax.errors import UnreadableImageError, UserError
-from rdcd_jax.evaluation.embed import DescribingModel, Progress, Unreadable
+from rdcd_jax.evaluation.embed import NOTHING, DescribingModel, Progress, Unreadable
 from rdcd_jax.evaluation.exact import rows_not_finite
 from rdcd_jax.evaluation.shapes import batches, resized
 from rdcd_jax.index.variants import VARIANTS
@@ -90,7 +90,7 @@ def embed_queries(
     seen = {rows[row][0] for row in kept}
     for place in sorted({place for place, _ in rows} - seen):
         name = images.ids[place]
-        unreadable.append(Unreadable(name, f"{name}: the model describes it by nothing but zeros"))
+        unreadable.append(Unreadable(name, f"{name}: {NOTHING}"))
     descriptors = (
         np.stack([described[row] for row in kept]) if kept else np.empty((0, 0), np.float32)
     )
