@@ -12,8 +12,15 @@ from toy import FEATURE, ToyBackbone, make_export, make_pictures
 
 from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import UnreadableImageError
-from rdcd_jax.evaluation.embed import Describer, described_parts, embed_images
+from rdcd_jax.evaluation.embed import (
+    Describer,
+    described_parts,
+    embed_images,
+    has_fingerprint,
+)
 from rdcd_jax.evaluation.shapes import resized
+from rdcd_jax.models import registry
+from rdcd_jax.weights import convert, tables
 from rdcd_jax.weights.library import load_model
 
 
@@ -115,6 +122,33 @@ def test_fingerprints_follow_the_weights(toys, tmp_path):
     assert dataclasses.replace(same).fingerprint != first.fingerprint
     assert len(first.fingerprint) == hashlib.sha256().digest_size * 2
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(first.module, nnx.Param))) > FEATURE
+
+
+def test_fingerprints_do_not_follow_attributes(toys, tmp_path, monkeypatch):
+    class Renamed(ToyBackbone):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.stem = self.conv
+            del self.conv
+
+    before = load_model(str(make_export(tmp_path / "a")))
+    published_digest, attribute_digest = before.fingerprint, before.attribute_fingerprint
+    monkeypatch.setitem(registry.NETWORKS, "toy", registry.Network(Renamed, FEATURE))
+    names = ("backbone.stem", "backbone.bn", "backbone.fc")
+    published = ("backbone.conv", *names[1:])
+    monkeypatch.setitem(tables.LAYERS, "toy", lambda: dict(zip(names, published, strict=True)))
+    convert._layers.cache_clear()
+    after = load_model(str(tmp_path / "a"))
+    assert after.attribute_fingerprint != attribute_digest
+    assert after.fingerprint == published_digest
+    convert._layers.cache_clear()
+
+
+def test_fingerprints_of_version_0_1_are_known():
+    model = load_model("rdcd-effb0-64@0.1")
+    earlier = "7c6bd4a586cc1d46768b7baa8c40e633e7999389e1f87513a8ef780bc242b14c"
+    assert has_fingerprint(model, earlier) and has_fingerprint(model, model.fingerprint)
+    assert not has_fingerprint(model, "") and model.fingerprint != earlier
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,6 +56,12 @@ class Describer:
     fingerprint: str = ""
 
 
+def has_fingerprint(model: DescribingModel, fingerprint: str) -> bool:
+    """Whether a digest that was kept is that of the model's weights; version 0.1 made another one of the same."""
+    known = model.fingerprint == fingerprint
+    return known or getattr(model, "attribute_fingerprint", None) == fingerprint
+
+
 @dataclasses.dataclass(frozen=True)
 class Unreadable:
     """A picture that was left out.

@@ -30,6 +30,7 @@ from rdcd_jax.evaluation.embed import (
     Progress,
     Unreadable,
     described_parts,
+    has_fingerprint,
     none_readable,
 )
 from rdcd_jax.files import write_aside, write_json
@@ -229,6 +230,8 @@ def open_parts(
     if not folder.exists():
         _begin(folder, ours)
     told = _read_manifest(folder)
+    if has_fingerprint(model, told.get("fingerprint")):
+        ours["fingerprint"] = told["fingerprint"]
     if difference := _difference(told, ours):
         if any(folder.glob("*.npz")):
             raise UserError(

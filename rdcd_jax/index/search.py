@@ -12,7 +12,7 @@ from rdcd_jax.data.sources import ImageSet, find_images
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation import search
 from rdcd_jax.evaluation.background import BACKGROUND, read_background
-from rdcd_jax.evaluation.embed import Unreadable, described_parts
+from rdcd_jax.evaluation.embed import Unreadable, described_parts, has_fingerprint
 from rdcd_jax.index import store
 from rdcd_jax.index.queries import Looks, embed_queries
 from rdcd_jax.index.scoring import Scoring, scoring_of
@@ -359,7 +359,7 @@ def _require_same_model(folder: pathlib.Path, manifest: store.Manifest, describe
             f"{folder} has become an index of pictures of {manifest.image_size} pixels, not {describer.image_size};"
             " open it anew."
         )
-    if describer.fingerprint != manifest.fingerprint:
+    if not has_fingerprint(describer, manifest.fingerprint):
         raise UserError(
             f"{folder} was made by other weights of {manifest.model} than those that are there now, whose descriptors"
             " cannot be compared with its own; bring the old ones back, or build another index."

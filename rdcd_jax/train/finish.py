@@ -90,7 +90,7 @@ def featured(model: Model) -> Describer:
         lambda pictures: np.asarray(run(arrays, pictures)),
         model.image_size,
         name=model.name,
-        fingerprint=digest_of(model.module.backbone),
+        fingerprint=digest_of(model, "backbone."),
     )
 
 

@@ -106,7 +106,7 @@ def view_features(
     folder = pathlib.Path(config.data.cache or workdir)
     folder.mkdir(parents=True, exist_ok=True)
     made_by = {
-        "trunk": digest_of(model.module.backbone),
+        "trunk": digest_of(model, "backbone."),
         "image_size": config.image_size,
         "data": {name: config.data[name] for name in ("policy", "views", "picture_size")},
         "views": config.data.cached_views,

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rdcd_jax.errors import UserError
 from rdcd_jax.evaluation.background import BACKGROUND, read_background, write_background
+from rdcd_jax.evaluation.embed import has_fingerprint
 from rdcd_jax.files import write_aside, write_json
 from rdcd_jax.models import build
 from rdcd_jax.models.branches import reparameterised
@@ -85,7 +86,17 @@ class Model:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of the weights."""
-        return digest_of(self.module)
+        return digest_of(self)
+
+    @functools.cached_property
+    def attribute_fingerprint(self) -> str:
+        """The digest by which version 0.1 knew these weights: of the module's attributes, however they are called."""
+        digest = hashlib.sha256()
+        state = nnx.as_pure(nnx.state(self.module, (nnx.Param, nnx.BatchStat)))
+        for path, leaf in jax.tree.leaves_with_path(state):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf).data)
+        return digest.hexdigest()
 
     @property
     def feature_dim(self) -> int:
@@ -124,13 +135,18 @@ class Model:
         return dataclasses.replace(self, image_size=image_size, short_edge=short_edge)
 
 
-def digest_of(module: nnx.Module) -> str:
-    """A digest of a module's weights and statistics."""
+def digest_of(model: Model, part: str = "") -> str:
+    """A digest of a model's weights and statistics under their published names, which outlive any change to the code.
+
+    Args:
+        model: the model.
+        part: what the names begin with, such as "backbone."; all of them where empty.
+    """
     digest = hashlib.sha256()
-    state = nnx.as_pure(nnx.state(module, (nnx.Param, nnx.BatchStat)))
-    for path, leaf in jax.tree.leaves_with_path(state):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).data)
+    for name, array in sorted(convert.to_torch(model.module, model.network).items()):
+        if name.startswith(part):
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(array.data)
     return digest.hexdigest()
 
 
@@ -227,11 +243,11 @@ def load_describer_of(spec: str, fingerprint: str | None) -> Model | OnnxModel:
         fingerprint: a digest of weights, see `Model.fingerprint`; None for any.
     """
     found = load_describer(spec)
-    if fingerprint is not None and found.fingerprint != fingerprint:
+    if fingerprint is not None and not has_fingerprint(found, fingerprint):
         for name in _shipped():
             if name.startswith(spec + VERSION):
                 earlier = load_describer(name)
-                if earlier.fingerprint == fingerprint:
+                if has_fingerprint(earlier, fingerprint):
                     return earlier
     return found
 
