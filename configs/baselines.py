@@ -12,7 +12,7 @@ bank of a quarter of the pictures, a queue of one batch, AdamW, mild edits, and 
 
 --config=configs/baselines.py:method=moco,dim=128,data=FOLDER
 --config=configs/baselines.py:method=rdcd,pictures=9145,image_size=64,epochs=20,start=efficientnet-lite0,data=FOLDER
-experiments/sweep.py configs/baselines.py:pictures=9145,image_size=64,epochs=20,data=FOLDER OUT
+experiments/studies/sweep.py configs/baselines.py:pictures=9145,image_size=64,epochs=20,data=FOLDER OUT
 """
 
 import ml_collections

@@ -6,7 +6,7 @@ its own and a few thousand pictures teach for many epochs. Where configs/rdcd.py
 
 --config=configs/distill.py:dim=128,image_size=96,epochs=40,data=FOLDER
 --config=configs/distill.py:data=FOLDER --config.teacher.model=onnxruntime
-experiments/sweep.py configs/distill.py:image_size=64,data=FOLDER OUT --config.evaluate.data=BENCHMARK
+experiments/studies/sweep.py configs/distill.py:image_size=64,data=FOLDER OUT --config.evaluate.data=BENCHMARK
 """
 
 import ml_collections

@@ -2,8 +2,8 @@
 
 import sys
 
-from rdcd_jax.cli import main
-from rdcd_jax.huge_pages import restart_with_huge_pages
+from rdcd_jax.cli.main import main
+from rdcd_jax.core.huge_pages import restart_with_huge_pages
 
 
 def run() -> int:

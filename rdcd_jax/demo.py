@@ -11,19 +11,20 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from rdcd_jax.data.overlays import assets_folder
-from rdcd_jax.data.sources import find_images
-from rdcd_jax.errors import UserError
-from rdcd_jax.evaluation.ground_truth import find_disc_layout, read_ground_truth
-from rdcd_jax.evaluation.pictures import draw_matches, match_rows
-from rdcd_jax.evaluation.protocols import DiscRow, Predictions
-from rdcd_jax.evaluation.runs import evaluate_disc_run
-from rdcd_jax.files import write_json
-from rdcd_jax.train.config import find_config, load_config
-from rdcd_jax.train.finish import calibrate_batch_norm
-from rdcd_jax.train.loop import make_student, train_and_evaluate
+from rdcd_jax.augment.assets import assets_folder
+from rdcd_jax.benchmarks.disc import DiscRow, Predictions
+from rdcd_jax.benchmarks.disc_runs import evaluate_disc_run
+from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.files import write_json
+from rdcd_jax.images.sources import find_images
+from rdcd_jax.report.matches import draw_matches, match_rows
+from rdcd_jax.training.config import find_config, load_config
+from rdcd_jax.training.finish import calibrate_batch_norm
+from rdcd_jax.training.loop import make_student, train_and_evaluate
 from rdcd_jax.weights import store
-from rdcd_jax.weights.library import Model, evaluation_mode, load_model
+from rdcd_jax.weights.library import load_model
+from rdcd_jax.weights.model import Model, evaluation_mode
 
 SAMPLE = importlib.resources.files("rdcd_jax") / "sample"
 TEACHER_FEATURE = 512

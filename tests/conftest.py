@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from toy import add_toys, make_export, make_features, make_pictures
 
-from rdcd_jax.cli import main
+from rdcd_jax.cli.main import main
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -3,10 +3,10 @@
 import numpy as np
 from PIL import Image
 
-from rdcd_jax.evaluation.descriptors import Descriptors
-from rdcd_jax.evaluation.ground_truth import GroundTruth
-from rdcd_jax.evaluation.protocols import evaluate_disc, write_disc_results
-from rdcd_jax.evaluation.record import write_record
+from rdcd_jax.benchmarks.disc import evaluate_disc, write_disc_results
+from rdcd_jax.benchmarks.ground_truth import GroundTruth
+from rdcd_jax.benchmarks.record import write_record
+from rdcd_jax.embedding.descriptors import Descriptors
 
 COPIES, DISTRACTORS, REFERENCES, DIM = 24, 6, 40, 32
 # What a file name or a table of edits may hold.

@@ -10,21 +10,36 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "rdcd_jax"
-# In each entry's imports only the entries before it may occur, at import time, directly or not.
-LAYERS = (
-    ("rdcd_jax.losses", "rdcd_jax.memory", "rdcd_jax.models"),
-    ("rdcd_jax.weights",),
-    ("rdcd_jax.train.state", "rdcd_jax.train.optim", "rdcd_jax.train.step"),
-    ("rdcd_jax.train.loop",),
-    (
-        "rdcd_jax.cli",
-        "rdcd_jax.cli_data",
-        "rdcd_jax.cli_evaluate",
-        "rdcd_jax.cli_parts",
-        "rdcd_jax.cli_report",
-    ),
+# The rooms from the ground up: in each one's imports only itself and those before it occur, wherever the import stands.
+ROOMS = (
+    "core",
+    "images",
+    "models",
+    "method",
+    "augment",
+    "search",
+    "embedding",
+    "weights",
+    "benchmarks",
+    "index",
+    "training",
+    "report",
+    "demo",
+    "cli",
 )
-NUMPY_ONLY = ("metrics", "score_norm", "whiten")
+# What data workers load, and what people load who have no accelerator: without JAX.
+NUMPY_ONLY = (
+    "rdcd_jax.images",
+    "rdcd_jax.augment.policies",
+    "rdcd_jax.augment.host",
+    "rdcd_jax.augment.preview",
+    "rdcd_jax.training.pipeline",
+    "rdcd_jax.training.kept",
+    "rdcd_jax.benchmarks.metrics",
+    "rdcd_jax.embedding.whitening",
+    "rdcd_jax.search.score_norm",
+    "rdcd_jax.search.calibration",
+)
 
 
 def module_name(path):
@@ -46,6 +61,9 @@ def imported(path, *, everywhere):
             assert node.level == 0, f"{path}: relative import"
             # `from package import name` imports the module package.name where there is one.
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            # For those who read types; nothing of it runs.
+            continue
         elif everywhere or not isinstance(
             node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
         ):
@@ -80,10 +98,40 @@ def below(name, packages):
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
+def room_of(name):
+    return name.split(".")[1] if "." in name else ""
+
+
 def test_the_walk_sees_the_package():
-    assert {"rdcd_jax", "rdcd_jax.cli", "rdcd_jax.train.loop", "rdcd_jax.data"} <= FILES.keys()
-    assert "jax" in tops(closure("rdcd_jax.train.loop"))
-    assert "rdcd_jax.losses" in closure("rdcd_jax.train.loop")
+    assert {"rdcd_jax", "rdcd_jax.cli.main", "rdcd_jax.training.loop"} <= FILES.keys()
+    assert "jax" in tops(closure("rdcd_jax.training.loop"))
+    assert "rdcd_jax.method.losses" in closure("rdcd_jax.training.loop")
+    assert {room_of(name) for name in FILES} == {*ROOMS, "", "__main__"}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if room_of(name) in ROOMS])
+def test_rooms_import_downwards(name):
+    allowed = ROOMS[: ROOMS.index(room_of(name)) + 1]
+    wrong = [
+        each
+        for each in ANYWHERE[name]
+        if each.startswith("rdcd_jax.") and each in FILES and room_of(each) not in allowed
+    ]
+    # The version, which __init__ holds, is everyone's.
+    assert not wrong
+
+
+def test_no_module_imports_itself_in_a_circle():
+    """Nor within a room; what a package's face offers lazily is no import."""
+    faces = {name for name, path in FILES.items() if path.name == "__init__.py"}
+    graph = {
+        name: {each for each in names if each in FILES and each not in faces}
+        for name, names in ANYWHERE.items()
+        if name not in faces
+    }
+    while leaves := {name for name, names in graph.items() if not names & graph.keys()}:
+        graph = {name: names for name, names in graph.items() if name not in leaves}
+    assert not graph
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -105,24 +153,19 @@ def test_every_package_is_installed():
 
 def test_only_checkpoints_imports_orbax():
     assert [name for name, names in ANYWHERE.items() if "orbax" in tops(names)] == [
-        "rdcd_jax.train.checkpoints"
+        "rdcd_jax.training.checkpoints"
     ]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name for name in FILES if below(name, ["rdcd_jax.data"])]
-    + [f"rdcd_jax.evaluation.{name}" for name in NUMPY_ONLY],
-)
+@pytest.mark.parametrize("name", [name for name in FILES if below(name, NUMPY_ONLY)])
 def test_numpy_only_parts_name_no_jax(name):
     assert not {"jax", "jaxlib", "flax", "optax"} & tops(closure(name))
     assert not {"jax", "jaxlib", "flax", "optax"} & tops(ANYWHERE[name])
 
 
 def test_numpy_only_parts_load_no_jax():
-    modules = [f"rdcd_jax.evaluation.{name}" for name in NUMPY_ONLY]
-    modules += ["rdcd_jax.data.decode", "rdcd_jax.data.policies", "rdcd_jax.data.sources"]
-    lines = [f"import {name}" for name in modules]
+    # Grain, which the others need, loads JAX by itself.
+    lines = [f"import {name}" for name in NUMPY_ONLY if not below(name, ["rdcd_jax.training"])]
     lines.append("import sys; print([m for m in ('jax', 'flax', 'torch') if m in sys.modules])")
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(lines)],
@@ -132,15 +175,6 @@ def test_numpy_only_parts_load_no_jax():
         check=True,
     )
     assert done.stdout.strip() == "[]"
-
-
-def test_layers_import_one_way():
-    for i, modules in enumerate(LAYERS):
-        above = [module for layer in LAYERS[i + 1 :] for module in layer]
-        for name in FILES:
-            if below(name, modules):
-                wrong = sorted(each for each in closure(name) if below(each, above))
-                assert not wrong, f"{name} imports {wrong}"
 
 
 def test_the_command_line_loads_its_verbs_late():

@@ -9,15 +9,16 @@ from flax import nnx
 from PIL import Image
 
 from rdcd_jax import models
-from rdcd_jax.data.sources import find_images
-from rdcd_jax.evaluation.descriptors import Descriptors, write_descriptors
-from rdcd_jax.evaluation.embed import embed_images
+from rdcd_jax.embedding.descriptors import Descriptors, write_descriptors
+from rdcd_jax.embedding.stream import embed_images
+from rdcd_jax.images.sources import find_images
 from rdcd_jax.models import registry
 from rdcd_jax.models.layers import BatchNorm, conv, gem_pool
-from rdcd_jax.train.config import load_config
-from rdcd_jax.train.loop import train_and_evaluate
+from rdcd_jax.training.config import load_config
+from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.weights import tables
-from rdcd_jax.weights.library import Model, evaluation_mode, export_model
+from rdcd_jax.weights.library import export_model
+from rdcd_jax.weights.model import Model, evaluation_mode
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 FEATURE = 16

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rdcd_jax.data.sources import ImageSet
-from rdcd_jax.data.workers import mapped_ahead
-from rdcd_jax.errors import UnreadableImageError, UserError
-from rdcd_jax.evaluation.embed import NOTHING, DescribingModel, Progress, Unreadable
-from rdcd_jax.evaluation.exact import rows_not_finite
-from rdcd_jax.evaluation.shapes import batches, resized
+from rdcd_jax.core.errors import UnreadableImageError, UserError
+from rdcd_jax.core.workers import mapped_ahead
+from rdcd_jax.embedding.shapes import batches, resized
+from rdcd_jax.embedding.stream import NOTHING, DescribingModel, Progress, Unreadable
+from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index.variants import VARIANTS
+from rdcd_jax.search.exact import rows_not_finite
 
 # Pictures that are described at a time: of more the network would need more memory than the search.
 _BATCH = 16

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from rdcd_jax.data.sources import ImageSet, find_images
-from rdcd_jax.errors import UserError
-from rdcd_jax.evaluation import search
-from rdcd_jax.evaluation.background import BACKGROUND, read_background
-from rdcd_jax.evaluation.embed import Unreadable, described_parts, has_fingerprint
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.embedding.stream import Unreadable, described_parts, has_fingerprint
+from rdcd_jax.images.sources import ImageSet, find_images
 from rdcd_jax.index import store
 from rdcd_jax.index.queries import Looks, embed_queries
-from rdcd_jax.index.scoring import Scoring, scoring_of
+from rdcd_jax.search import backends
+from rdcd_jax.search.background import BACKGROUND, read_background
+from rdcd_jax.search.scoring import Scoring, scoring_of
 
 # Descriptors that are searched at a time: every thread's share of the heap keeps room for as many.
 _BLOCK = 16_384
@@ -332,7 +332,7 @@ class Index:
         for segment in self._segments(manifest):
             for start in range(0, len(segment), _BLOCK):
                 block = segment.descriptors(slice(start, start + _BLOCK))
-                found, rows = search.knn(queries, block, min(k, len(block)))
+                found, rows = backends.knn(queries, block, min(k, len(block)))
                 scores, places = np.hstack([scores, found]), np.hstack([places, rows + first])
                 order = np.lexsort((places, -scores), axis=1)[:, :k]
                 scores, places = (np.take_along_axis(x, order, 1) for x in (scores, places))

@@ -22,11 +22,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from rdcd_jax.errors import UserError
-from rdcd_jax.evaluation.background import BACKGROUND, write_background
-from rdcd_jax.evaluation.descriptors import Descriptors, require_usable
-from rdcd_jax.evaluation.int8 import quantised
-from rdcd_jax.files import flush, write_aside, write_json
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.files import flush, write_aside, write_json
+from rdcd_jax.embedding.descriptors import Descriptors, require_usable
+from rdcd_jax.search.background import BACKGROUND, write_background
+from rdcd_jax.search.int8 import quantised
 
 FORMAT = 4
 # Format 3, of version 0.1, has no score normalisation.

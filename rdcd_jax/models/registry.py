@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from flax import nnx
 
-from rdcd_jax.errors import UserError
+from rdcd_jax.core.errors import UserError
 from rdcd_jax.models.descriptor import DescriptorNet
 from rdcd_jax.models.efficientnet import EfficientNetB0
 from rdcd_jax.models.fastvit import FastViTT12

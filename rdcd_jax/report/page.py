@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import jinja2
 
 import rdcd_jax
-from rdcd_jax.errors import one_line
-from rdcd_jax.files import require_writable, write_text
+from rdcd_jax.core.errors import one_line
+from rdcd_jax.core.files import require_writable, write_text
 from rdcd_jax.report import charts, tables
-from rdcd_jax.report.pictures import Thumbnails
 from rdcd_jax.report.runs import FALSE_POSITIVE, MISSED, Case, Run, read_runs
+from rdcd_jax.report.thumbnails import Thumbnails
 
 # Mistakes of each kind and run that are shown, and bytes that their pictures may take in all.
 SHOWN, _BYTES = 12, 3_500_000

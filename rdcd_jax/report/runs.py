@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rdcd_jax.errors import UserError, one_line
-from rdcd_jax.evaluation import metrics
-from rdcd_jax.evaluation.protocols import NO_SCORE_NORM
-from rdcd_jax.evaluation.record import Record, Row, read_record
+from rdcd_jax.benchmarks import metrics
+from rdcd_jax.benchmarks.disc import NO_SCORE_NORM
+from rdcd_jax.benchmarks.record import Record, Row, read_record
+from rdcd_jax.core.errors import UserError, one_line
 
 FALSE_POSITIVE, MISSED = "false positive", "missed copy"
 

@@ -4,8 +4,8 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from rdcd_jax.errors import one_line
-from rdcd_jax.evaluation.record import STRONG_MAP
+from rdcd_jax.benchmarks.record import STRONG_MAP
+from rdcd_jax.core.errors import one_line
 from rdcd_jax.report.charts import COLOURS
 from rdcd_jax.report.runs import Run
 

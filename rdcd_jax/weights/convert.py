@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from rdcd_jax.errors import UserError
+from rdcd_jax.core.errors import UserError
 from rdcd_jax.weights.tables import LAYERS
 
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}

@@ -10,11 +10,12 @@ import numpy as np
 import onnx
 import safetensors.numpy
 
-from rdcd_jax.errors import UserError
-from rdcd_jax.files import require_writable, write_aside
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.files import require_writable, write_aside
 from rdcd_jax.models.descriptor import normalize_images
 from rdcd_jax.weights import convert
-from rdcd_jax.weights.library import CARD, Model, model_card
+from rdcd_jax.weights.library import CARD, model_card
+from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.onnx_int8 import DEFAULT_CALIBRATION, onnx_int8
 from rdcd_jax.weights.onnx_model import OnnxModel
 from rdcd_jax.weights.onnx_networks import onnx_network

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from flax import nnx
 
-from rdcd_jax.errors import UserError
+from rdcd_jax.core.errors import UserError
 from rdcd_jax.models import build
 from rdcd_jax.weights import foreign_tables, tables
 from rdcd_jax.weights.convert import to_state, torch_names, torch_shapes

@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from rdcd_jax.data.decode import resize_square
-from rdcd_jax.data.sources import find_images
-from rdcd_jax.errors import UserError
-from rdcd_jax.weights.library import Model
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.images.decode import resize_square
+from rdcd_jax.images.sources import find_images
+from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.onnx_graph import PRECISE
 from rdcd_jax.weights.onnx_networks import onnx_network
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rdcd_jax.errors import UserError
-from rdcd_jax.files import file_sha256
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.files import file_sha256
 
 if TYPE_CHECKING:
     import onnxruntime

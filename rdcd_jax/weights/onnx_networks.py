@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from flax import nnx
 
-from rdcd_jax.errors import UserError
+from rdcd_jax.core.errors import UserError
 from rdcd_jax.models import efficientnet, mobilenet
 from rdcd_jax.models.branches import reparameterised
 from rdcd_jax.models.efficientnet import EfficientNetB0
@@ -15,7 +15,7 @@ from rdcd_jax.models.fastvit import FastViTT12, MobileOne
 from rdcd_jax.models.layers import ConvNorm, SqueezeExcite, gelu
 from rdcd_jax.models.mobilenet import MobileNetV3Large
 from rdcd_jax.models.resnet import Bottleneck, ResNet
-from rdcd_jax.weights.library import Model
+from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.onnx_graph import Graph
 
 ACTIVATIONS = {

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from rdcd_jax.errors import UserError
+from rdcd_jax.core.errors import UserError
 from rdcd_jax.models.resnet import BLOCKS, EXPANSION, WIDTHS
 
 BN_EPSILON = 1e-5

@@ -9,7 +9,7 @@ and no tensor may claim more numbers than the file holds.
 import dataclasses
 import pickletools
 
-from rdcd_jax.errors import UserError
+from rdcd_jax.core.errors import UserError
 
 STORAGES = {
     "FloatStorage": "<f4",

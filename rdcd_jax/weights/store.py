@@ -11,8 +11,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rdcd_jax.errors import UserError
-from rdcd_jax.files import cache_folder, file_sha256, write_aside
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.files import cache_folder, file_sha256, write_aside
 from rdcd_jax.weights.kinds import KINDS, TEACHER_HELP, TEACHER_PACKAGE, read_weights
 from rdcd_jax.weights.kinds import kind as kind_row
 

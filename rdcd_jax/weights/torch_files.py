@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from rdcd_jax.errors import UserError
+from rdcd_jax.core.errors import UserError
 from rdcd_jax.weights.pickles import Attributes, Storage, TensorView, read_pickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

@@ -1,0 +1,198 @@
+"""Times descriptors from picture files against PyTorch and onnxruntime doing the same.
+
+    python -m experiments.benchmarks.embedding [--images sample:references] [--size 288] [--rounds 3]
+
+Float32, the students' networks and the teacher's. Here: `embed_images`, as `rdcd-jax embed` runs it. PyTorch:
+torchvision's and timm's networks in channels_last, the same decoding and resizing in a DataLoader with one worker for
+each core but one. onnxruntime: `embed_images` with the files of `rdcd-jax weights export`, in float32 and in int8.
+FastViT's branches are merged in all. They take turns in one run, each in a process of its own, and medians are
+compared. The result goes to experiments/results/bench_embed.json.
+"""
+
+import argparse
+import functools
+import json
+import multiprocessing
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+
+from rdcd_jax.core.huge_pages import asking
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+RESULT = ROOT / "experiments" / "results" / "bench_embed.json"
+
+NETWORKS = {
+    "efficientnet_b0": 128,
+    "fastvit_t12": 128,
+    "mobilenet_v3_large": 128,
+    "resnet50": None,
+}
+BATCH = 32
+
+
+def jax_runs(source: str, size: int):
+    """Functions that describe all pictures, by network."""
+    return {name: run_of(model_of(name, size), source) for name in NETWORKS}
+
+
+def onnx_runs(form: str, source: str, size: int):
+    """The same by onnxruntime, with the files of that form."""
+    from rdcd_jax.weights.export import export_weights
+    from rdcd_jax.weights.onnx_model import load_onnx_model
+
+    def run(name: str, folder: str):
+        path = pathlib.Path(folder) / f"{name}.onnx"
+        export_weights(model_of(name, size), form, path)
+        return run_of(load_onnx_model(name, path).at_size(size), source)
+
+    with tempfile.TemporaryDirectory() as folder:
+        return {name: run(name, folder) for name in NETWORKS}
+
+
+def model_of(name: str, size: int):
+    """A network with random weights, ready to describe pictures."""
+    from flax import nnx
+
+    from rdcd_jax import models
+    from rdcd_jax.weights.model import Model, evaluation_mode
+
+    module = models.build(name, dim=NETWORKS[name], rngs=nnx.Rngs(0))
+    return Model(name, name, evaluation_mode(module), size)
+
+
+def run_of(model, source: str):
+    """A function that describes all pictures, and gives their number."""
+    from rdcd_jax.embedding.stream import embed_images
+    from rdcd_jax.images.sources import find_images
+
+    images = find_images(source)
+    return lambda: len(embed_images(model, images, batch_size=BATCH)[0].ids)
+
+
+class Pictures:
+    """Decoded pictures, as a torch DataLoader wants them."""
+
+    def __init__(self, images, size: int):
+        self.images, self.size = images, size
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.images)
+
+    def __getitem__(self, place: int):
+        """One picture, uint8 [S, S, 3]."""
+        import numpy as np
+
+        from rdcd_jax.images.decode import resize_square
+
+        image = self.images.decode(place, min_side_hint=self.size)
+        return np.asarray(resize_square(image, self.size))
+
+
+def torch_runs(source: str, size: int):
+    """The same in PyTorch."""
+    import torch
+    from plain_torch import Student, Teacher
+
+    from rdcd_jax.images.sources import find_images
+    from rdcd_jax.models.descriptor import IMAGENET_MEAN, IMAGENET_STD
+    from tests.torch_support import import_timm
+
+    pictures = Pictures(find_images(source), size)
+    mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def run(name: str, dim: int | None):
+        network = Teacher() if dim is None else Student(dim, name)
+        if name == "fastvit_t12":
+            network = import_timm().utils.reparameterize_model(network.eval())
+        network = network.eval().to(memory_format=torch.channels_last)
+
+        @torch.inference_mode()
+        def describe() -> int:
+            workers = max(1, (os.cpu_count() or 1) - 1)
+            loader = torch.utils.data.DataLoader(pictures, BATCH, num_workers=workers)
+            rows = []
+            for batch in loader:
+                x = (batch.permute(0, 3, 1, 2).float() / 255 - mean) / std
+                rows.append(network(x)[1])
+            return len(torch.cat(rows))
+
+        return describe
+
+    return {name: run(name, dim) for name, dim in NETWORKS.items()}
+
+
+def serve(make, source: str, size: int, pipe) -> None:
+    """Times what is asked for, in a process of its own."""
+    runs = make(source, size)
+    pipe.send(None)
+    while (name := pipe.recv()) is not None:
+        begun = time.perf_counter()
+        count = runs[name]()
+        pipe.send(count / (time.perf_counter() - begun))
+
+
+def main() -> None:
+    """Lets them take turns, and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", default="sample:references")
+    parser.add_argument("--size", type=int, default=288)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    os.environ.update(
+        asking(os.environ)
+    )  # As the command line does; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 is obeyed.
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    makers = {
+        "jax": jax_runs,
+        "torch": torch_runs,
+        "onnx": functools.partial(onnx_runs, "onnx"),
+        "onnx-int8": functools.partial(onnx_runs, "onnx-int8"),
+    }
+    for name, make in makers.items():
+        pipes[name], theirs = context.Pipe()
+        # Not a daemon: torch's loader has children of its own.
+        context.Process(target=serve, args=(make, options.images, options.size, theirs)).start()
+        pipes[name].recv()
+    speeds = {name: {network: [] for network in NETWORKS} for name in pipes}
+    # The first round compiles and warms up, and is left out.
+    for number in range(options.rounds + 1):
+        for network in NETWORKS:
+            for name, pipe in pipes.items():
+                pipe.send(network)
+                speed = pipe.recv()
+                if number:
+                    speeds[name][network].append(speed)
+    for pipe in pipes.values():
+        pipe.send(None)
+    medians = {
+        name: {network: statistics.median(found) for network, found in each.items()}
+        for name, each in speeds.items()
+    }
+    result = {
+        "settings": vars(options) | {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "")},
+        "descriptors a second": speeds,
+        **{
+            f"{name} / torch": {
+                network: round(medians[name][network] / medians["torch"][network], 3)
+                for network in NETWORKS
+            }
+            for name in makers
+            if name != "torch"
+        },
+    }
+    print(json.dumps(result, indent=2))
+
+    from rdcd_jax.core.files import write_json
+    from rdcd_jax.training.record import environment
+
+    write_json(RESULT, {"environment": environment(), **result})
+
+
+if __name__ == "__main__":
+    main()

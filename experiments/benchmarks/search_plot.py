@@ -1,0 +1,130 @@
+"""The table and the plot of bench_search.py."""
+
+import math
+import pathlib
+
+from rdcd_jax.core.files import write_aside, write_text
+
+# What fast settings must find to be compared with each other.
+TARGET = 0.99
+
+
+def unbeaten(settings: dict[str, dict], k: int, slack: float = 1.0) -> list[str]:
+    """Settings that no other beats by `slack` in time without losing recall at 1 or at k."""
+
+    def seconds(values: dict) -> float:
+        return min(values["times"]) if "times" in values else 1 / values["queries a second"]
+
+    def beaten(values: dict) -> bool:
+        return any(
+            slack * seconds(other) < seconds(values)
+            and other["recall@1"] >= values["recall@1"]
+            and other[f"recall@{k}"] >= values[f"recall@{k}"]
+            for other in settings.values()
+        )
+
+    return [name for name, values in settings.items() if not beaten(values)]
+
+
+def best_at(method: dict, recall: float = TARGET) -> tuple[str, dict] | None:
+    """The quickest setting of a method that finds so many of the nearest rows, of those timed in all rounds."""
+    rounds = max(values["rounds"] for values in method["settings"].values())
+    able = [
+        item
+        for item in method["settings"].items()
+        if item[1]["recall@1"] >= recall and item[1]["rounds"] == rounds
+    ]
+    return max(able, key=lambda item: item[1]["queries a second"], default=None)
+
+
+def ratios(cell: dict) -> dict[str, float | None]:
+    """Exact JAX over FAISS Flat, and ScaNN over FAISS's best at the recall aimed at."""
+    speed = {
+        name: found[1]["queries a second"] if (found := best_at(method)) else None
+        for name, method in cell["methods"].items()
+    }
+    faiss = max(value for name, value in speed.items() if name.startswith("FAISS") and value)
+    hashed = speed["ScaNN AH"]
+    return {
+        "JAX exact / FAISS Flat": round(speed["JAX exact"] / speed["FAISS Flat"], 2),
+        "ScaNN AH / FAISS's best": hashed and round(hashed / faiss, 2),
+    }
+
+
+def draw(cells: dict[str, dict], path: pathlib.Path) -> None:
+    """Writes the table to `path` with the suffix .md, the plot to .png."""
+    write_text(path.with_suffix(".md"), _table(cells))
+    _plot(cells, path.with_suffix(".png"))
+
+
+def _table(cells: dict[str, dict]) -> str:
+    lines = [
+        "# Search, measured",
+        "",
+        "By `experiments/benchmarks/search.py`; of each method the quickest setting that finds the nearest row of"
+        f" {100 * TARGET:.0f} % of the queries (recall@1), or else the setting that finds most.",
+    ]
+    for cell in cells.values():
+        similarity = next(value for key, value in cell.items() if key.startswith("similarity"))
+        lines += ["", f"## {cell['rows']:,} rows of {cell['dimensions']} numbers", ""]
+        lines += [
+            f"{name}: {'not reached' if value is None else value}  "
+            for name, value in ratios(cell).items()
+        ]
+        lines += [
+            f"{cell['real rows']:,} rows are descriptors of views"
+            + (f"; {cell['other rows']}" if cell["other rows"] else "")
+            + f". {cell['queries']:,} queries at once on {cell['cores']} cores. Similarity of a query to its"
+            " nearest row (quantiles 0.1, 0.25, 0.5, 0.75, 0.9): "
+            + "; ".join(
+                f"{', '.join(map(str, value))} among {name}" for name, value in similarity.items()
+            )
+            + ".",
+            "",
+            "| method | setting | recall@1 | recall@10 | queries a second | build, s | bytes a descriptor |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for name, method in cell["methods"].items():
+            most = max(method["settings"].items(), key=lambda item: item[1]["recall@1"])
+            setting, values = best_at(method) or most
+            figures = f"{values['recall@1']:.4f} | {values['recall@10']:.4f} | {values['queries a second']:,.0f}"
+            cost = f"{method['build seconds']:.1f} | {method['bytes a descriptor']:.0f}"
+            lines.append(f"| {name} | {setting} | {figures} | {cost} |")
+    return "\n".join(lines) + "\n"
+
+
+def _plot(cells: dict[str, dict], path: pathlib.Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    across = min(4, len(cells))
+    down = math.ceil(len(cells) / across)
+    figure, axes = plt.subplots(down, across, figsize=(4.2 * across, 3.6 * down), squeeze=False)
+    for axis in axes.flat[len(cells) :]:
+        axis.set_visible(False)
+    for axis, cell in zip(axes.flat, cells.values(), strict=False):
+        for number, (name, method) in enumerate(cell["methods"].items()):
+            kept = [method["settings"][setting] for setting in unbeaten(method["settings"], 10)]
+            points = sorted(
+                (max(1 - each["recall@1"], 5e-4), each["queries a second"]) for each in kept
+            )
+            axis.plot(*zip(*points, strict=True), "o-", ms=4, label=name, color=f"C{number}")
+        axis.axvline(1 - TARGET, color="grey", lw=0.8, ls=":")
+        axis.set(
+            xscale="log",
+            yscale="log",
+            xlim=(0.3, 4e-4),
+            title=f"{cell['rows']:,} x {cell['dimensions']}",
+        )
+        axis.set_xticks([0.1, 0.01, 0.001], ["0.9", "0.99", "0.999"])
+        axis.set(xlabel="recall@1", ylabel="queries a second")
+        axis.grid(alpha=0.3)
+    figure.tight_layout(rect=(0, 0.35 / figure.get_figheight(), 1, 1))
+    figure.legend(
+        *axes.flat[0].get_legend_handles_labels(), loc="lower center", ncols=4, fontsize=7
+    )
+    with write_aside(path) as aside:
+        figure.savefig(aside, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,266 @@
+"""Times one RDCD step against the same step written plainly in PyTorch, and the parts of both.
+
+    python -m experiments.benchmarks.step [--batch 32] [--size 224] [--rounds 5]
+
+Float32, the paper's networks, queue and bank of 65,536. PyTorch runs torchvision's networks in channels_last. The two
+alternate in one run, and medians are compared. Each turn runs its part twice and times the second, as in training one
+step follows the other: while one waits, a virtual machine may take back the memory it had freed. JAX's compile time is
+given beside, and GLIBC_TUNABLES, which decides whether large arrays lie in huge pages.
+
+Needs torch and torchvision (`make test TORCH=1` installs them); they run in a process of their own, so that two thread
+pools never share the cores. The result goes to experiments/results/bench_step.json, or where --result says.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import pathlib
+import statistics
+import time
+
+from rdcd_jax.core.huge_pages import asking
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+RESULT = ROOT / "experiments" / "results" / "bench_step.json"
+
+QUEUE, DIM, FEATURE = 65536, 128, 512
+# Images a second that torch reached on an idle server of 2 cores; a machine that is busy says nothing.
+IDLE_2_CORES = {
+    "student forward and backward": 18.5,
+    "student forward": 54,
+    "teacher forward": 16.9,
+}
+PARTS = ("teacher forward", "student forward", "student forward and backward", "step")
+
+
+def jax_parts(batch: int, size: int):
+    """Functions that run each part once in JAX, and the seconds that compiling each took."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+
+    from rdcd_jax import models
+    from rdcd_jax.method.objective import Objective
+    from rdcd_jax.method.state import init_state, split
+    from rdcd_jax.method.step import forward, make_train_step
+    from rdcd_jax.models.descriptor import normalize_images
+    from rdcd_jax.training.optim import make_optimizer
+    from rdcd_jax.weights.model import evaluation_mode
+
+    student = models.build("efficientnet_b0", dim=DIM, rngs=nnx.Rngs(0))
+    teacher = evaluation_mode(models.build("resnet50", dim=None, rngs=nnx.Rngs(1)))
+    teacher_graph, teacher_arrays = nnx.split(teacher)
+    teacher_arrays = nnx.as_pure(teacher_arrays)
+    graph = split(student)[0]
+    optimizer = make_optimizer("sgd", lambda step: 0.01, weight_decay=1e-6, momentum=0.9)
+    state = init_state(
+        student,
+        optimizer,
+        queue_size=QUEUE,
+        bank_size=QUEUE,
+        dim=DIM,
+        feature_dim=FEATURE,
+        rng=jax.random.key(0),
+    )
+    rng = jax.random.key(1)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, batch, size, size, 3), dtype=np.uint8)
+    views = {"query": jnp.asarray(pictures[0]), "key": jnp.asarray(pictures[1])}
+    images = normalize_images(views["query"])
+
+    def describe_teacher(arrays, x):
+        return nnx.merge(teacher_graph, arrays)(x)[1]
+
+    def student_forward(params, batch_stats, x):
+        return forward(graph, params, batch_stats, x, rng)[1]
+
+    def sum_of_forward(params, batch_stats, x):
+        feature, descriptor, new = forward(graph, params, batch_stats, x, rng)
+        return jnp.sum(feature) + jnp.sum(descriptor), new
+
+    compiled, seconds = {}, {}
+
+    def compile_part(name, function, *arguments, **options):
+        begun = time.perf_counter()
+        compiled[name] = jax.jit(function, **options).lower(*arguments).compile()
+        seconds[name] = time.perf_counter() - begun
+
+    compile_part("teacher forward", describe_teacher, teacher_arrays, images)
+    compile_part("student forward", student_forward, state.params, state.batch_stats, images)
+    compile_part(
+        "student forward and backward",
+        jax.value_and_grad(sum_of_forward, has_aux=True),
+        state.params,
+        state.batch_stats,
+        images,
+    )
+    step = make_train_step(graph, optimizer, Objective(), describe_teacher)
+    compile_part("step", step, state, teacher_arrays, views, rng, donate_argnums=0)
+    held = [state]
+    params, batch_stats = jax.tree.map(jnp.copy, (state.params, state.batch_stats))
+
+    def run_step():
+        held[0], metrics = compiled["step"](held[0], teacher_arrays, views, rng)
+        return metrics
+
+    runs = {
+        "teacher forward": lambda: compiled["teacher forward"](teacher_arrays, images),
+        "student forward": lambda: compiled["student forward"](params, batch_stats, images),
+        "student forward and backward": lambda: compiled["student forward and backward"](
+            params, batch_stats, images
+        ),
+        "step": run_step,
+    }
+    return {
+        name: lambda run=run: jax.block_until_ready(run()) for name, run in runs.items()
+    }, seconds
+
+
+def torch_parts(batch: int, size: int):
+    """The same in PyTorch."""
+    import copy
+
+    import torch
+    import torch.nn.functional as F
+    from plain_torch import Student, Teacher
+
+    torch.manual_seed(0)
+    teacher, student = Teacher().eval(), Student(DIM).train()
+    key_encoder = copy.deepcopy(student)
+    for network in (teacher, student, key_encoder):
+        network.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-6)
+    queue = F.normalize(torch.randn(QUEUE, DIM), dim=1)
+    bank = F.normalize(torch.randn(QUEUE, FEATURE), dim=1)
+    query, key = (
+        torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last) for _ in range(2)
+    )
+    labels = torch.zeros(batch, dtype=torch.long)
+
+    @torch.no_grad()
+    def describe_teacher():
+        return teacher(query)[0]
+
+    @torch.no_grad()
+    def student_forward():
+        return key_encoder(key)[1]
+
+    def forward_backward():
+        student.zero_grad(set_to_none=True)
+        feature, descriptor = student(query)
+        (feature.sum() + descriptor.sum()).backward()
+
+    def step():
+        with torch.no_grad():
+            for slow, fast in zip(key_encoder.parameters(), student.parameters(), strict=True):
+                slow.mul_(0.99).add_(fast, alpha=0.01)
+        keys, targets = student_forward(), describe_teacher()
+        feature, descriptor = student(query)
+        negative = descriptor @ queue.T
+        positive = (descriptor * keys).sum(1, keepdim=True)
+        contrast = F.cross_entropy(torch.cat([positive, negative], 1) / 0.07, labels)
+        hard = -torch.log((1 - negative.max(1).values).clamp(min=1e-3)).mean()
+        relation = F.kl_div(
+            F.log_softmax(feature @ bank.T / 0.04, 1),
+            F.softmax(targets @ bank.T / 0.04, 1),
+            reduction="batchmean",
+        )
+        optimizer.zero_grad(set_to_none=True)
+        (contrast + 5 * hard + relation).backward()
+        optimizer.step()
+        with torch.no_grad():
+            queue[:batch], bank[:batch] = keys, targets
+
+    return {
+        "teacher forward": describe_teacher,
+        "student forward": student_forward,
+        "student forward and backward": forward_backward,
+        "step": step,
+    }
+
+
+def serve(make, batch: int, size: int, pipe) -> None:
+    """Times the parts that are asked for, in a process of its own."""
+    made = make(batch, size)
+    runs, compile_seconds = made if isinstance(made, tuple) else (made, {})
+    for run in runs.values():
+        run()
+        run()
+    pipe.send(compile_seconds)
+    while (name := pipe.recv()) is not None:
+        runs[name]()
+        begun = time.perf_counter()
+        runs[name]()
+        pipe.send(time.perf_counter() - begun)
+
+
+def main() -> None:
+    """Alternates the two, and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--result", type=pathlib.Path, default=RESULT)
+    options = parser.parse_args()
+    os.environ.update(
+        asking(os.environ)
+    )  # As the command line does; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 is obeyed.
+    context = multiprocessing.get_context("spawn")
+    pipes, compile_seconds = {}, {}
+    for name, make in {"jax": jax_parts, "torch": torch_parts}.items():
+        pipes[name], theirs = context.Pipe()
+        context.Process(
+            target=serve, args=(make, options.batch, options.size, theirs), daemon=True
+        ).start()
+        compile_seconds[name] = pipes[name].recv()
+    times = {name: {part: [] for part in PARTS} for name in pipes}
+    for _ in range(options.rounds):
+        for part in PARTS:
+            for name, pipe in pipes.items():
+                pipe.send(part)
+                times[name][part].append(pipe.recv())
+    for pipe in pipes.values():
+        pipe.send(None)
+    speeds = {
+        name: {part: options.batch / statistics.median(found) for part, found in parts.items()}
+        for name, parts in times.items()
+    }
+    result = {
+        "settings": {
+            "batch": options.batch,
+            "size": options.size,
+            "rounds": options.rounds,
+            "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
+        },
+        "images a second": {
+            name: {part: round(speed, 2) for part, speed in parts.items()}
+            for name, parts in speeds.items()
+        },
+        "jax / torch": {
+            part: round(speeds["jax"][part] / speeds["torch"][part], 3) for part in PARTS
+        },
+        "seconds of each round": times,
+        "seconds to compile in JAX, without a cache": compile_seconds["jax"],
+    }
+    print(json.dumps(result, indent=2))
+    slow = {
+        part: (speeds["torch"][part], idle)
+        for part, idle in IDLE_2_CORES.items()
+        if speeds["torch"][part] < 0.9 * idle
+    }
+    if os.cpu_count() == 2 and slow and (options.batch, options.size) == (32, 224):
+        told = ", ".join(f"{part} {found:.1f} of {idle}" for part, (found, idle) in slow.items())
+        raise SystemExit(
+            f"Not written: this machine is busy or slow, torch runs at {told} images/s."
+        )
+
+    from rdcd_jax.core.files import write_json
+    from rdcd_jax.training.record import environment
+
+    write_json(options.result, {"environment": environment(), **result})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Times what making views inside the step adds to it, on whatever device JAX finds.
+
+    python -m experiments.benchmarks.views [--batch 32] [--size 224] [--rounds 5] [--policy ADVANCED]
+
+The paper's step (EfficientNet-B0, ResNet-50 teacher, queue and bank of 65,536; bfloat16 trunk with --bfloat16) with
+views that arrive ready, and with the same pictures kept on the device and made into views in the step; both alternate.
+The result goes to experiments/results/bench_views_PLATFORM.json. On an accelerator use a batch of 256 or more.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rdcd_jax import models
+from rdcd_jax.augment.device.overlay import draw_atlas
+from rdcd_jax.augment.policies import has_overlays
+from rdcd_jax.core.files import write_json
+from rdcd_jax.core.huge_pages import restart_with_huge_pages
+from rdcd_jax.images.sources import find_images
+from rdcd_jax.method.objective import Objective
+from rdcd_jax.method.state import init_state, split
+from rdcd_jax.method.step import make_train_step
+from rdcd_jax.training import feed
+from rdcd_jax.training.config import load_config
+from rdcd_jax.training.kept import keep_pictures
+from rdcd_jax.training.optim import make_optimizer
+from rdcd_jax.training.record import environment
+from rdcd_jax.weights.model import evaluation_mode
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def main() -> None:
+    """Alternates the two, and writes the result."""
+    restart_with_huge_pages()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--policy", default="ADVANCED")
+    parser.add_argument("--bfloat16", action="store_true")
+    options = parser.parse_args()
+
+    config = load_config(f"{ROOT / 'configs' / 'rdcd.py'}:data=sample:train", [])
+    config.image_size, config.data.policy, config.data.views = (
+        options.size,
+        options.policy,
+        "device",
+    )
+    images = find_images(config.data.train)
+    images = images.subset(range(min(len(images), max(options.batch, 256))))
+    kept = keep_pictures(images, feed.picture_size(config), on_device=True)
+    dtype = jnp.bfloat16 if options.bfloat16 else None
+    student = models.build("efficientnet_b0", dim=128, rngs=nnx.Rngs(0), dtype=dtype)
+    teacher = evaluation_mode(models.build("resnet50", dim=None, rngs=nnx.Rngs(1), dtype=dtype))
+    teacher_graph, teacher_arrays = nnx.split(teacher)
+    optimizer = make_optimizer("sgd", lambda step: 0.01, weight_decay=1e-6, momentum=0.9)
+    state = init_state(
+        student,
+        optimizer,
+        queue_size=65536,
+        bank_size=65536,
+        dim=128,
+        feature_dim=512,
+        rng=jax.random.key(0),
+    )
+
+    def describe(arrays, x):
+        return nnx.merge(teacher_graph, arrays)(x)[1]
+
+    make_views = feed.make_views(config)
+    graph = split(student)[0]
+    rng = jax.random.key(1)
+    place = np.arange(options.batch, dtype=np.int32) % len(images)
+    pictures = {"pictures": kept.pictures, "aspects": kept.aspects, "index": place}
+    if has_overlays(options.policy):
+        pictures["atlas"] = draw_atlas()
+    pictures = jax.device_put(pictures)
+    ready = jax.jit(make_views)(pictures, jnp.int32(0))
+    batches = {
+        "views in the step": (make_views, pictures),
+        "views ready": (None, {name: ready[name] for name in ("query", "key")}),
+    }
+    teacher_arrays = nnx.as_pure(teacher_arrays)
+    steps, compile_seconds = {}, {}
+    for name, (maker, batch) in batches.items():
+        begun = time.perf_counter()
+        step = make_train_step(graph, optimizer, Objective(), describe, maker)
+        steps[name] = (
+            jax.jit(step, donate_argnums=0).lower(state, teacher_arrays, batch, rng).compile()
+        )
+        compile_seconds[name] = round(time.perf_counter() - begun, 1)
+    times = {name: [] for name in steps}
+    for number in range(options.rounds + 1):
+        for name, step in steps.items():
+            # Once unmeasured: in training one step follows the other.
+            for _ in range(2):
+                begun = time.perf_counter()
+                state, metrics = step(state, teacher_arrays, batches[name][1], rng)
+                jax.block_until_ready(metrics)
+            if number:
+                times[name].append(time.perf_counter() - begun)
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    result = {
+        "environment": environment(),
+        "settings": {**vars(options), "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "")},
+        "seconds a step": {name: round(value, 4) for name, value in medians.items()},
+        "views' share of the step": round(
+            1 - medians["views ready"] / medians["views in the step"], 4
+        ),
+        "seconds to compile": compile_seconds,
+        "all": times,
+    }
+    print(json.dumps(result, indent=2))
+    write_json(
+        ROOT / "experiments" / "results" / f"bench_views_{jax.default_backend()}.json", result
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the method does: trainings, evaluations and their tables."""

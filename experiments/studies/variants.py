@@ -1,0 +1,117 @@
+"""What `search --variants=trim,crops` finds of framed copies and of crops, and what it costs.
+
+    python -m experiments.studies.variants BENCHMARK [--models rdcd-effb0-128 ...]
+
+Of every third picture of the bundled references three copies are made: with wide white borders, as a phone's screenshot
+shows it, and a quarter of its area. They are looked for among all references; and the queries of BENCHMARK, a
+DISC-shaped folder, among its references. Thresholds are the models' own, of 90 % precision. The result goes to
+experiments/results/variants.json.
+"""
+
+import argparse
+import pathlib
+import tempfile
+import time
+
+from PIL import Image, ImageDraw, ImageFont
+
+from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
+from rdcd_jax.core.files import write_json
+from rdcd_jax.images.sources import find_images
+from rdcd_jax.index import Index
+from rdcd_jax.training.record import environment
+from rdcd_jax.weights.library import shipped_names
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+RESULT = ROOT / "experiments" / "results" / "variants.json"
+CHOICES = ((), ("trim",), ("crops",))
+
+
+def bordered(image: Image.Image) -> Image.Image:
+    """The picture in the middle of a white page, whose half it covers."""
+    page = Image.new("RGB", (round(1.13 * image.width), round(2 * image.height)), "white")
+    page.paste(image, ((page.width - image.width) // 2, (page.height - image.height) // 2))
+    return page
+
+
+def screenshot(image: Image.Image) -> Image.Image:
+    """The picture as wide as a phone's screen, below a bar with words in it."""
+    screen = Image.new("RGB", (1080, 1920), (24, 24, 28))
+    draw = ImageDraw.Draw(screen)
+    draw.rectangle((0, 0, 1080, 90), fill=(50, 50, 60))
+    draw.text((40, 30), "12:40   album", fill="white", font=ImageFont.load_default(36))
+    height = min(1400, round(1080 * image.height / image.width))
+    screen.paste(image.resize((1080, height)), (0, 300))
+    return screen
+
+
+def quarter(image: Image.Image) -> Image.Image:
+    """The middle, of half the width and height."""
+    width, height = image.size
+    return image.crop((width // 4, height // 4, width // 4 + width // 2, height // 4 + height // 2))
+
+
+KINDS = {"bordered": bordered, "screenshot": screenshot, "quarter": quarter}
+
+
+def make_copies(folder: pathlib.Path) -> int:
+    """Writes the copies as `KIND/ID.jpg`; gives how many of each kind."""
+    originals = find_images("sample:references")
+    places = range(0, len(originals), 3)
+    for kind, change in KINDS.items():
+        (folder / kind).mkdir(parents=True)
+        for place in places:
+            change(originals.decode(place)).save(folder / kind / f"{originals.ids[place]}.jpg")
+    return len(places)
+
+
+def main() -> None:
+    """Measures every model with every choice of variants, and writes the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("benchmark", type=pathlib.Path)
+    parser.add_argument("--models", nargs="+", default=shipped_names())
+    options = parser.parse_args()
+    layout = find_disc_layout(options.benchmark)
+    pairs = read_ground_truth(layout.ground_truth).pairs
+    queries, copies = find_images(layout.queries), {query for query, _ in pairs}
+    true = set(pairs)
+    result = {}
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        count = make_copies(folder / "copies")
+        for model in options.models:
+            sample = Index.build(folder / model / "sample", "sample:references", model=model)[0]
+            large = Index.build(folder / model / "large", layout.references, model=model)[0]
+            for variants in CHOICES:
+                row = {}
+                for kind in KINDS:
+                    matches, _ = sample.search(folder / "copies" / kind, k=1, variants=variants)
+                    right = [match for match in matches if match.query == match.reference]
+                    row[kind] = round(100 * len(right) / count, 1)
+                start = time.monotonic()
+                matches, _ = large.search(queries, variants=variants)
+                seconds = time.monotonic() - start
+                right = {match.query for match in matches if (match.query, match.reference) in true}
+                wrong = [match for match in matches if (match.query, match.reference) not in true]
+                row["benchmark's copies found"] = round(100 * len(right) / len(copies), 1)
+                row["benchmark's precision"] = round(100 * (1 - len(wrong) / len(matches)), 1)
+                row["distractors with a match"] = len({m.query for m in wrong} - copies)
+                row["seconds"] = round(seconds, 1)
+                print(model, ",".join(variants) or "none", row, flush=True)
+                result.setdefault(model, {})[",".join(variants) or "none"] = row
+    write_json(
+        RESULT,
+        {
+            "copies of each kind": count,
+            "distractors": len(queries) - len(copies),
+            "environment": environment(),
+            "percent": result,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

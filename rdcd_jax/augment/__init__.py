@@ -1,0 +1,1 @@
+"""Edited views of images: policies as data, carried out by the host or by the device."""

@@ -1,0 +1,1 @@
+"""A policy's operations on JAX arrays, inside the training step."""

@@ -1,0 +1,1 @@
+"""A policy's operations on Pillow images and NumPy arrays."""

@@ -1,0 +1,154 @@
+"""What the command line's `evaluate copydays` does, as functions of plain arguments."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from rdcd_jax.benchmarks import copydays
+from rdcd_jax.benchmarks.copydays_folder import ORIGINAL, find_pictures
+from rdcd_jax.benchmarks.disc_runs import DEFAULT_CODECS
+from rdcd_jax.benchmarks.record import write_record
+from rdcd_jax.benchmarks.settings import candidate_count, codec_names, needs_training
+from rdcd_jax.embedding.descriptors import Descriptors, read_sets
+from rdcd_jax.embedding.service import Progress, described_sets
+from rdcd_jax.embedding.stream import DescribingModel, Unreadable
+from rdcd_jax.images.sources import find_images
+
+
+def evaluate_copydays_run(
+    model: DescribingModel,
+    data: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    distractors: str | os.PathLike | None = None,
+    training: str | os.PathLike | None = None,
+    codecs: str = DEFAULT_CODECS,
+    k: int | None = None,
+    backend: str = "jax",
+    batch_size: int = 32,
+    on_progress: Progress | None = None,
+) -> tuple[list[copydays.CopydaysRow], list[Unreadable]]:
+    """Describes Copydays' pictures and evaluates them.
+
+    Args:
+        model: the model, at the size that the pictures are to have.
+        data: the folder, see `copydays_folder.find_blocks`.
+        out: folder for `copydays_metrics.csv`, `metrics.json`, `copydays_blocks.csv`, `predictions.csv` (of the
+            last row), `descriptors/*.npz`, what a report is made of (see `write_record`), and `unreadable.txt` where
+            pictures were left out.
+        distractors: a source of pictures that copies are also compared with.
+        training: a source of pictures that whitening is fitted on. They are described only if a codec needs them.
+        codecs: codecs separated by `;`.
+        k: candidates a query; 100 for None, or all of the database where it is smaller.
+        backend: an exact search backend.
+        batch_size: pictures at a time.
+        on_progress: told "copydays", "distractors" or "training", pictures done and in all.
+
+    Returns:
+        The table, and the pictures left out (Copydays' own count as missed).
+
+    Raises:
+        UserError: as `evaluate_disc_run`.
+    """
+    names = codec_names(codecs, [None], training is not None, k=k, backend=backend)
+    images = {"copydays": find_pictures(data)}
+    others = {"distractors": distractors, "training": training if needs_training(names) else None}
+    for name, source in others.items():
+        if source is not None:
+            # Nothing asks what these are called.
+            images[name] = find_images(source, ids="path")
+    originals = sum(each.startswith(f"{ORIGINAL}/") for each in images["copydays"].ids)
+    n_distractors = len(images["distractors"]) if "distractors" in images else 0
+    candidate_count(k, copydays.DEFAULT_K, originals + n_distractors)
+
+    out = pathlib.Path(out)
+    with described_sets(model, images, out, batch_size, on_progress) as (described, left_out):
+        unreadable = [each.id for each in left_out["copydays"]]
+        rows, predictions = copydays.evaluate_copydays(
+            described["copydays"],
+            described.get("distractors"),
+            described.get("training"),
+            codecs=names,
+            k=k,
+            backend=backend,
+            unreadable=unreadable,
+        )
+        copydays.write_copydays_results(out, rows, predictions)
+        _write_record(
+            out,
+            rows,
+            described["copydays"],
+            described.get("distractors"),
+            unreadable,
+            measured_on=data,
+            image_size=model.image_size,
+            short_edge=model.short_edge,
+            pictures={"copydays": data}
+            | ({} if distractors is None else {"distractors": images["distractors"].source}),
+        )
+    return rows, [each for some in left_out.values() for each in some]
+
+
+def evaluate_copydays_files(
+    pictures: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    distractors: str | os.PathLike | None = None,
+    training: str | os.PathLike | None = None,
+    codecs: str = DEFAULT_CODECS,
+    k: int | None = None,
+    backend: str = "jax",
+) -> list[copydays.CopydaysRow]:
+    """Evaluates descriptor files of Copydays.
+
+    Args:
+        pictures: a file of originals and copies, whose ids tell their part: "strong/200001", "jpegqual/3/200000".
+        out: folder for `copydays_metrics.csv`, `metrics.json`, `copydays_blocks.csv`, `predictions.csv` and what a
+            report is made of.
+        distractors: a descriptor file.
+        training: a descriptor file.
+        codecs: as in `evaluate_copydays_run`.
+        k: as in `evaluate_copydays_run`.
+        backend: as in `evaluate_copydays_run`.
+
+    Returns:
+        The table.
+
+    Raises:
+        UserError: anything wrong with the files or names.
+    """
+    names = codec_names(codecs, [None], training is not None, k=k, backend=backend)
+    read = read_sets({"query": pictures, "distractor": distractors, "training": training})
+    rows, predictions = copydays.evaluate_copydays(
+        read["query"],
+        read.get("distractor"),
+        read.get("training"),
+        codecs=names,
+        k=k,
+        backend=backend,
+    )
+    copydays.write_copydays_results(out, rows, predictions)
+    _write_record(out, rows, read["query"], read.get("distractor"), measured_on=pictures)
+    return rows
+
+
+def _write_record(
+    out: str | os.PathLike,
+    rows: list[copydays.CopydaysRow],
+    found: Descriptors,
+    distractors: Descriptors | None,
+    unreadable: Sequence[str] = (),
+    **about,
+) -> None:
+    """As `write_record`: the database is the originals with the distractors."""
+    truth = copydays.true_pairs([*found.ids.tolist(), *unreadable])
+    # Originals are their own.
+    own = np.isin(found.ids, [original for _, original in truth.pairs])
+    ids, database = found.ids[own], found.descriptors[own]
+    if distractors is not None:
+        ids = np.concatenate([ids, distractors.ids])
+        database = np.concatenate([database, distractors.descriptors])
+    references = Descriptors(ids, database, found.model)
+    write_record(out, rows, truth, references, queries=len(found), **about)

@@ -1,0 +1,181 @@
+"""What the command line's `embed` and `evaluate` do, as functions of plain arguments."""
+
+import os
+import pathlib
+
+from rdcd_jax.benchmarks import disc
+from rdcd_jax.benchmarks.calibrating import write_calibration
+from rdcd_jax.benchmarks.ground_truth import (
+    find_disc_layout,
+    find_ndec_layout,
+    read_ground_truth,
+    require_known_ids,
+)
+from rdcd_jax.benchmarks.record import write_record
+from rdcd_jax.benchmarks.settings import candidate_count, codec_names, needs_training
+from rdcd_jax.embedding.descriptors import (
+    read_sets,
+)
+from rdcd_jax.embedding.service import Progress, described_sets
+from rdcd_jax.embedding.stream import DescribingModel, Unreadable
+from rdcd_jax.images.sources import find_images
+from rdcd_jax.search.score_norm import DEFAULT, parse_score_norms
+
+DEFAULT_CODECS = "Flat"
+# Without a training set there is nothing to normalise by.
+DEFAULT_SCORE_NORMS = {True: f"None;{DEFAULT}", False: "None"}
+
+# The benchmarks that are evaluated as DISC2021 is.
+LAYOUTS = {"disc": find_disc_layout, "ndec": find_ndec_layout}
+# Side of the pictures where a benchmark's own differs from the model's.
+IMAGE_SIZES = {"ndec": 224}
+
+
+def evaluate_disc_run(
+    model: DescribingModel,
+    data: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    benchmark: str = "disc",
+    training: str | os.PathLike | None = None,
+    codecs: str = DEFAULT_CODECS,
+    score_norm: str | None = None,
+    k: int | None = None,
+    global_candidates: bool = False,
+    backend: str = "jax",
+    batch_size: int = 32,
+    on_progress: Progress | None = None,
+) -> tuple[list[disc.DiscRow], disc.Predictions, list[Unreadable]]:
+    """Describes the pictures of a DISC-shaped folder, or of NDEC's, and evaluates them.
+
+    Args:
+        model: the model, at the size that the pictures are to have.
+        data: the folder, see `find_disc_layout` and `find_ndec_layout`.
+        out: folder for `disc_metrics.csv` (or `ndec_`), `metrics.json`, `predictions.csv` (of the last row),
+            `calibration.json` (where some matches are right and some wrong: what a score of the descriptors as they are
+            means, and one that the model's background normalised), `descriptors/*.npz`, what a report is made of (see
+            `write_record`), and `unreadable.txt` where pictures were left out.
+        benchmark: "disc" or "ndec".
+        training: a source of training pictures in place of the folder's own.
+        codecs: codecs separated by `;`.
+        score_norm: normalisations separated by `;`; by default "None;1.0[0,2]", or "None" where
+            there is no training set. Training pictures are described only if something needs them.
+        k: candidates a query; 10 for None, or all references where there are fewer.
+        global_candidates: k * N best pairs of all instead of k of each query.
+        backend: an exact search backend.
+        batch_size: pictures at a time.
+        on_progress: told "queries", "references" or "training", pictures done and in all.
+
+    Returns:
+        The table, the predictions behind its last row, and the pictures left out (their pairs count
+        as missed).
+
+    Raises:
+        UserError: anything wrong with the folder, names or files; before any picture is described
+            where that can be known.
+    """
+    layout = LAYOUTS[benchmark](data)
+    training = layout.training if training is None else training
+    settings = _settings(codecs, score_norm, training is not None, k=k, backend=backend)
+    sources = {"queries": layout.queries, "references": layout.references}
+    if needs_training(settings["codecs"], settings["score_norms"]):
+        sources["training"] = training
+    images = {name: find_images(source) for name, source in sources.items()}
+    candidate_count(k, disc.DEFAULT_K, len(images["references"]))
+    truth = read_ground_truth(layout.ground_truth)
+    require_known_ids(truth, images["queries"].ids, images["references"].ids)
+
+    out = pathlib.Path(out)
+    with described_sets(model, images, out, batch_size, on_progress) as (described, left_out):
+        unreadable = [each for some in left_out.values() for each in some]
+        rows, predictions = disc.evaluate_disc(
+            described["queries"],
+            described["references"],
+            described.get("training"),
+            truth,
+            global_candidates=global_candidates,
+            unreadable=[each.id for each in unreadable],
+            **settings,
+        )
+        disc.write_disc_results(out, rows, predictions, benchmark=benchmark)
+        background = getattr(model, "background", None)
+        sets = described["queries"], described["references"]
+        write_calibration(out, *sets, truth, data, background)
+        write_record(
+            out,
+            rows,
+            truth,
+            described["references"],
+            queries=len(described["queries"]),
+            measured_on=data,
+            image_size=model.image_size,
+            short_edge=model.short_edge,
+            pictures={name: images[name].source for name in ("queries", "references")},
+        )
+    return rows, predictions, unreadable
+
+
+def evaluate_disc_files(
+    queries: str | os.PathLike,
+    references: str | os.PathLike,
+    ground_truth: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    benchmark: str = "disc",
+    training: str | os.PathLike | None = None,
+    codecs: str = DEFAULT_CODECS,
+    score_norm: str | None = None,
+    k: int | None = None,
+    global_candidates: bool = False,
+    backend: str = "jax",
+) -> tuple[list[disc.DiscRow], disc.Predictions]:
+    """Evaluates descriptor files.
+
+    Args:
+        queries: an `.npz` or `.h5` file.
+        references: likewise; may be the same `.h5` file where it holds both.
+        ground_truth: a CSV file.
+        out: folder for `disc_metrics.csv` (or `ndec_`), `metrics.json`, `predictions.csv` (of the last row),
+            `calibration.json` and what a report is made of.
+        benchmark: as in `evaluate_disc_run`.
+        training: a descriptor file of unrelated pictures.
+        codecs: as in `evaluate_disc_run`.
+        score_norm: as in `evaluate_disc_run`.
+        k: as in `evaluate_disc_run`.
+        global_candidates: as in `evaluate_disc_run`.
+        backend: as in `evaluate_disc_run`.
+
+    Returns:
+        The table, and the predictions behind its last row.
+
+    Raises:
+        UserError: anything wrong with the files or names.
+    """
+    settings = _settings(codecs, score_norm, training is not None, k=k, backend=backend)
+    truth = read_ground_truth(ground_truth)
+    read = read_sets({"query": queries, "reference": references, "training": training})
+    rows, predictions = disc.evaluate_disc(
+        read["query"],
+        read["reference"],
+        read.get("training"),
+        truth,
+        global_candidates=global_candidates,
+        **settings,
+    )
+    disc.write_disc_results(out, rows, predictions, benchmark=benchmark)
+    write_calibration(pathlib.Path(out), read["query"], read["reference"], truth, ground_truth)
+    write_record(
+        out, rows, truth, read["reference"], queries=len(read["query"]), measured_on=ground_truth
+    )
+    return rows, predictions
+
+
+def _settings(
+    codecs: str, score_norm: str | None, has_training: bool, *, k: int | None, backend: str
+) -> dict:
+    """Arguments of `disc.evaluate_disc`, checked before anything costly is done."""
+    norms = parse_score_norms(
+        DEFAULT_SCORE_NORMS[has_training] if score_norm is None else score_norm
+    )
+    names = codec_names(codecs, norms, has_training, k=k, backend=backend)
+    return {"codecs": names, "score_norms": norms, "k": k, "backend": backend}

@@ -1,0 +1,106 @@
+"""What the verbs of the command line share."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+
+def verb(
+    verbs, name: str, about: str, example: str, run: Callable | None = None
+) -> argparse.ArgumentParser:
+    """Adds a verb to a parser's.
+
+    Args:
+        verbs: what `add_subparsers` gave.
+        name: the verb.
+        about: a sentence.
+        example: a command line.
+        run: called with the options and the words that are none; None for a verb that has verbs of its own.
+
+    Returns:
+        The verb's parser.
+    """
+    parser = verbs.add_parser(
+        name,
+        help=about,
+        description=about,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if run is not None:
+        parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+        parser.set_defaults(run=run, usage_error=parser.error)
+    return parser
+
+
+def positive(text: str) -> int:
+    """An option's whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def add_ids_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --ids."""
+    parser.add_argument(
+        "--ids", choices=("name", "path"), default="name", help="what a picture is called by"
+    )
+
+
+def add_embedding_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --image-size, --short-edge and --batch-size."""
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument(
+        "--image-size", type=int, metavar="S", help="side in pixels; the model's own by default"
+    )
+    sizes.add_argument(
+        "--short-edge",
+        type=int,
+        metavar="S",
+        help="shorter side in pixels; the longer one is S and the nearest multiple of 32 more, 3 S at most",
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=32, metavar="B", help="pictures at a time: 32"
+    )
+
+
+def chosen_model(options: argparse.Namespace, image_size: int | None = None):
+    """The model of --model at --image-size or --short-edge; at `image_size`, or its own without either."""
+    from rdcd_jax.weights.library import load_describer
+
+    model = load_describer(options.model)
+    if options.short_edge is not None:
+        return model.at_size(options.short_edge, short_edge=True)
+    return model.at_size(image_size if options.image_size is None else options.image_size)
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[Callable[[str, int, int], None]]:
+    """Gives a progress callback (what, done, total) that shows one bar after another."""
+    from rdcd_jax.core.progress import Reporter
+
+    reporters: dict[str, Reporter] = {}
+    # A bar left open by a failure would keep the terminal's cursor hidden.
+    with contextlib.ExitStack() as shown:
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in reporters:
+                shown.close()
+                reporters[what] = shown.enter_context(Reporter(what, total, done))
+            reporters[what].update(done)
+            if done >= total:
+                shown.close()
+
+        yield report
+
+
+def tell_unreadable(count: int, where: object) -> None:
+    """Says on stderr how many pictures were left out, if any, and what lists them."""
+    if count:
+        print(
+            f"{count} pictures could not be read and were left out; {where} lists them.",
+            file=sys.stderr,
+        )

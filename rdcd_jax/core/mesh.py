@@ -1,0 +1,30 @@
+"""The device mesh: one `data` axis; state everywhere, batches split over it."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rdcd_jax.core.errors import UserError
+
+
+def make_mesh(devices: int = 0) -> Mesh:
+    """A mesh of the first `devices` devices, or of all for 0."""
+    found = jax.devices()
+    if not 0 <= devices <= len(found):
+        raise UserError(f"devices is {devices}, but this machine has {len(found)}; 0 means all.")
+    count = devices or len(found)
+    # Explicit axes, jax's default, refuse to write data-sharded keys into the replicated queue.
+    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=found[:count])
+
+
+def replicate(tree, mesh: Mesh):
+    """Puts a whole copy of every array of `tree` on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def split_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Makes global arrays, split by their first axis, of what this process read of a batch."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    }

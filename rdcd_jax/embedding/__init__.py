@@ -1,0 +1,1 @@
+"""Images to descriptors: streams, resumable parts, descriptor files, whitening, codecs."""

@@ -1,0 +1,318 @@
+"""Descriptors with the ids of their pictures, in memory and as `.npz` and `.h5` files."""
+
+import collections
+import dataclasses
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+
+import h5py
+import numpy as np
+
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.files import write_aside
+from rdcd_jax.search.exact import rows_not_finite
+
+PARTS = ("query", "reference")
+_H5_SUFFIXES = (".h5", ".hdf5")
+# Descriptors hardly compress: what unpacks to more bytes than this, and to so many times the file, is an attack on
+# memory.
+_MOST_UNPACKED, _MOST_TIMES = 64 * 2**20, 64
+# Ids that are held as an array at a time: numpy gives each as much room as the longest.
+_IDS_AT_ONCE = 65_536
+# Inner products of larger numbers would leave single precision.
+_LARGEST = 1e15
+
+
+@dataclasses.dataclass(frozen=True)
+class Descriptors:
+    """What one model says of a set of pictures.
+
+    Attributes:
+        ids: [N] unicode, the pictures' ids, all different.
+        descriptors: [N, D] float32, finite.
+        model: the model's name; empty where a foreign file does not tell.
+    """
+
+    ids: np.ndarray
+    descriptors: np.ndarray
+    model: str = ""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_descriptors(path: str | os.PathLike, part: str | None = None) -> Descriptors:
+    """Reads descriptors from a file.
+
+    Args:
+        path: `.npz` with `ids`, `descriptors` and `model`; or `.h5` with either `vectors` and
+            `image_names`, or `query`, `query_ids`, `reference` and `reference_ids`.
+        part: "query" or "reference": which half of an `.h5` file that holds both. Files of one set
+            are read whatever the part.
+
+    Returns:
+        The descriptors, checked.
+
+    Raises:
+        UserError: a missing or damaged file, another layout, NaN, wrong shapes, duplicate ids.
+    """
+    path = pathlib.Path(path)
+    suffix = descriptor_suffix(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such descriptor file.")
+    try:
+        ids, rows, model = _read_npz(path) if suffix == ".npz" else _read_h5(path, part)
+        ids = np.asarray(ids) if ids.dtype.kind == "U" else np.asarray(ids).astype(str)
+    except UserError:
+        raise
+    except Exception as error:
+        # Damaged files make zipfile, numpy and HDF5 raise nearly anything.
+        raise UserError(f"{path}: cannot be read as descriptors ({error}).") from error
+    rows = np.asarray(rows)
+    if rows.dtype.kind == "f":
+        # What is beyond single precision becomes infinite, and is told as such.
+        with np.errstate(over="ignore"):
+            rows = rows.astype(np.float32, copy=False)
+    _require_sound(Descriptors(ids, rows, model), path)
+    return Descriptors(ids, rows.astype(np.float32, copy=False), model)
+
+
+def write_descriptors(path: str | os.PathLike, descriptors: Descriptors) -> None:
+    """Writes descriptors to `.npz`, or to `.h5` in the layout of one set a file.
+
+    Args:
+        path: the file; it appears whole or not at all.
+        descriptors: what to write.
+
+    Raises:
+        UserError: another suffix, NaN, wrong shapes, duplicate ids.
+    """
+    path = pathlib.Path(path)
+    descriptor_suffix(path)
+    _require_sound(descriptors, path)
+    ids = np.asarray(descriptors.ids, np.str_).tolist()
+    rows = np.asarray(descriptors.descriptors, np.float32)
+    _write(path, ids, [rows], rows.shape[1], descriptors.model)
+
+
+def write_descriptor_parts(
+    path: str | os.PathLike,
+    ids: Sequence[str],
+    parts: Iterable[np.ndarray],
+    dim: int,
+    model: str,
+) -> None:
+    """Writes descriptors that need not all be in memory, as `write_descriptors` does.
+
+    Args:
+        path: the file; it appears whole or not at all.
+        ids: of all N pictures, all different.
+        parts: [n, D] float32 each, N in all, taken one after another.
+        dim: D.
+        model: the model's name.
+
+    Raises:
+        UserError: another suffix, NaN, wrong shapes.
+    """
+    path = pathlib.Path(path)
+    descriptor_suffix(path)
+    _write(path, ids, _sound_parts(path, ids, parts), dim, model)
+
+
+def _sound_parts(
+    path: pathlib.Path, ids: Sequence[str], parts: Iterable[np.ndarray]
+) -> Iterable[np.ndarray]:
+    start = 0
+    for rows in parts:
+        _require_sound(Descriptors(np.asarray(ids[start : start + len(rows)]), rows), path)
+        yield rows
+        start += len(rows)
+
+
+def _write(
+    path: pathlib.Path, ids: Sequence[str], parts: Iterable[np.ndarray], dim: int, model: str
+) -> None:
+    write = _write_npz if descriptor_suffix(path) == ".npz" else _write_h5
+    with write_aside(path) as aside:
+        write(aside, ids, parts, dim, model)
+
+
+def _write_npz(
+    path: pathlib.Path, ids: Sequence[str], parts: Iterable[np.ndarray], dim: int, model: str
+) -> None:
+    text = np.dtype(f"<U{max(map(len, ids)) or 1}")
+    starts = range(0, len(ids), _IDS_AT_ONCE)
+    names = (np.asarray(ids[start : start + _IDS_AT_ONCE], text) for start in starts)
+    members = (
+        ("ids", text, (len(ids),), names),
+        ("descriptors", np.dtype("<f4"), (len(ids), dim), parts),
+        ("model", np.asarray(model).dtype, (), [np.asarray(model)]),
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, dtype, shape, arrays in members:
+            described = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, described)
+                for array in arrays:
+                    member.write(array.tobytes())
+
+
+def _write_h5(
+    path: pathlib.Path, ids: Sequence[str], parts: Iterable[np.ndarray], dim: int, model: str
+) -> None:
+    with h5py.File(path, "w") as file:
+        vectors = file.create_dataset("vectors", (len(ids), dim), np.float32)
+        names = file.create_dataset("image_names", (len(ids),), h5py.string_dtype("utf-8"))
+        file.attrs["model"] = model
+        start = 0
+        for rows in parts:
+            stop = start + len(rows)
+            vectors[start:stop] = rows
+            names[start:stop] = np.asarray(ids[start:stop], object)
+            start = stop
+
+
+def descriptor_suffix(path: str | os.PathLike) -> str:
+    """The suffix of a descriptor file's name, in small letters.
+
+    Raises:
+        UserError: it is neither `.npz` nor one of HDF5's.
+    """
+    suffix = pathlib.Path(path).suffix.lower()
+    if suffix != ".npz" and suffix not in _H5_SUFFIXES:
+        raise UserError(f"{path}: descriptors are kept in .npz or .h5 files; name one of those.")
+    return suffix
+
+
+def require_comparable(named: Mapping[str, Descriptors]) -> None:
+    """Checks that sets of descriptors can be compared with each other.
+
+    Args:
+        named: the sets, by the names that an error should call them, such as their files.
+
+    Raises:
+        UserError: different models (an unknown one matches any) or numbers of dimensions.
+    """
+    (first_name, first), *others = named.items()
+    for name, each in others:
+        if each.descriptors.shape[1] != first.descriptors.shape[1]:
+            raise UserError(
+                f"{first_name} holds {first.descriptors.shape[1]}-d descriptors and {name} "
+                f"{each.descriptors.shape[1]}-d ones; describe both with the same model."
+            )
+    known = [(name, each.model) for name, each in named.items() if each.model]
+    for name, model in known[1:]:
+        if model != known[0][1]:
+            raise UserError(
+                f"{known[0][0]} was described by {known[0][1]!r} and {name} by {model!r}; "
+                "describe both with the same model."
+            )
+
+
+def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, str]:
+    # Opened here, since numpy leaves a file open that turns out not to be an archive.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        missing = [name for name in ("ids", "descriptors") if name not in arrays]
+        if missing:
+            raise UserError(
+                f"{path}: holds no {' and no '.join(missing)}; a descriptor file has the arrays "
+                "ids, descriptors and model."
+            )
+        _require_honest(path, sum(member.file_size for member in arrays.zip.infolist()))
+        model = str(arrays["model"]) if "model" in arrays else ""
+        return arrays["ids"], arrays["descriptors"], model
+
+
+def _read_h5(path: pathlib.Path, part: str | None) -> tuple[np.ndarray, np.ndarray, str]:
+    with h5py.File(path, "r") as file:
+        if "vectors" in file and "image_names" in file:
+            names = "vectors", "image_names"
+        elif all(each in file and f"{each}_ids" in file for each in PARTS):
+            if part not in PARTS:
+                raise UserError(
+                    f"{path}: holds queries and references together, which cannot stand for "
+                    "another set; give a file with vectors and image_names."
+                )
+            names = part, f"{part}_ids"
+        else:
+            raise UserError(
+                f"{path}: has neither vectors and image_names nor query, query_ids, reference and "
+                f"reference_ids; it has {', '.join(sorted(file)) or 'nothing'}."
+            )
+        rows, ids = (file[name] for name in names)
+        _require_honest(path, rows.nbytes + ids.nbytes)
+        # Files made by other programs often declare ASCII and hold UTF-8.
+        ids = ids.asstr("utf-8")[()] if h5py.check_string_dtype(ids.dtype) else ids[()]
+        return ids, rows[()], str(file.attrs.get("model", ""))
+
+
+def _require_honest(path: pathlib.Path, unpacked: int) -> None:
+    """Refuses a file whose arrays would take far more memory than the file itself."""
+    if unpacked > max(_MOST_UNPACKED, _MOST_TIMES * path.stat().st_size):
+        raise UserError(
+            f"{path}: would unpack to {unpacked / 1e6:.0f} MB, over {_MOST_TIMES} times its size; "
+            "write the descriptors again without compression."
+        )
+
+
+def _require_sound(found: Descriptors, path: pathlib.Path) -> None:
+    ids, rows = np.asarray(found.ids), np.asarray(found.descriptors)
+    if rows.ndim != 2 or 0 in rows.shape or rows.dtype.kind not in "fiu":
+        raise UserError(
+            f"{path}: descriptors must be numbers of shape [N, D], not {rows.dtype} of shape "
+            f"{rows.shape}."
+        )
+    if ids.shape != (len(rows),):
+        raise UserError(f"{path}: {len(rows)} descriptors need as many ids, not shape {ids.shape}.")
+    require_usable(ids, rows, path)
+    if max(float(rows.max()), -float(rows.min())) > _LARGEST:
+        raise UserError(
+            f"{path}: descriptors hold numbers beyond {_LARGEST:g}; divide them by their length."
+        )
+    counts = collections.Counter(ids.tolist())
+    if len(counts) < len(ids):
+        repeated, times = counts.most_common(1)[0]
+        raise UserError(
+            f"{path}: {len(ids) - len(counts)} ids are repeated, such as {repeated} ({times} "
+            "times); every picture needs an id of its own."
+        )
+
+
+def require_usable(ids: np.ndarray, rows: np.ndarray, source: object) -> None:
+    """Refuses descriptors that resemble nothing.
+
+    Args:
+        ids: [N].
+        rows: [N, D] numbers.
+        source: what to name: a file or a model.
+
+    Raises:
+        UserError: some hold NaN or infinity, or are zero.
+    """
+    bad, zero = rows_not_finite(rows), np.flatnonzero(~rows.any(axis=1))
+    for places, told in ((bad, "hold NaN or infinity"), (zero, "are zero")):
+        if places.size:
+            raise UserError(
+                f"{source}: {places.size} of {len(rows)} descriptors {told}, the first for {ids[places[0]]}; compute"
+                " them again."
+            )
+
+
+def read_sets(parts: Mapping[str, str | os.PathLike | None]) -> dict[str, Descriptors]:
+    """Reads the descriptor files of a benchmark.
+
+    Args:
+        parts: files by part, such as "query"; None for a part that there is not.
+
+    Returns:
+        Descriptors by part.
+
+    Raises:
+        UserError: a broken file, or files of different models.
+    """
+    # Read under the files' own names, so that an error says which two do not belong together.
+    read = {part: read_descriptors(path, part) for part, path in parts.items() if path is not None}
+    require_comparable({f"{part} file {parts[part]}": each for part, each in read.items()})
+    return read

@@ -1,0 +1,297 @@
+"""Descriptors of a large set on their way into a file, in parts that outlive whoever is killed.
+
+    OUT.parts/manifest.json     what is described, by what, and how many pictures a part is of
+    OUT.parts/000012.npz        of those pictures from place 12 * rows on: ids, descriptors [n, D] float32, and
+                                unreadable [m, 2], ids and reasons
+    OUT.parts/process-0.lock    held by the process that makes parts 0, n, 2n, ... of n processes
+
+A part is written aside and renamed, so it is there whole or not at all. Whoever finds all parts there joins them to OUT
+and removes the folder. Processes need a common file system for it, and nothing else of each other.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Iterator
+
+import numpy as np
+
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.files import write_aside, write_json
+from rdcd_jax.embedding.descriptors import Descriptors, write_descriptor_parts
+from rdcd_jax.embedding.stream import (
+    DescribingModel,
+    Part,
+    Progress,
+    Unreadable,
+    described_parts,
+    has_fingerprint,
+    none_readable,
+)
+from rdcd_jax.images.sources import ImageSet, changed
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+# Pictures of a part: what is lost with a process that is killed.
+ROWS = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """What an embedding's file holds.
+
+    Attributes:
+        count: descriptors.
+        dim: D.
+        unreadable: pictures that were left out.
+    """
+
+    count: int
+    dim: int
+    unreadable: list[Unreadable]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Parts of an embedding, opened by `open_parts`.
+
+    Attributes:
+        out: the file that they become.
+        folder: they lie in.
+        images: the pictures.
+        model: the name of what describes them.
+        rows: pictures of a part.
+        process: this process's number, from 0, and the number of processes.
+    """
+
+    out: pathlib.Path
+    folder: pathlib.Path
+    images: ImageSet
+    model: str
+    rows: int
+    process: tuple[int, int]
+
+    def places(self, number: int) -> range:
+        """Places of a part's pictures in the set."""
+        return range(number * self.rows, min((number + 1) * self.rows, len(self.images)))
+
+    def fill(self, model: DescribingModel, batch_size: int, on_progress: Progress) -> None:
+        """Makes the parts that this process has to make still; a damaged one is made again.
+
+        Args:
+            model: the one that they were opened for.
+            batch_size: see `described_parts`; a part's pictures at most.
+            on_progress: told pictures done and in all, of this process's share.
+        """
+        index, count = self.process
+        mine = range(index, -(-len(self.images) // self.rows), count)
+        missing = [number for number in mine if self.read(number) is None]
+        places = [place for number in missing for place in self.places(number)]
+        total = sum(len(self.places(number)) for number in mine)
+
+        def told(done: int, _: int) -> None:
+            on_progress(total - len(places) + done, total)
+
+        told(0, 0)
+        images = self.images.subset(places)
+        # A larger batch would be filled up with black.
+        batch_size = min(batch_size, self.rows)
+        described = described_parts(
+            model, images, rows=self.rows, batch_size=batch_size, on_progress=told
+        )
+        for number, part in zip(missing, described, strict=True):
+            self.write(number, part)
+
+    def write(self, number: int, part: Part) -> None:
+        """Keeps a part."""
+        found = part.found or Descriptors(np.empty(0, np.str_), np.empty((0, 0), np.float32))
+        unreadable = [[each.id, each.reason] for each in part.unreadable]
+        with write_aside(self._path(number)) as aside:
+            np.savez(
+                aside,
+                ids=found.ids,
+                descriptors=found.descriptors,
+                unreadable=np.asarray(unreadable, np.str_).reshape(-1, 2),
+            )
+
+    def read(self, number: int) -> Part | None:
+        """A part; None where it is missing or damaged."""
+        try:
+            # Opened here, since numpy leaves a file open that turns out not to be an archive.
+            with self._path(number).open("rb") as file, np.load(file) as arrays:
+                ids, rows, left_out = (arrays[n] for n in ("ids", "descriptors", "unreadable"))
+            unreadable = [Unreadable(*each) for each in left_out.tolist()]
+            if len(ids) != len(rows) or len(ids) + len(unreadable) != len(self.places(number)):
+                return None
+        except Exception:
+            # Damaged files make zipfile and numpy raise nearly anything.
+            return None
+        found = Descriptors(ids, rows, self.model) if len(ids) else None
+        return Part(found, unreadable)
+
+    def join(self, keep: bool = False) -> Embedded | None:
+        """Writes the file and removes the parts.
+
+        Args:
+            keep: leaves the parts to `remove`, so that until then the same embedding need not be made again.
+
+        Returns:
+            What the file holds; None if parts of other processes are missing still, or one of them has just joined all.
+
+        Raises:
+            UserError: not one picture could be read, or a part of another process is damaged.
+        """
+        numbers = range(-(-len(self.images) // self.rows))
+        if not all(self._path(number).exists() for number in numbers):
+            return None
+        manifest = self.folder / MANIFEST
+        try:
+            file = manifest.open()
+        except FileNotFoundError:
+            return None
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Gone, if another process joined the parts while this one waited.
+            return self._join(numbers, keep) if manifest.exists() else None
+
+    def _join(self, numbers: range, keep: bool) -> Embedded:
+        ids: list[str] = []
+        unreadable: list[Unreadable] = []
+        dim = 0
+        for number in numbers:
+            part = self._whole(number)
+            unreadable += part.unreadable
+            if part.found is not None:
+                ids += part.found.ids.tolist()
+                dim = part.found.descriptors.shape[1]
+        if not ids:
+            self.remove()
+            raise UserError(none_readable(self.images, unreadable[0].reason))
+        parts = (self._whole(number).found for number in numbers)
+        rows = (found.descriptors for found in parts if found is not None)
+        write_descriptor_parts(self.out, ids, rows, dim, self.model)
+        if not keep:
+            self.remove()
+        return Embedded(len(ids), dim, unreadable)
+
+    def _whole(self, number: int) -> Part:
+        part = self.read(number)
+        if part is None:
+            raise UserError(
+                f"{self._path(number)} is damaged; delete it and run the same command again."
+            )
+        return part
+
+    def remove(self) -> None:
+        """Removes the parts."""
+        # Renamed first: half a folder would be taken for an embedding to go on with.
+        aside = _beside(self.folder)
+        self.folder.rename(aside)
+        shutil.rmtree(aside)
+
+    def _path(self, number: int) -> pathlib.Path:
+        return self.folder / f"{number:06d}.npz"
+
+
+@contextlib.contextmanager
+def open_parts(
+    out: str | os.PathLike, model: DescribingModel, images: ImageSet, process: tuple[int, int]
+) -> Iterator[Parts]:
+    """Opens the parts of an embedding, new ones or those that are there.
+
+    Args:
+        out: the file that they are to become.
+        model: what describes the pictures.
+        images: the pictures.
+        process: this process's number, from 0, and the number of processes.
+
+    Raises:
+        UserError: there are parts of other pictures or another model, or another process makes these parts.
+    """
+    index, count = process
+    if not 0 <= index < count:
+        raise UserError(f"There is no process {index} of {count}; they are numbered from 0.")
+    out = pathlib.Path(out)
+    folder = out.with_name(f"{out.name}.parts")
+    ours = {
+        "format": FORMAT,
+        "rows": ROWS,
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "image_size": model.image_size,
+        "short_edge": model.short_edge,
+        "pictures": images.fingerprint(),
+    }
+    if not folder.exists():
+        _begin(folder, ours)
+    told = _read_manifest(folder)
+    if has_fingerprint(model, told.get("fingerprint")):
+        ours["fingerprint"] = told["fingerprint"]
+    if difference := _difference(told, ours):
+        if any(folder.glob("*.npz")):
+            raise UserError(
+                f"{folder} holds parts of another embedding ({difference}); finish that, name another --out, or delete"
+                " the folder."
+            )
+        write_json(folder / MANIFEST, ours)
+        told = ours
+    with open(folder / f"process-{index}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process makes these parts; wait until it has ended, or give each of several"
+                " processes a number of its own (--process=I/N)."
+            ) from None
+        yield Parts(out, folder, images, model.name, told["rows"], process)
+
+
+def _begin(folder: pathlib.Path, manifest: dict) -> None:
+    # Renamed with the manifest in it, so that no process sees one without.
+    aside = _beside(folder)
+    write_json(aside / MANIFEST, manifest)
+    try:
+        aside.rename(folder)
+    except OSError:
+        shutil.rmtree(aside)
+        # Another process has begun it meanwhile.
+        if not folder.is_dir():
+            raise
+
+
+def _beside(folder: pathlib.Path) -> pathlib.Path:
+    return folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+
+
+def _read_manifest(folder: pathlib.Path) -> dict:
+    path = folder / MANIFEST
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if told["format"] != FORMAT or type(told["rows"]) is not int or told["rows"] < 1:
+            raise ValueError("another format")
+        return told
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); delete {folder} to begin anew, or name another --out."
+        ) from error
+
+
+def _difference(before: dict, now: dict) -> str:
+    """What is another about an embedding, in words for people; nothing where it is the same."""
+    words = {
+        "model": f"by {before.get('model')!r}, not {now['model']!r}",
+        "fingerprint": f"by other weights of {now['model']!r}",
+        "image_size": f"of {before.get('image_size')} pixels, not {now['image_size']}",
+        "short_edge": "of square pictures"
+        if now["short_edge"]
+        else "of pictures by their short edge",
+    }
+    for name, told in words.items():
+        if before.get(name) != now[name]:
+            return told
+    return changed(before.get("pictures", {}), now["pictures"])

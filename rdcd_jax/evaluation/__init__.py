@@ -1,1 +1,0 @@
-"""Embedding, search, whitening, score normalisation, metrics and protocols."""

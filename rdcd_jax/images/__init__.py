@@ -1,0 +1,1 @@
+"""Images in: sources, archives, records, decoding, packing, checking."""

@@ -1,0 +1,179 @@
+"""Files to RGB pictures, and the two resizes used for evaluation."""
+
+import contextlib
+import io
+import os
+import stat
+import threading
+import warnings
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from rdcd_jax.core.errors import UnreadableImageError
+
+# Pillow refuses to open what is larger than this, from the header and before it decodes anything.
+MAX_MEGAPIXELS = 2 * Image.MAX_IMAGE_PIXELS / 1e6
+
+# Pillow would also try formats that start other programs (EPS) or cannot hold photographs.
+Image.init()
+FORMATS = tuple(
+    name
+    for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+    if name in Image.OPEN
+)
+
+# What to do so that a picture with this EXIF orientation stands upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class _PillowIsSilent:
+    """Pillow's warnings are ignored while any thread is within.
+
+    They are of large pictures and broken metadata, which keep no picture from being read. `catch_warnings` is not made
+    for threads: whichever left first would let the others' warnings through.
+    """
+
+    def __init__(self):
+        self._lock, self._within, self._filters = threading.Lock(), 0, contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._within == 0:
+                self._filters.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self._within += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if self._within == 0:
+                self._filters.close()
+
+
+_PILLOW_IS_SILENT = _PillowIsSilent()
+# The largest pictures take over a gigabyte while they are decoded, so threads take turns with such.
+_ONE_LARGE, _LARGE_PIXELS = threading.Lock(), 32e6
+
+
+def decode_rgb(
+    path: str | os.PathLike, *, min_side_hint: int | None = None, content: bytes | None = None
+) -> Image.Image:
+    """Reads a picture file as an upright RGB picture.
+
+    Alpha is dropped and the colours below it kept, also for palettes with transparency, as the
+    reference does (`convert("RGB")`): descriptors of the published models are only comparable so.
+
+    Args:
+        path: a JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, JPEG 2000 or AVIF file; of several frames
+            the first is taken.
+        min_side_hint: a picture whose short side is at least twice this many pixels is reduced by
+            the largest whole factor that keeps the short side at least this long, a JPEG largely
+            while it is decoded, which is several times faster. Give the side below which detail
+            would be missed; None keeps every pixel.
+        content: the file's bytes, where they lie elsewhere; `path` is then only the name in messages.
+
+    Returns:
+        A Pillow picture of mode RGB, detached from the file.
+
+    Raises:
+        UnreadableImageError: the file is missing, truncated, not a picture, or has more than
+            `MAX_MEGAPIXELS`; the message names it.
+
+    Differs: the reference ignores the EXIF orientation and turns 16-bit grey into white.
+    """
+    try:
+        # A pipe would be waited for, and a device read, for ever.
+        if content is None and not stat.S_ISREG(os.stat(path).st_mode):
+            raise UnreadableImageError(f"{path}: not a file but a folder, pipe or device.")
+        file = path if content is None else io.BytesIO(content)
+        with _PILLOW_IS_SILENT, Image.open(file, formats=FORMATS) as image:
+            if min_side_hint is not None:
+                image.draft(None, (min_side_hint, min_side_hint))
+            large = image.width * image.height > _LARGE_PIXELS
+            with _ONE_LARGE if large else contextlib.nullcontext():
+                rgb = _to_rgb(image)
+            if min_side_hint is not None and min(rgb.size) >= 2 * min_side_hint:
+                rgb = rgb.reduce(min(rgb.size) // min_side_hint)
+            return _upright(image, rgb)
+    except UnreadableImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise UnreadableImageError(
+            f"{path}: has more than {MAX_MEGAPIXELS:.0f} megapixels, the most that is decoded; "
+            "make a smaller copy of it."
+        ) from None
+    except FileNotFoundError:
+        raise UnreadableImageError(f"{path}: there is no such image file.") from None
+    except Image.UnidentifiedImageError:
+        raise UnreadableImageError(f"{path}: not an image, or of an unknown format.") from None
+    except Exception as error:
+        # Broken files make Pillow's plugins raise nearly anything: OSError, SyntaxError,
+        # ValueError, struct.error, IndexError, ...
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise UnreadableImageError(f"{path}: cannot be read as an image ({reason}).") from error
+
+
+def resize_square(image: Image.Image, size: int) -> Image.Image:
+    """Resizes to `size` x `size` pixels (bilinear, antialiased); the aspect is not kept.
+
+    Source: the reference's evaluation, torchvision `Resize([size, size])` on Pillow pictures.
+    """
+    return image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def resize_short_edge(image: Image.Image, size: int) -> Image.Image:
+    """Resizes the short edge to `size` pixels, the long one to int(size * long / short).
+
+    Source: torchvision `Resize(size)` on Pillow pictures (bilinear, antialiased).
+    """
+    width, height = image.size
+    long = int(size * max(width, height) / min(width, height))
+    target = (size, long) if width <= height else (long, size)
+    return image.resize(target, Image.Resampling.BILINEAR)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        # Loaded, a JPEG no longer needs its file, and a copy would cost an eighth of the decoding.
+        image.load()
+        return image if image.format in ("JPEG", "MPO") else image.copy()
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _deep_grey(np.asarray(image)).convert("RGB")
+    if image.mode in ("P", "PA", "RGBa"):
+        # Straight to RGB, Pillow warns about palettes whose transparency has several levels.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _deep_grey(values: np.ndarray) -> Image.Image:
+    """Grey of more than 8 bits as 8-bit grey; Pillow alone would clip nearly all of it to white."""
+    # In place and in single precision: in double the largest picture allowed would take 4 GB.
+    grey = np.array(values, np.float32)
+    if values.dtype.kind == "f":
+        # By custom floats run to 1 or to 255; which of the two, only the values tell.
+        np.nan_to_num(grey, copy=False)
+        white = 1.0 if grey.max() <= 1 else 255.0
+    else:
+        # Older Pillow hands 16-bit grey over as 32-bit integers.
+        white = 65535.0
+    grey.clip(0, white, out=grey)
+    grey *= 255 / white
+    grey += 0.5
+    return Image.fromarray(grey.astype(np.uint8))
+
+
+def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
+    # A broken EXIF block is no reason to lose the picture.
+    with contextlib.suppress(Exception):
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        return rgb if turn is None else rgb.transpose(turn)
+    return rgb

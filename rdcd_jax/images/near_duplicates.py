@@ -1,0 +1,178 @@
+"""Which pictures of a set are the same, and which are in another set too."""
+
+import bisect
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from rdcd_jax.images.perceptual import near_duplicates
+from rdcd_jax.images.sources import ImageSet
+
+# What is kept of a picture: 130 bytes, so that a million fit anywhere.
+ROW = np.dtype(
+    [
+        ("readable", "?"),
+        ("flat", "?"),
+        ("format", "u1"),
+        ("width", "i4"),
+        ("height", "i4"),
+        ("file_bytes", "i8"),
+        ("content", "u8", 2),
+        ("pixels", "u8", 2),
+        ("hash", "u8"),
+        ("thumbnail", "u1", 64),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Pictures of the set that are the same.
+
+    Attributes:
+        kind: "bytes" where the files are the same, "pixels" where only what they decode to is, "near" where they look
+            alike.
+        ids: two or more ids, in the set's order.
+    """
+
+    kind: str
+    ids: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+    """A picture of the set that is in another set too.
+
+    Attributes:
+        kind: as in `Group`.
+        id: its id.
+        other_source: the other set.
+        other_id: the picture there that is most like it.
+        distance: bits by which their hashes differ; 0 for the same bytes or pixels.
+    """
+
+    kind: str
+    id: str
+    other_source: str
+    other_id: str
+    distance: int
+
+
+def find_duplicates(
+    sets: Sequence[ImageSet], rows: np.ndarray
+) -> tuple[tuple[Group, ...], tuple[Overlap, ...]]:
+    """Finds duplicates within the first set, and pictures of it that are in the others.
+
+    Args:
+        sets: the sets.
+        rows: [N] ROW, what is known of all their pictures, one set after another.
+
+    Returns:
+        The groups, strictest kind first; the overlaps in the first set's order, each with the strictest kind and then
+        the nearest picture that was found.
+    """
+    notes = _Notes(sets)
+    readable = np.flatnonzero(rows["readable"])
+    for kind, column in (("bytes", "content"), ("pixels", "pixels")):
+        _, which = np.unique(rows[column][readable], axis=0, return_inverse=True)
+        alike = _Members(readable, which)
+        for part in alike.repeated():
+            places = alike.places(part)
+            notes.group(kind, places)
+            notes.overlaps(kind, places, places, 0)
+
+    structured = np.flatnonzero(rows["readable"] & ~rows["flat"])
+    hashes, first, which = np.unique(
+        rows["hash"][structured], return_index=True, return_inverse=True
+    )
+    alike = _Members(structured, which)
+    for part in alike.repeated():
+        places = alike.places(part)
+        notes.overlaps("near", places, places, 0)
+    pairs = near_duplicates(hashes, rows["thumbnail"][structured[first]])
+    # Nearest first, since what is found first is what is told.
+    order = np.argsort(pairs[2], kind="stable")
+    links = []
+    for one, other, distance in zip(*(each[order].tolist() for each in pairs), strict=True):
+        here, there = alike.places(one), alike.places(other)
+        notes.overlaps("near", here, there, distance)
+        notes.overlaps("near", there, here, distance)
+        # Two pictures of the set are not joined by a third that is elsewhere.
+        if notes.is_own(here[0]) and notes.is_own(there[0]):
+            links.append((one, other))
+    for parts in _joined([*((part, part) for part in alike.repeated()), *links]):
+        notes.group("near", [place for part in parts for place in alike.places(part)])
+    return tuple(notes.groups), tuple(notes.found[key] for key in sorted(notes.found))
+
+
+class _Members:
+    """Places by the number of the value that they share."""
+
+    def __init__(self, places: np.ndarray, which: np.ndarray):
+        self._places = places[np.argsort(which.ravel(), kind="stable")]
+        self._counts = np.bincount(which.ravel())
+        self._ends = np.cumsum(self._counts)
+
+    def repeated(self) -> list[int]:
+        """Values that several places share."""
+        return np.flatnonzero(self._counts > 1).tolist()
+
+    def places(self, value: int) -> list[int]:
+        """The places of a value, ascending."""
+        end = self._ends[value]
+        return self._places[end - self._counts[value] : end].tolist()
+
+
+class _Notes:
+    """What has been found so far; what is told first, of the strictest kind and the nearest, stays."""
+
+    def __init__(self, sets: Sequence[ImageSet]):
+        self._sets = sets
+        self._ends = np.cumsum([len(images) for images in sets]).tolist()
+        self.groups: list[Group] = []
+        self.found: dict[tuple[int, int], Overlap] = {}
+        self._told: set[tuple[int, ...]] = set()
+
+    def is_own(self, place: int) -> bool:
+        """Whether a place is the first set's."""
+        return place < self._ends[0]
+
+    def group(self, kind: str, places: list[int]) -> None:
+        """The first set's pictures among these are the same."""
+        own = tuple(sorted(place for place in places if self.is_own(place)))
+        if len(own) > 1 and own not in self._told:
+            self._told.add(own)
+            self.groups.append(Group(kind, tuple(self._sets[0].ids[place] for place in own)))
+
+    def overlaps(self, kind: str, places: list[int], others: list[int], distance: int) -> None:
+        """The first set's pictures among `places` are the same as other sets' among `others`."""
+        theirs: dict[int, int] = {}
+        for other in others:
+            if not self.is_own(other):
+                theirs.setdefault(bisect.bisect_right(self._ends, other), other)
+        for place in filter(self.is_own, places):
+            for number, other in theirs.items():
+                images = self._sets[number]
+                other_id = images.ids[other - self._ends[number - 1]]
+                line = Overlap(kind, self._sets[0].ids[place], images.source, other_id, distance)
+                self.found.setdefault((place, number), line)
+
+
+def _joined(links: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+    """Connected parts of the graph of these links."""
+    parent: dict[int, int] = {}
+
+    def root(i: int) -> int:
+        parent.setdefault(i, i)
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for a, b in links:
+        parent[root(a)] = root(b)
+    parts: dict[int, list[int]] = {}
+    for i in sorted(parent):
+        parts.setdefault(root(i), []).append(i)
+    yield from parts.values()

@@ -1,0 +1,295 @@
+"""Where pictures come from, files or records, as a fixed list of ids and paths."""
+
+import dataclasses
+import glob
+import importlib.resources
+import os
+import pathlib
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from PIL import Image
+
+from rdcd_jax.core.errors import UnreadableImageError, UserError
+from rdcd_jax.core.files import read_lines
+from rdcd_jax.images.archives import ARCHIVES, list_archive, require_utf8
+from rdcd_jax.images.decode import decode_rgb
+from rdcd_jax.images.records import ids_sha256, is_shard, list_shards, list_tfds, require_all_shards
+
+_PHOTOGRAPHS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".jp2")
+EXTENSIONS = {*_PHOTOGRAPHS, ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
+
+# Pictures inside the package, by these names instead of a folder's.
+BUNDLED = ("sample:train", "sample:references", "sample:queries")
+
+
+class Reader(Protocol):
+    """Gives the bytes of the picture behind a path.
+
+    Attributes:
+        kind: what the pictures lie in, one word.
+        content: hex digest of it.
+    """
+
+    kind: str
+    content: str
+
+    def __call__(self, path: str) -> bytes:
+        """The bytes of the picture at `path`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """Pictures in a fixed order: entry i of `ids` names the picture at entry i of `paths`.
+
+    It can be pickled, for processes that read: files and shards are opened where a picture is first asked for.
+
+    Attributes:
+        source: what the set was made from, for messages.
+        ids: N different names.
+        paths: N paths of files; where there is a reader, names that it reads by, which tell people as much.
+        reader: reads what lies in records or archives; None for files.
+    """
+
+    source: str
+    ids: tuple[str, ...]
+    paths: tuple[str, ...]
+    reader: Reader | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, place: int) -> bytes:
+        """The picture at a place as it is stored, not decoded.
+
+        Raises:
+            UnreadableImageError: there is no such file, or its record is damaged.
+            UserError: a whole shard is gone or damaged.
+        """
+        path = self.paths[place]
+        if self.reader is not None:
+            return self.reader(path)
+        try:
+            if stat.S_ISREG(os.stat(path).st_mode):
+                return pathlib.Path(path).read_bytes()
+        except FileNotFoundError:
+            raise UnreadableImageError(f"{path}: there is no such image file.") from None
+        except (OSError, ValueError) as error:
+            raise UnreadableImageError(f"{path}: cannot be read ({error}).") from error
+        raise UnreadableImageError(f"{path}: not a file but a folder, pipe or device.")
+
+    def decode(self, place: int, *, min_side_hint: int | None = None) -> Image.Image:
+        """The picture at a place, upright and RGB.
+
+        Args:
+            place: 0 to N - 1.
+            min_side_hint: see `decode.decode_rgb`.
+
+        Raises:
+            UnreadableImageError: see `decode.decode_rgb` and `read`.
+            UserError: a whole shard is gone or damaged.
+        """
+        content = None if self.reader is None else self.read(place)
+        return decode_rgb(self.paths[place], min_side_hint=min_side_hint, content=content)
+
+    def subset(self, places: Iterable[int]) -> "ImageSet":
+        """The pictures at some places, in that order."""
+        places = list(places)
+        return dataclasses.replace(
+            self,
+            ids=tuple(self.ids[place] for place in places),
+            paths=tuple(self.paths[place] for place in places),
+        )
+
+    def fingerprint(self) -> dict[str, str | int]:
+        """What tells this set from another, as JSON values: kind, count, digest of the ids, digest of the records."""
+        found = {"kind": "files", "pictures": len(self), "ids": ids_sha256(self.ids)}
+        if self.reader is not None:
+            found |= {"kind": self.reader.kind, "records": self.reader.content}
+        return found
+
+
+_CHANGES = {
+    "kind": "they lay in {before}, and now lie in {now}",
+    "pictures": "there were {before} pictures, and now there are {now}",
+    "ids": "the {count} pictures have other ids, or stand in another order",
+    "records": "the {count} pictures have the same ids, but their records ({kind}) hold other content",
+}
+
+
+def changed(before: dict, now: dict) -> str:
+    """What is another about a set of pictures, in words for people.
+
+    Args:
+        before: a fingerprint that was kept.
+        now: the set's `ImageSet.fingerprint`.
+
+    Returns:
+        A clause, or nothing where no field that both have differs.
+    """
+    for name, told in _CHANGES.items():
+        if name in before and name in now and before[name] != now[name]:
+            count, kind = now.get("pictures"), now.get("kind")
+            return told.format(before=before[name], now=now[name], count=count, kind=kind)
+    return ""
+
+
+def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
+    """Lists the pictures of `source` without opening them.
+
+    Args:
+        source: one of
+            - a folder, searched recursively for the usual image extensions (hidden files and folders are left out,
+              links are followed);
+            - a picture;
+            - a text file (UTF-8) with one path a line, absolute or relative to the text file's folder;
+            - a .zip or .tar of such images, which is read without unpacking it;
+            - the folder that `rdcd-jax data pack` wrote, one of its shards, or several as a pattern with * or ?;
+            - tfds:NAME/SPLIT, a prepared data set of tensorflow-datasets, see `records.list_tfds`;
+            - one of `BUNDLED`.
+        ids: "name" makes the file name without its extension the id; "path" the path below the
+            folder (or as the text file writes it), extension included. Records carry their ids.
+
+    Returns:
+        The pictures, sorted by path for a folder, in the order written for a text file or records.
+
+    Raises:
+        UserError: the source is missing, of another kind or empty, or two pictures share an id.
+    """
+    if ids not in ("name", "path"):
+        raise UserError(f"ids={ids!r} is not known: use 'name' or 'path'.")
+    text = os.fspath(source)
+    if text.startswith("tfds:"):
+        return _record_set(text, *list_tfds(text))
+    if text in BUNDLED:
+        text = str(importlib.resources.files("rdcd_jax") / "sample" / text.partition(":")[2])
+    root, reader = pathlib.Path(text), None
+    if root.is_dir():
+        names, folder = _names_below(root), root
+        shards = [os.path.join(root, name) for name in names if is_shard(os.path.basename(name))]
+        if shards and len(shards) < len(names):
+            loose = next(name for name in names if not is_shard(os.path.basename(name)))
+            raise UserError(
+                f"{text} holds shards of records ({os.path.basename(shards[0])}) and loose images ({loose}); give a"
+                " folder with one of the two."
+            )
+        if shards:
+            require_all_shards(text, shards)
+            return _record_set(text, *list_shards(shards))
+    elif ".array_record" in root.name and (found := _matching(text)):
+        return _record_set(text, *list_shards(found))
+    elif root.is_file() and text.endswith(ARCHIVES):
+        members, reader = list_archive(text)
+        names, folder = [name for name in members if _is_image(name)], None
+    elif root.is_file():
+        names = [root.name] if _is_image(root.name) else _names_listed(root)
+        folder = root.parent
+    else:
+        raise UserError(
+            f"{text}: there is no such folder or text file of image paths, nor an archive or records."
+        )
+    if not names:
+        raise UserError(
+            f"{text}: no images found; it should hold files such as .jpg, .png or .webp "
+            "(or, as a text file, one path a line)."
+        )
+    return ImageSet(
+        source=text,
+        ids=_unique_ids(names, by_path=ids == "path"),
+        paths=tuple(f"{text}:{name}" if reader else os.path.join(folder, name) for name in names),
+        reader=reader,
+    )
+
+
+def find_all(sources: Sequence[str | os.PathLike], *, ids: str = "name") -> ImageSet:
+    """As `find_images`, of several sources that hold image files, one after another.
+
+    Raises:
+        UserError: as `find_images`; or one of several is an archive or records.
+    """
+    found = [find_images(source, ids=ids) for source in sources]
+    if len(found) == 1:
+        return found[0]
+    for each in found:
+        if each.reader is not None:
+            raise UserError(f"{each.source}: is an archive or records; give it alone.")
+    owner: dict[str, str] = {}
+    for each in found:
+        for id_, path in zip(each.ids, each.paths, strict=True):
+            if owner.setdefault(id_, path) != path:
+                raise UserError(
+                    f"Two images have the id {id_!r}: {owner[id_]} and {path}; leave one out, or rename it."
+                )
+    names = ", ".join(each.source for each in found)
+    return ImageSet(source=names, ids=tuple(owner), paths=tuple(owner.values()))
+
+
+def _matching(text: str) -> list[str]:
+    """The shard of that path, or all that the pattern matches."""
+    found = [text] if os.path.isfile(text) else sorted(glob.glob(text))
+    return [path for path in found if is_shard(os.path.basename(path))]
+
+
+def _record_set(text: str, ids: list[str], paths: list[str], reader: Reader) -> ImageSet:
+    if not ids:
+        raise UserError(f"{text}: the records hold no pictures.")
+    owner: dict[str, str] = {}
+    for id_, path in zip(ids, paths, strict=True):
+        if owner.setdefault(id_, path) != path:
+            raise UserError(
+                f"{text}: two pictures have the id {id_!r}: {owner[id_]} and {path}; give one of the shards only."
+            )
+    return ImageSet(text, tuple(ids), tuple(paths), reader)
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _names_below(root: pathlib.Path) -> list[str]:
+    """Paths below `root` of images and shards, '/'-separated and sorted."""
+    names = []
+    for folder, files in _walk(root):
+        below = pathlib.PurePath(os.path.relpath(folder, root))
+        for file in files:
+            if _is_image(file) or is_shard(file):
+                names.append((below / file).as_posix())
+    require_utf8(str(root), names)
+    return sorted(names)
+
+
+def _walk(root: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
+    """Visible folders at and below `root` with their visible files, each real folder once."""
+    seen = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        # A link to a folder above would otherwise be walked for ever.
+        real = os.path.realpath(folder)
+        subfolders[:] = [] if real in seen else sorted(s for s in subfolders if s[0] != ".")
+        if real not in seen:
+            yield folder, [file for file in files if file[0] != "."]
+        seen.add(real)
+
+
+def _names_listed(path: pathlib.Path) -> list[str]:
+    """The paths in the text file `path`."""
+    names = read_lines(path, "neither a folder nor a text file (UTF-8) of image paths, one a line.")
+    # Only the first: a wrong base folder shows at once, and a million look-ups on a network disk
+    # would take minutes. A file missing further down counts as unreadable when its turn comes.
+    if names and not os.path.isfile(path.parent / names[0]):
+        raise UserError(
+            f"{path}: its first path, {names[0]}, is not a file; paths are taken relative to "
+            f"{path.parent}."
+        )
+    return names
+
+
+def _unique_ids(names: list[str], *, by_path: bool) -> tuple[str, ...]:
+    owner: dict[str, str] = {}
+    for name in names:
+        id_ = name if by_path else os.path.splitext(os.path.basename(name))[0]
+        if id_ in owner:
+            cure = "remove one" if by_path or owner[id_] == name else "rename one or use --ids=path"
+            raise UserError(f"Two images have the id {id_!r}: {owner[id_]} and {name}; {cure}.")
+        owner[id_] = name
+    return tuple(owner)

@@ -1,0 +1,1 @@
+"""The paper in one room: losses, queue, objective, step, state."""

@@ -1,0 +1,70 @@
+"""Small pictures inside a page."""
+
+import base64
+import io
+from collections.abc import Mapping
+
+from rdcd_jax.benchmarks.copydays import DISTRACTORS
+from rdcd_jax.benchmarks.copydays_folder import find_pictures
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.images.sources import ImageSet, find_images
+
+_SIDE, _QUALITY = 160, 78
+# The sources that a picture may lie in, by the part that it plays.
+_SOURCES = {
+    "queries": ("queries", "copydays"),
+    "references": ("references", "copydays", "distractors"),
+}
+
+
+class Thumbnails:
+    """Gives the pictures of some sources by their ids.
+
+    Args:
+        sources: of the `queries` and `references`, or of `copydays` and its `distractors`.
+
+    Attributes:
+        problem: a sentence where the sources cannot be read; empty where they can.
+    """
+
+    def __init__(self, sources: Mapping[str, str]):
+        self.problem = ""
+        self._images, self._places = {}, {}
+        try:
+            for part, source in sources.items():
+                images = self._images[part] = _found(part, source)
+                start = DISTRACTORS if part == "distractors" else ""
+                self._places[part] = {start + id_: place for place, id_ in enumerate(images.ids)}
+        except (UserError, OSError) as error:
+            self.problem = str(error)
+            self._images.clear()
+
+    def __bool__(self) -> bool:
+        return bool(self._images)
+
+    def uri(self, part: str, id_: str) -> str | None:
+        """A picture of "queries" or "references" as a data URI, at most 160 pixels high and wide.
+
+        Returns:
+            None where it cannot be read.
+        """
+        known = (name for name in _SOURCES[part] if id_ in self._places.get(name, ()))
+        source = next(known, None)
+        if source not in self._images:
+            return None
+        try:
+            image = self._images[source].decode(self._places[source][id_], min_side_hint=_SIDE)
+        except UserError:
+            return None
+        image.thumbnail((_SIDE, _SIDE))
+        # What a camera noted in the file is nobody's business.
+        image.info.clear()
+        written = io.BytesIO()
+        image.save(written, "JPEG", quality=_QUALITY, optimize=True)
+        return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}"
+
+
+def _found(part: str, source: str) -> ImageSet:
+    if part == "copydays":
+        return find_pictures(source)
+    return find_images(source, ids="path" if part == "distractors" else "name")

@@ -1,0 +1,189 @@
+"""Exact neighbours by inner product: what every exact search backend must answer. Numpy only."""
+
+import numpy as np
+
+from rdcd_jax.core.errors import UserError
+
+# How many neighbours more than asked a float32 search should bring: enough that its rounding seldom
+# leaves open which of them are the best.
+MARGIN = 16
+_QUERIES = 1024
+_BLOCK_ENTRIES = 1 << 22
+# So many in float64 stay in a core's cache.
+_CACHED_ENTRIES = 1 << 16
+_LOW = (1 << 32) - 1
+
+
+def require_descriptors(name: str, x: np.ndarray) -> np.ndarray:
+    """Returns `x` as [N, D] float32, or says what is wrong with it.
+
+    Args:
+        name: what to call it in the error, such as "queries".
+        x: [N, D] numbers, N and D at least 1.
+
+    Returns:
+        [N, D] float32, contiguous.
+
+    Raises:
+        UserError: another shape, no rows, NaN or infinity.
+    """
+    x = np.asarray(x)
+    if x.ndim != 2 or 0 in x.shape:
+        raise UserError(f"the {name} must be descriptors of shape [N, D], not {x.shape}.")
+    x = np.ascontiguousarray(x, np.float32)
+    bad = rows_not_finite(x)
+    if bad.size:
+        raise UserError(
+            f"{bad.size} of the {len(x)} {name} hold NaN or infinity, the first in row {bad[0]}; "
+            "compute them again."
+        )
+    return x
+
+
+def rows_not_finite(x: np.ndarray) -> np.ndarray:
+    """Returns the indices of the rows of `x` [N, D] that hold NaN or infinity."""
+    # One float64 sum a row spares a copy of everything. Finite float32 values cannot overflow it.
+    with np.errstate(invalid="ignore"):
+        return np.flatnonzero(~np.isfinite(x.sum(axis=1, dtype=np.float64)))
+
+
+def longest_row(x: np.ndarray) -> float:
+    """Returns the largest Euclidean length of the rows of `x` [N, D]."""
+    return float(np.sqrt(np.einsum("nd,nd->n", x, x).max()))
+
+
+def blocked_neighbours(
+    queries: np.ndarray, database: np.ndarray, k: int, dtype: type = np.float32
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns each query's k rows of largest inner product, lower index first among equals.
+
+    Args:
+        queries: [N, D] float32.
+        database: [M, D] float32, k at most M. Only a block of it is compared at a time.
+        k: neighbours a query.
+        dtype: the precision of the products, which are rounded to float32 before they are ranked.
+
+    Returns:
+        scores [N, k] float32, descending, and indices [N, k] int64.
+    """
+    best = np.empty((len(queries), k), np.int64)
+    width = max(k, _BLOCK_ENTRIES // _QUERIES)
+    for i in range(0, len(queries), _QUERIES):
+        block = queries[i : i + _QUERIES].astype(dtype)
+        kept = np.empty((len(block), 0), np.int64)
+        for j in range(0, len(database), width):
+            rows = database[j : j + width]
+            products = (block @ rows.T.astype(dtype)).astype(np.float32, copy=False)
+            floor = _scores_and_indices(kept.min(axis=1))[0] if j else np.float32(-np.inf)
+            kept = _largest(np.hstack([kept, _keys_from(products, floor, j)]), k)
+        best[i : i + _QUERIES] = kept
+    return _scores_and_indices(np.sort(best, axis=1)[:, ::-1])
+
+
+def settled_neighbours(
+    queries: np.ndarray,
+    database: np.ndarray,
+    k: int,
+    candidates: np.ndarray,
+    longest: float | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the k best of what an exhaustive search found, scored anew, lower index first among equals.
+
+    A search in float32 rounds each product differently by backend and by place in a block, so equal
+    rows come back with unequal scores. Scoring the few candidates again in float64 gives every
+    backend the same answer. Where the worst candidate lies within rounding of the k-th, rows that
+    tie with it may have been left out, and the query is compared with the whole database.
+
+    Args:
+        queries: [N, D] float32.
+        database: [M, D] float32, k at most M.
+        k: neighbours a query.
+        candidates: [N, C] integers, C at least k: the best C rows of the database by a float32
+            search, without repetition. -1 marks a place the search could not fill.
+        longest: see `longest_row`, where it is known already.
+
+    Returns:
+        scores [N, k] float32, descending, and indices [N, k] int64.
+    """
+    n_candidates, dimensions = candidates.shape[1], queries.shape[1]
+    keys = np.empty(candidates.shape, np.int64)
+    step = max(1, _CACHED_ENTRIES // (n_candidates * dimensions))
+    for i in range(0, len(queries), step):
+        where = candidates[i : i + step].astype(np.int64)
+        rows, block = (x.astype(np.float64) for x in (database[where], queries[i : i + step, None]))
+        found = np.where(where < 0, -np.inf, np.vecdot(rows, block)).astype(np.float32)
+        keys[i : i + step] = _keys(found, where)
+    scores, indices = _scores_and_indices(np.sort(keys, axis=1)[:, ::-1])
+
+    unsettled = ~np.isfinite(scores[:, k - 1])
+    if n_candidates < len(database):
+        longest = longest_row(database) if longest is None else longest
+        rounding = 8 * np.finfo(np.float32).eps * np.sqrt(dimensions) * longest
+        gap = scores[:, k - 1] - scores[:, -1]
+        # Of a row left out and of the worst candidate, one search's rounding each, and a second look's each.
+        unsettled |= gap <= 4 * rounding * np.linalg.norm(queries, axis=1)
+    return _with_whole(queries, database, scores[:, :k], indices[:, :k], unsettled)
+
+
+def filled_neighbours(
+    queries: np.ndarray, database: np.ndarray, found: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what an approximate search found, lower index first among equals, without gaps.
+
+    Args:
+        queries: [N, D] float32.
+        database: [M, D] float32.
+        found: inner products [N, k] float32 and their rows [N, k] without repetition, k at most M, in any order. Minus
+            infinity and -1 mark a place the search could not fill; its query is compared with the whole database.
+
+    Returns:
+        scores [N, k] float32, descending, and indices [N, k] int64.
+    """
+    scores, indices = _scores_and_indices(np.sort(_keys(*found), axis=1)[:, ::-1])
+    return _with_whole(queries, database, scores, indices, ~np.isfinite(scores).all(axis=1))
+
+
+def _with_whole(
+    queries: np.ndarray,
+    database: np.ndarray,
+    scores: np.ndarray,
+    indices: np.ndarray,
+    unsettled: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The neighbours [N, k], those of unsettled queries [N] from the whole database."""
+    scores, indices = scores.copy(), indices.copy()
+    if unsettled.any():
+        scores[unsettled], indices[unsettled] = blocked_neighbours(
+            queries[unsettled], database, scores.shape[1], np.float64
+        )
+    return scores, indices
+
+
+def _keys_from(products: np.ndarray, floor: np.ndarray, offset: int) -> np.ndarray:
+    """[N, C] keys of each row's products that reach its floor, the rows filled up with no key."""
+    # After the first block few products do, and sorting only those is what makes this fast.
+    rows, columns = np.nonzero(products >= np.reshape(floor, (-1, 1)))
+    counts = np.bincount(rows, minlength=len(products))
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    keys = np.full((len(products), counts.max()), np.iinfo(np.int64).min)
+    keys[rows, place] = _keys(products[rows, columns], columns + offset)
+    return keys
+
+
+def _keys(scores: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Integers that order like (score ascending, index descending): unique, so ties never arise."""
+    bits = (scores + np.float32(0)).view(np.int32)  # -0.0 becomes 0.0
+    ordered = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)
+    return (ordered.astype(np.int64) << 32) | (_LOW - indices)
+
+
+def _scores_and_indices(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What `_keys` was made from."""
+    ordered = (keys >> 32).astype(np.int32)
+    bits = np.where(ordered < 0, ordered ^ np.int32(0x7FFFFFFF), ordered)
+    return bits.view(np.float32), _LOW - (keys & _LOW)
+
+
+def _largest(keys: np.ndarray, k: int) -> np.ndarray:
+    """The k largest of each row (all, where there are no more), in any order."""
+    return keys if keys.shape[1] <= k else np.partition(keys, -k, axis=1)[:, -k:]

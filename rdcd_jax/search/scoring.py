@@ -1,0 +1,71 @@
+"""From similarities to scores, and what these mean."""
+
+import dataclasses
+
+import numpy as np
+
+from rdcd_jax.search.calibration import Calibration, read_calibration
+from rdcd_jax.search.score_norm import DEFAULT, query_adjustment
+
+# From this similarity on descriptors are equal, whatever they are near to besides: copies without any edit must not be
+# lost among pictures of which many look alike.
+EQUAL = 0.998
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How the similarity of two descriptors becomes a score, and what a score means.
+
+    Attributes:
+        background: [T, D] float32, what normalises scores; None for similarities as they are.
+        calibration: of these scores; None where nobody measured it.
+    """
+
+    background: np.ndarray | None = None
+    calibration: Calibration | None = None
+
+    def adjustment(self, descriptors: np.ndarray) -> np.ndarray:
+        """What is added to the similarities of each of some queries [N, D]: [N] float32."""
+        if self.background is None:
+            return np.zeros(len(descriptors), np.float32)
+        return query_adjustment(descriptors, self.background, DEFAULT)
+
+    def scores(self, similarities: np.ndarray, adjustment: np.ndarray) -> np.ndarray:
+        """Scores of similarities, each with its query's adjustment; of equal descriptors the similarity itself.
+
+        Source: the inner-product form of SSCD's score normalisation, see `score_norm.apply_score_norm`.
+        Differs: for equal descriptors.
+        """
+        return np.where(similarities >= EQUAL, similarities, similarities + adjustment)
+
+    def threshold(self, precision: float, references: int) -> float | None:
+        """The score from which on that share of matches are copies; None where nobody measured it."""
+        if self.calibration is None:
+            return None
+        return self.calibration.threshold(precision, self._compared(references))
+
+    def probability(self, scores: np.ndarray, references: int | np.ndarray) -> list[float | None]:
+        """The probability that each match [M] is a copy; None where nobody measured it.
+
+        Args:
+            scores: [M].
+            references: pictures that the queries are compared with; [M] where that differs.
+        """
+        if self.calibration is None:
+            return [None] * len(scores)
+        return self.calibration.probability(scores, self._compared(references)).tolist()
+
+    def _compared(self, references: int | np.ndarray):
+        # Among few pictures of one's own copies are rarer than among a benchmark's.
+        return np.maximum(references, self.calibration.references)
+
+
+def scoring_of(background: np.ndarray | None, told: dict | None) -> Scoring:
+    """The scoring by a background, if there is one.
+
+    Args:
+        background: [T, D] float32, or None.
+        told: a card's `calibration`, if it has one.
+    """
+    normalised = background is not None
+    return Scoring(background, told and read_calibration(told, normalised=normalised))

@@ -1,1 +1,0 @@
-"""The train step and the loop around it."""

@@ -1,0 +1,202 @@
+"""Checkpoints of a run; the only file that imports orbax."""
+
+import concurrent.futures
+import contextlib
+import json
+import logging
+import pathlib
+import shutil
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.files import file_sha256, write_json
+from rdcd_jax.method.state import TrainState
+
+# Where damaged checkpoints are kept, beside the folder of the sound ones.
+DAMAGED = "checkpoints-damaged"
+# In each checkpoint, the digests of its files.
+SEAL = "sha256.json"
+
+
+class Checkpoints:
+    """The checkpoints below one folder, one per step, written in the background, the newest `keep` kept.
+
+    Each gets a list of its files' digests, since orbax itself takes a flipped bit for a number.
+
+    Args:
+        folder: made where missing.
+        keep: how many of the newest to keep.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, keep: int):
+        self._folder = folder.resolve()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # Orbax logs a failure once in every thread that sees it, with its stack; here it is told once, in a sentence.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._keep = keep
+        self._checkpointer = self._opened()
+        self._background = concurrent.futures.ThreadPoolExecutor(1)
+        self._pending: concurrent.futures.Future | None = None
+        self._saving = 0
+
+    def _opened(self) -> ocp.training.Checkpointer:
+        return ocp.training.Checkpointer(
+            self._folder,
+            # The loop says when; orbax must not think otherwise.
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
+            cleanup_tmp_directories=True,
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        newest = self._checkpointer.latest
+        return None if newest is None else newest.step
+
+    def save(self, state: TrainState) -> None:
+        """Saves `state` under its step, in the background; waits for the save before, if still going on.
+
+        A save that fails, as on a full disk, is told on stderr and leaves the checkpoints before it as they are.
+        """
+        self.wait()
+        step = int(state.step)
+        if self.latest == step:
+            return
+        # The next step is given this state's buffers, and on a CPU orbax would write from those very buffers.
+        arrays = _arrays(jax.tree.map(jnp.copy, state))
+        self._saving = step
+        try:
+            written = self._checkpointer.save_async(step, arrays)
+            self._pending = self._background.submit(self._seal, written, step)
+        except Exception as error:
+            self._give_up(error)
+
+    def restore(self, like: TrainState) -> TrainState | None:
+        """The newest sound state, placed and sharded as `like` is; None where there is none.
+
+        A damaged checkpoint is named on stderr and moved to the folder `checkpoints-damaged`.
+
+        Raises:
+            UserError: naming the first array that differs, if the checkpoint is of another network or size.
+        """
+        while (step := self.latest) is not None:
+            try:
+                self._verify(step)
+                return self._restored(step, like)
+            except UserError:
+                raise
+            except Exception as error:
+                # What a broken file makes orbax raise is of nearly any kind.
+                self._set_aside(step, str(error).partition("\n")[0] or type(error).__name__)
+        return None
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        damaged, aside = self._folder / str(step), self._folder.with_name(DAMAGED) / str(step)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        damaged.rename(aside)
+        self._checkpointer.reload()
+        going_on = "the start" if self.latest is None else f"step {self.latest}"
+        print(
+            f"Warning: the checkpoint {damaged} is damaged ({reason:.200}). It was moved to {aside}; the run goes on"
+            f" from {going_on}.",
+            file=sys.stderr,
+        )
+
+    def _seal(self, written, step: int) -> None:
+        """Waits for a checkpoint, then lists the digests of its files."""
+        written.result()
+        folder = self._folder / str(step)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        write_json(
+            folder / SEAL,
+            {path.relative_to(folder).as_posix(): file_sha256(path) for path in files},
+        )
+
+    def _verify(self, step: int) -> None:
+        folder = self._folder / str(step)
+        # Killed between the two, a checkpoint is whole without a seal: orbax names it last, when all is written.
+        if (folder / SEAL).exists():
+            for name, digest in json.loads((folder / SEAL).read_text()).items():
+                if not (folder / name).is_file():
+                    raise ValueError(f"{name} is missing")
+                if file_sha256(folder / name) != digest:
+                    raise ValueError(f"{name} is not as it was written")
+
+    def _restored(self, step: int, like: TrainState) -> TrainState:
+        saved = _shapes(self._checkpointer.metadata(step).metadata)
+        if not saved:
+            raise ValueError("its list of arrays is missing")
+        wanted = _shapes(_arrays(like))
+        for path in sorted(saved.keys() | wanted.keys()):
+            if saved.get(path) != wanted.get(path):
+                raise UserError(
+                    f"{self._folder / str(step)}: the checkpoint has {path} of shape {saved.get(path)}, this config"
+                    f" {wanted.get(path)}; continue with the config it was made with, or give another --workdir."
+                )
+        return TrainState(**self._checkpointer.load(step, _arrays(like)))
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            try:
+                pending.result()
+            except Exception as error:
+                self._give_up(error)
+
+    def require(self, step: int) -> None:
+        """Waits, and makes sure that the checkpoint of that step is there.
+
+        Raises:
+            UserError: if it could not be saved.
+        """
+        self.wait()
+        if self.latest != step:
+            raise UserError(
+                f"The checkpoint of step {step} could not be saved in {self._folder}; the last good one is of step"
+                f" {self.latest}. Make room there and run the same command again."
+            )
+
+    def close(self) -> None:
+        """Finishes what is being written."""
+        self.wait()
+        self._background.shutdown()
+        self._checkpointer.close()
+
+    def _give_up(self, error: Exception) -> None:
+        # The next save of this checkpointer would be told the same error again, so it is replaced; and what was written
+        # only takes the room that the next checkpoint needs. Orbax's other threads may still be writing it.
+        with contextlib.suppress(Exception):
+            self._checkpointer.close()
+        deadline = time.monotonic() + 30
+        while parts := list(self._folder.glob(f"{self._saving}.*tmp*")):
+            for part in parts:
+                shutil.rmtree(part, ignore_errors=True)
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        self._checkpointer = self._opened()
+        print(
+            f"Warning: the checkpoint of step {self._saving} could not be saved in {self._folder} ({error!s:.300}); the"
+            f" last good one is of step {self.latest}.",
+            file=sys.stderr,
+        )
+
+
+def _arrays(state: TrainState) -> dict:
+    return {name: getattr(state, name) for name in state.__dataclass_fields__}
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+    }

@@ -1,0 +1,149 @@
+"""Batches on their way into the step: onto the devices, and into views where those are made there."""
+
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from rdcd_jax.augment.device.mix import mixed
+from rdcd_jax.augment.device.overlay import draw_atlas
+from rdcd_jax.augment.device.views import make_device_view
+from rdcd_jax.augment.policies import has_overlays
+from rdcd_jax.core.mesh import replicate, split_batch
+from rdcd_jax.core.progress import Reporter
+from rdcd_jax.core.rng import at_step, stream
+from rdcd_jax.images.sources import ImageSet
+from rdcd_jax.method.objective import Objective
+from rdcd_jax.method.step import Batch
+from rdcd_jax.training.kept import Kept, keep_pictures
+from rdcd_jax.training.pipeline import Batches, make_batches
+
+
+def picture_size(config: ml_collections.ConfigDict) -> int:
+    """Side of the squashed pictures that views are cut from on the device."""
+    return config.data.picture_size or 2 * config.image_size
+
+
+def views_per_picture(config: ml_collections.ConfigDict) -> int:
+    """Two where a term compares views."""
+    return 2 if Objective(**config.objective).compares_views else 1
+
+
+def make_views(config: ml_collections.ConfigDict) -> Callable[[Batch, jax.Array], Batch] | None:
+    """Makes what turns a batch as it arrives into one of views, inside the step; None where it arrives so.
+
+    Returns:
+        A function of a batch and the step's number. Random numbers follow from the run's seed and the step, so that a
+        resumed run makes the views of an undisturbed one.
+    """
+    on_device = config.data.views == "device"
+    mixes = config.data.mixup + config.data.cutmix > 0
+    if not on_device and not mixes:
+        return None
+    key = stream(config.seed, "views")
+    names = ("query", "key")[: views_per_picture(config)]
+    view = make_device_view(config.data.policy, config.image_size) if on_device else None
+
+    def make(batch: Batch, step: jax.Array) -> Batch:
+        mix_key, *keys = jax.random.split(at_step(key, step), 1 + len(names))
+        batch = dict(batch)
+        if on_device:
+            if "pictures" in batch:
+                place = batch["index"]
+                picture, aspect = batch["pictures"][place], batch["aspects"][place]
+            else:
+                picture, aspect = batch["picture"], batch["aspect"]
+            for name, view_key in zip(names, keys, strict=True):
+                batch[name] = view(picture, aspect, batch.get("atlas"), view_key)
+        if mixes:
+            views, batch["targets"] = mixed(
+                jnp.concatenate([batch["query"], batch["key"]]),
+                mix_key,
+                pictures=len(batch["query"]),
+                mixup_probability=config.data.mixup,
+                cutmix_probability=config.data.cutmix,
+                alpha=config.data.mix_alpha,
+            )
+            batch["query"], batch["key"] = jnp.split(views, 2)
+        return batch
+
+    return make
+
+
+def kept_pictures(config: ml_collections.ConfigDict, images: ImageSet) -> Kept | None:
+    """The training set in memory, where the config asks for it."""
+    if not config.data.keep:
+        return None
+    with Reporter("Decoding", len(images), 0) as reporter:
+        return keep_pictures(
+            images,
+            picture_size(config),
+            on_device=config.data.keep == "device",
+            on_progress=lambda done, total: reporter.update(done),
+        )
+
+
+def read_batches(
+    config: ml_collections.ConfigDict, images: ImageSet, kept: Kept | None, start_step: int
+) -> Batches:
+    """This host's part of the batches from a step on."""
+    on_device = config.data.views == "device"
+    return make_batches(
+        images,
+        policy=None if on_device else config.data.policy,
+        image_size=picture_size(config) if on_device else config.image_size,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        views=views_per_picture(config),
+        workers=0 if kept else config.data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        kept=kept,
+    )
+
+
+def on_devices(
+    batches: Batches,
+    config: ml_collections.ConfigDict,
+    images: ImageSet,
+    kept: Kept | None,
+    features_of: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None,
+    mesh: Mesh,
+    workdir: pathlib.Path,
+) -> Iterator[Batch]:
+    """Batches on their devices, one ahead of the step, with the teacher's features where the host has them.
+
+    Lists the unreadable pictures that come by in `unreadable.txt`.
+    """
+    listing = workdir / "unreadable.txt"
+    listed = set(listing.read_text(encoding="utf-8").splitlines()) if listing.exists() else set()
+    constant = {}
+    first = next(batches)
+    if "query" not in first and has_overlays(config.data.policy):
+        constant["atlas"] = replicate(draw_atlas(), mesh)
+    if kept and kept.on_device:
+        constant["pictures"] = replicate(kept.pictures, mesh)
+        constant["aspects"] = replicate(kept.aspects, mesh)
+
+    def put(batch):
+        unreadable = {images.paths[place] for place in batch["unreadable"] if place >= 0}
+        if unreadable - listed:
+            with listing.open("a", encoding="utf-8") as file:
+                file.writelines(f"{path}\n" for path in sorted(unreadable - listed))
+            listed.update(unreadable)
+        names = ("query", "key", "picture", "aspect")
+        arrays = {name: batch[name] for name in names if name in batch}
+        arrays["index"] = batch["index"].astype(np.int32)
+        if features_of is not None:
+            arrays["teacher"] = features_of(batch)
+        return {**split_batch(arrays, mesh), **constant}
+
+    ahead = put(first)
+    for batch in batches:
+        current, ahead = ahead, put(batch)
+        yield current

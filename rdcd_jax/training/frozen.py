@@ -1,0 +1,215 @@
+"""Training on a frozen trunk: the features of each picture's views are computed once, and the projector learns on them.
+
+    CACHE/features.npz          features of the unedited pictures, at the evaluation's size
+    CACHE/view_features.npy     [V, N, F] float16, of V edited views of each picture; zeros where one is unreadable
+    CACHE/view_features.json    what made them, and how many batches are done
+
+CACHE is the run's folder, or config.data.cache, which several runs may share: the views do not depend on the seed.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.files import write_json
+from rdcd_jax.core.mesh import replicate
+from rdcd_jax.core.progress import Reporter
+from rdcd_jax.embedding.descriptors import read_descriptors
+from rdcd_jax.embedding.service import embed_to_file
+from rdcd_jax.images.sources import ImageSet
+from rdcd_jax.training import feed
+from rdcd_jax.training.finish import featured, trunk_of
+from rdcd_jax.weights.model import Model, digest_of
+
+UNEDITED, EDITED, PROGRESS = "features.npz", "view_features.npy", "view_features.json"
+# Pictures whose views go through the trunk at a time.
+_BATCH = 64
+# Batches whose features are lost with a process that is killed.
+_KEPT_EVERY = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewFeatures:
+    """Features of the views of N pictures, before their normalisation.
+
+    Attributes:
+        images: the pictures all of whose views could be read.
+        unedited: [N, F] float32.
+        edited: [V, M, F] float16 of all M pictures of the set, mapped from the file.
+        places: [N] where in `edited` the pictures stand.
+    """
+
+    images: ImageSet
+    unedited: np.ndarray
+    edited: np.ndarray
+    places: np.ndarray
+
+    # They are small, and change from step to step.
+    on_device = False
+
+    def __call__(self, place: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """What a batch holds of a picture: two of its views, see `pipeline.make_batches`."""
+        count = 1 + len(self.edited)
+        first = int(rng.integers(count))
+        second = (first + 1 + int(rng.integers(count - 1))) % count
+        return {
+            "query": self._view(first, place),
+            "key": self._view(second, place),
+            "index": np.int64(place),
+            "unreadable": np.int64(-1),
+        }
+
+    def _view(self, number: int, place: int) -> np.ndarray:
+        if number == 0:
+            return self.unedited[place]
+        return self.edited[number - 1, self.places[place]].astype(np.float32)
+
+    def of(self, images: ImageSet) -> "ViewFeatures":
+        """Those of some of the pictures, in their order."""
+        place = {image_id: i for i, image_id in enumerate(self.images.ids)}
+        kept = [place[image_id] for image_id in images.ids]
+        return dataclasses.replace(
+            self, images=images, unedited=self.unedited[kept], places=self.places[kept]
+        )
+
+
+def view_features(
+    config: ml_collections.ConfigDict,
+    images: ImageSet,
+    model: Model,
+    mesh: Mesh,
+    workdir: pathlib.Path,
+) -> ViewFeatures:
+    """Computes the features of every picture, unedited and of its views, or goes on with what is there.
+
+    Args:
+        config: of the run. `data.cached_views` views of `image_size` are made as for any training, by the host or the
+            devices; the unedited picture is seen at `evaluate.image_size`.
+        images: the training pictures.
+        model: the student before training, at the evaluation's size.
+        mesh: shares the batches.
+        workdir: of the run, see the module.
+
+    Raises:
+        UserError: the workdir holds features of other weights or views; no picture can be read.
+    """
+    if jax.process_count() > 1:
+        raise UserError(
+            "config.student.trainable = 'projector' computes its features in one process; start it on one host."
+        )
+    folder = pathlib.Path(config.data.cache or workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    made_by = {
+        "trunk": digest_of(model, "backbone."),
+        "image_size": config.image_size,
+        "data": {name: config.data[name] for name in ("policy", "views", "picture_size")},
+        "views": config.data.cached_views,
+        "unedited_size": config.evaluate.image_size,
+        "pictures": images.fingerprint(),
+    }
+    done = _done(folder, made_by)
+    if not (folder / UNEDITED).exists():
+        with Reporter("Features", len(images)) as reporter:
+            embed_to_file(
+                featured(model),
+                images,
+                folder / UNEDITED,
+                on_progress=lambda _, done, total: reporter.update(done),
+            )
+    unedited = read_descriptors(folder / UNEDITED)
+    edited = _edited(config, images, model, mesh, folder, made_by, done)
+    row = {image_id: i for i, image_id in enumerate(unedited.ids.tolist())}
+    seen = np.all([rows.any(axis=1) for rows in edited], axis=0)
+    places = [i for i, image_id in enumerate(images.ids) if image_id in row and seen[i]]
+    kept = images.subset(places)
+    rows = unedited.descriptors[[row[image_id] for image_id in kept.ids]]
+    return ViewFeatures(kept, rows, edited, np.asarray(places))
+
+
+def _done(folder: pathlib.Path, made_by: dict) -> int:
+    """Batches that were done by the same weights, pictures and views."""
+    path = folder / PROGRESS
+    if not path.exists():
+        # Of whatever lies there else nothing is known.
+        for name in (UNEDITED, EDITED):
+            (folder / name).unlink(missing_ok=True)
+        write_json(path, {**made_by, "done": 0})
+        return 0
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        done = int(before.pop("done"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); delete it to compute the features again."
+        ) from error
+    for name, value in json.loads(json.dumps(made_by)).items():
+        if before.get(name) != value:
+            raise UserError(
+                f"{path}: its features are of another {name}; give another --workdir or config.data.cache, or delete"
+                " that file to compute them again."
+            )
+    return done if (folder / EDITED).exists() else 0
+
+
+def _edited(
+    config: ml_collections.ConfigDict,
+    images: ImageSet,
+    model: Model,
+    mesh: Mesh,
+    folder: pathlib.Path,
+    made_by: dict,
+    done: int,
+) -> np.ndarray:
+    """Features [V, N, F] of edited views, two for each picture in each pass through the set."""
+    feeding = config.copy_and_resolve_references()
+    feeding.seed = 0
+    size = feeding.batch_size = -(-_BATCH // mesh.size) * mesh.size
+    # A pass leaves out what does not fill a batch, so the first pictures fill the last one up.
+    lacking = -len(images) % size
+    padded = images.subset([place % len(images) for place in range(len(images) + lacking)])
+    per_pass = len(padded) // size
+    total = config.data.cached_views // 2 * per_pass
+    shape = (config.data.cached_views, len(images), model.feature_dim)
+    path = folder / EDITED
+    if not done:
+        rows = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+    elif done < total:
+        rows = np.lib.format.open_memmap(path, "r+")
+    else:
+        return np.load(path, mmap_mode="r")
+    kept = feed.kept_pictures(feeding, padded)
+    compute, arrays = _features_of_views(feeding, model, mesh)
+    with (
+        jax.set_mesh(mesh),
+        feed.read_batches(feeding, padded, kept, done) as batches,
+        Reporter("Features of views", total * size, done * size) as reporter,
+    ):
+        stream = feed.on_devices(batches, feeding, padded, kept, None, mesh, folder)
+        for step, batch in zip(range(done, total), stream, strict=False):
+            places = np.asarray(batch["index"]) % len(images)
+            for view, found in enumerate(compute(arrays, batch, step)):
+                rows[2 * (step // per_pass) + view, places] = np.asarray(found)
+            reporter.update((step + 1) * size)
+            if (step + 1) % _KEPT_EVERY == 0 or step + 1 == total:
+                rows.flush()
+                write_json(folder / PROGRESS, {**made_by, "done": step + 1})
+    return rows
+
+
+def _features_of_views(config: ml_collections.ConfigDict, model: Model, mesh: Mesh):
+    """A function of (arrays, batch, its number) to the features of its query and key views; the arrays."""
+    features, arrays = trunk_of(model)
+    make_views = feed.make_views(config)
+
+    @jax.jit
+    def compute(arrays, batch, step):
+        views = batch if make_views is None else make_views(batch, step)
+        return tuple(features(arrays, views[name]) for name in ("query", "key"))
+
+    return compute, replicate(arrays, mesh)

@@ -1,0 +1,129 @@
+"""A network with weights."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rdcd_jax.models.branches import reparameterised
+from rdcd_jax.models.descriptor import DescriptorNet, normalize_images
+from rdcd_jax.models.registry import refuse_image_size
+from rdcd_jax.weights import convert
+from rdcd_jax.weights.onnx_model import (
+    require_size,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network with weights, ready to describe pictures.
+
+    Attributes:
+        name: what its descriptors are called by.
+        network: its name in the registry.
+        module: in evaluation mode.
+        image_size: S, the side of the square pictures that it is best given, or their short edge.
+        card: what its `model.json` says.
+        short_edge: pictures should keep their aspect, see `evaluation.shapes`.
+        background: [T, D] float32, descriptors of unrelated pictures, for score normalisation; None without.
+    """
+
+    name: str
+    network: str
+    module: DescriptorNet
+    image_size: int
+    card: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    short_edge: bool = False
+    background: np.ndarray | None = None
+
+    @functools.cached_property
+    def _described(self) -> Callable[[np.ndarray], jax.Array]:
+        # This process's own devices: others describe other pictures.
+        mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
+        whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+        graph, state = nnx.split(reparameterised(self.module))
+        state = jax.device_put(nnx.as_pure(state), whole)
+        run = jax.jit(lambda state, x: nnx.merge(graph, state)(normalize_images(x))[1])
+
+        def described(pictures: np.ndarray) -> jax.Array:
+            # A training run that evaluates may be over fewer devices.
+            with jax.set_mesh(mesh):
+                return run(state, jax.device_put(pictures, split))
+
+        return described
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of the weights."""
+        return digest_of(self)
+
+    @functools.cached_property
+    def attribute_fingerprint(self) -> str:
+        """The digest by which version 0.1 knew these weights: of the module's attributes, however they are called."""
+        digest = hashlib.sha256()
+        state = nnx.as_pure(nnx.state(self.module, (nnx.Param, nnx.BatchStat)))
+        for path, leaf in jax.tree.leaves_with_path(state):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf).data)
+        return digest.hexdigest()
+
+    @property
+    def feature_dim(self) -> int:
+        """F, the size of the relational feature."""
+        return self._sizes[0]
+
+    @property
+    def dim(self) -> int:
+        """D, the size of the descriptor."""
+        return self._sizes[1]
+
+    @functools.cached_property
+    def _sizes(self) -> tuple[int, int]:
+        pictures = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+        feature, descriptor = jax.eval_shape(self.module, pictures)
+        return feature.shape[-1], descriptor.shape[-1]
+
+    def describe(self, pictures: np.ndarray) -> np.ndarray:
+        """Maps pictures [B, H, W, 3] uint8 to descriptors [B, D] float32 of unit length.
+
+        All devices of this process share them; where B is no multiple of the devices, black pictures make it one.
+        """
+        count = len(pictures)
+        lacking = -count % jax.local_device_count()
+        if lacking:
+            black = np.zeros((lacking, *pictures.shape[1:]), pictures.dtype)
+            pictures = np.concatenate([pictures, black])
+        return np.asarray(self._described(pictures))[:count]
+
+    def at_size(self, image_size: int | None, *, short_edge: bool = False) -> "Model":
+        """The same model for pictures of another side, or of another short edge; itself for None."""
+        if image_size is None:
+            return self
+        require_size(image_size, short_edge)
+        refuse_image_size(self.network, image_size)
+        return dataclasses.replace(self, image_size=image_size, short_edge=short_edge)
+
+
+def digest_of(model: Model, part: str = "") -> str:
+    """A digest of a model's weights and statistics under their published names, which outlive any change to the code.
+
+    Args:
+        model: the model.
+        part: what the names begin with, such as "backbone."; all of them where empty.
+    """
+    digest = hashlib.sha256()
+    for name, array in sorted(convert.to_torch(model.module, model.network).items()):
+        if name.startswith(part):
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(array.data)
+    return digest.hexdigest()
+
+
+def evaluation_mode(module: DescriptorNet) -> DescriptorNet:
+    """The module over the same arrays, with running statistics and without dropout."""
+    return nnx.view(module, use_running_average=True, deterministic=True, raise_if_not_found=False)

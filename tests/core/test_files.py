@@ -1,0 +1,108 @@
+import csv
+import json
+import os
+import stat
+
+import pytest
+
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.files import (
+    cache_folder,
+    require_writable,
+    write_aside,
+    write_csv,
+    write_json,
+    write_text,
+)
+
+
+def test_the_old_file_stays_whole_when_the_block_raises(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), write_aside(path) as aside:
+        aside.write_text("half of the n")
+        assert path.read_text() == "old"
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_nothing_appears_when_the_first_write_fails(tmp_path):
+    with pytest.raises(ValueError, match="no"), write_aside(tmp_path / "new" / "a.txt"):
+        raise ValueError("no")
+    assert os.listdir(tmp_path / "new") == []
+
+
+def test_parents_are_made_and_the_suffix_kept(tmp_path):
+    path = tmp_path / "x" / "ü y" / "a.b.npz"
+    with write_aside(path) as aside:
+        assert aside.parent == path.parent
+        assert aside.suffix == ".npz"
+        aside.write_bytes(b"1")
+    assert path.read_bytes() == b"1"
+    assert os.listdir(path.parent) == ["a.b.npz"]
+
+
+def test_cells_of_a_table(tmp_path):
+    path = tmp_path / "a.csv"
+    write_csv(path, ("id", "figure"), iter([("ü", 0.1), ("a,b", None)]))
+    assert path.read_bytes().decode() == 'id,figure\nü,0.1\n"a,b",\n'
+    names = ["a\rb", "a\nb", 'a"\r\n']
+    write_csv(path, ("id", "figure"), ((name, 1) for name in names))
+    with path.open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file))[1:] == [[name, "1"] for name in names]
+    write_csv(path, ("id", "figure"), [("ü", 0.1)])
+
+    def cut_short():
+        yield ("c", 1)
+        raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        write_csv(path, ("id", "figure"), cut_short())
+    assert path.read_text(encoding="utf-8").startswith("id,figure\nü")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+@pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_permissions_follow_the_umask(tmp_path, mask, expected):
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "a", "x")
+        assert os.umask(mask) == mask, "the umask was changed"
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == expected
+
+
+def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"é": [1, None, 0.5]})
+    assert "é" in path.read_text(encoding="utf-8")
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write_json(path, {"x": value})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"é": [1, None, 0.5]}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("RDCD_JAX_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.delenv("RDCD_JAX_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "rdcd_jax"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "rdcd_jax"
+
+
+def test_places_that_cannot_be_written_are_told_before(tmp_path):
+    require_writable(tmp_path / "new" / "a.txt")
+    (tmp_path / "new" / "a.txt").write_text("old")
+    require_writable(tmp_path / "new" / "a.txt")
+    assert (tmp_path / "new" / "a.txt").read_text() == "old"
+    assert os.listdir(tmp_path / "new") == ["a.txt"]
+    with pytest.raises(UserError, match="new: is a folder"):
+        require_writable(tmp_path / "new")
+    with pytest.raises(OSError, match=r"a\.txt"):
+        require_writable(tmp_path / "new" / "a.txt" / "b.txt")

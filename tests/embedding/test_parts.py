@@ -1,0 +1,246 @@
+"""An embedding's way into a file: killed, continued, shared."""
+
+import concurrent.futures
+import dataclasses
+import json
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+from test_embed import made, means
+from toy import make_export, make_pictures
+
+from rdcd_jax.cli.main import main
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.embedding import parts
+from rdcd_jax.embedding.descriptors import read_descriptors
+from rdcd_jax.embedding.service import embed_to_file
+from rdcd_jax.embedding.stream import Describer, embed_images
+from rdcd_jax.images.sources import find_images
+
+MODEL = Describer(means, 8, name="means", fingerprint="1")
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(parts, "ROWS", 100)
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(batches, model=MODEL):
+    """The model, which ends after some batches, and what it was given."""
+    given = []
+
+    def describe(pictures):
+        given.append(pictures.shape)
+        if len(given) > batches:
+            raise Killed
+        return model.describe(pictures)
+
+    return dataclasses.replace(model, describe=describe), given
+
+
+@pytest.mark.parametrize("name", ["d.npz", "d.h5"])
+@pytest.mark.parametrize("short_edge", [False, True])
+def test_who_is_killed_goes_on(tmp_path, name, short_edge):
+    model = dataclasses.replace(MODEL, short_edge=short_edge)
+    images, out = made(1350), tmp_path / "killed" / name
+    whole = embed_to_file(model, images, tmp_path / name)
+    assert (whole.count, whole.dim) == (1348, 3)
+    assert [each.id for each in whole.unreadable] == ["0000007", "0001007"]
+    batches = 0
+    while True:
+        batches += 20
+        ending, given = killed_after(20, model)
+        try:
+            again = embed_to_file(ending, images, out)
+            break
+        except Killed:
+            assert not out.exists()
+            assert len(list(out.parent.glob("*.parts/0*.npz"))) >= batches // 20
+    assert batches > 20 and len(given) < 20
+    assert again == whole
+    assert out.read_bytes() == (tmp_path / name).read_bytes()
+    listed = (out.parent / f"{name}.unreadable.txt").read_text()
+    assert listed == (tmp_path / f"{name}.unreadable.txt").read_text()
+    assert len(list(out.parent.iterdir())) == 2
+    memory, _ = embed_images(model, images)
+    found = read_descriptors(out)
+    assert found.ids.tolist() == memory.ids.tolist() and found.model == "means"
+    np.testing.assert_array_equal(found.descriptors, memory.descriptors)
+
+
+@pytest.mark.parametrize("name", ["d.npz", "d.h5"])
+def test_memory_follows_the_part_and_not_the_set(tmp_path, name):
+    model = dataclasses.replace(
+        MODEL, describe=lambda x: np.repeat(means(x), 200, axis=1), short_edge=True
+    )
+
+    def peak(count):
+        images = made(count)
+        tracemalloc.start()
+        embed_to_file(model, images, tmp_path / name)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert (tmp_path / name).stat().st_size > 2400 * (count - 10)
+        return most
+
+    assert peak(3000) < peak(1000) + 500_000 < 2_400_000
+
+
+def test_progress_goes_on(tmp_path):
+    told = []
+    with pytest.raises(Killed):
+        embed_to_file(killed_after(5)[0], made(300), tmp_path / "d.npz")
+    embed_to_file(MODEL, made(300), tmp_path / "d.npz", on_progress=lambda *each: told.append(each))
+    assert told[0] == ("made up", 100, 300) and told[-1] == ("made up", 300, 300)
+
+
+def begun(out, images=None, model=MODEL):
+    with pytest.raises(Killed):
+        embed_to_file(killed_after(5, model)[0], images or made(300), out)
+    return out.with_name(f"{out.name}.parts")
+
+
+@pytest.mark.parametrize(
+    ("changes", "count", "sentence"),
+    [
+        ({"name": "other"}, 300, r"d\.npz\.parts holds parts .* \(by 'means', not 'other'\)"),
+        ({"fingerprint": "2"}, 300, "by other weights of 'means'"),
+        ({"image_size": 9}, 300, "of 8 pixels, not 9"),
+        ({"short_edge": True}, 300, "of square pictures"),
+        ({}, 301, "there were 300 pictures, and now there are 301"),
+    ],
+)
+def test_another_embeddings_parts_are_refused(tmp_path, changes, count, sentence):
+    folder = begun(tmp_path / "d.npz")
+    with pytest.raises(UserError, match=sentence):
+        embed_to_file(dataclasses.replace(MODEL, **changes), made(count), tmp_path / "d.npz")
+    assert (folder / "000000.npz").exists()
+    assert embed_to_file(MODEL, made(300), tmp_path / "d.npz").count == 299
+
+
+def test_a_folder_without_parts_stands_in_nobodys_way(tmp_path):
+    with pytest.raises(Killed):
+        embed_to_file(killed_after(0)[0], made(300), tmp_path / "d.npz")
+    other = dataclasses.replace(MODEL, image_size=9)
+    assert embed_to_file(other, made(300), tmp_path / "d.npz").count == 299
+
+
+def test_damaged_parts_are_made_again(tmp_path):
+    folder = begun(tmp_path / "d.npz")
+    part = folder / "000000.npz"
+    part.write_bytes(part.read_bytes()[:-100])
+    model, given = killed_after(100)
+    found = embed_to_file(model, made(300), tmp_path / "d.npz")
+    assert (found.count, len(given)) == (299, 12)
+    folder = begun(tmp_path / "d.npz")
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=r"manifest\.json: cannot be read"):
+        embed_to_file(MODEL, made(300), tmp_path / "d.npz")
+
+
+def test_a_damaged_part_of_another_process_is_named(tmp_path):
+    out = tmp_path / "d.npz"
+    assert embed_to_file(MODEL, made(300), out, process=(0, 2)) is None
+    part = tmp_path / "d.npz.parts" / "000002.npz"
+    part.write_bytes(b"")
+    with pytest.raises(UserError, match=r"000002\.npz is damaged; delete it"):
+        embed_to_file(MODEL, made(300), out, process=(1, 2))
+    part.unlink()
+    assert embed_to_file(MODEL, made(300), out, process=(0, 2)) == embed_to_file(
+        MODEL, made(300), tmp_path / "alone.npz"
+    )
+
+
+def test_processes_share_the_work(tmp_path):
+    """Three at once, as threads: locks are of open files. One joins what all have made."""
+    start = threading.Barrier(3)
+
+    def run(index):
+        start.wait()
+        return embed_to_file(MODEL, made(1350), tmp_path / "d.npz", process=(index, 3))
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(run, range(3)))
+    whole = embed_to_file(MODEL, made(1350), tmp_path / "alone.npz")
+    assert sorted(found, key=bool) == [None, None, whole]
+    assert (tmp_path / "d.npz").read_bytes() == (tmp_path / "alone.npz").read_bytes()
+    assert not list(tmp_path.glob("*.parts")) and not list(tmp_path.glob(".*"))
+
+
+def test_shares_of_another_number_of_processes_fit(tmp_path):
+    out = tmp_path / "d.npz"
+    assert embed_to_file(MODEL, made(1350), out, process=(1, 3)) is None
+    assert embed_to_file(MODEL, made(1350), out, process=(1, 2)) is None
+    model, given = killed_after(1000)
+    assert embed_to_file(model, made(1350), out).count == 1348
+    # Parts 0, 2, 6, 8 and 12 of 14 are left, of four batches each.
+    assert len(given) == 5 * 4
+
+
+def test_a_second_process_of_the_same_share_is_refused(tmp_path):
+    entered, go_on = threading.Event(), threading.Event()
+
+    def describe(pictures):
+        entered.set()
+        go_on.wait()
+        return means(pictures)
+
+    waiting = dataclasses.replace(MODEL, describe=describe)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        first = pool.submit(embed_to_file, waiting, made(300), tmp_path / "d.npz")
+        entered.wait()
+        try:
+            with pytest.raises(UserError, match=r"d\.npz\.parts: another process makes these"):
+                embed_to_file(MODEL, made(300), tmp_path / "d.npz")
+        finally:
+            go_on.set()
+        assert first.result().count == 299
+
+
+def test_no_such_process(tmp_path):
+    with pytest.raises(UserError, match="no process 2 of 2"):
+        embed_to_file(MODEL, made(3), tmp_path / "d.npz", process=(2, 2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_readable_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="none of the 1 images can be read; the first: 7: broken"):
+        embed_to_file(MODEL, made(8).subset([7]), tmp_path / "d.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_manifest_tells_what_is_described(tmp_path):
+    images = find_images(make_pictures(tmp_path / "p", 3))
+    with parts.open_parts(tmp_path / "d.npz", MODEL, images, (0, 1)) as opened:
+        told = json.loads((opened.folder / parts.MANIFEST).read_text())
+    assert told["pictures"] == images.fingerprint()
+    assert told["model"] == "means" and told["rows"] == 100
+
+
+def test_the_command_line(toys, tmp_path, capsys):
+    pictures = make_pictures(tmp_path / "p", 240, size=12)
+    student = make_export(tmp_path / "student")
+    words = ["embed", f"--model={student}", f"--images={pictures}", f"--out={tmp_path / 'd.npz'}"]
+    assert main([*words, "--short-edge=16", "--process=1/2"]) == 0
+    assert "the last one to end writes" in capsys.readouterr().out
+    assert not (tmp_path / "d.npz").exists()
+    # Another size is another embedding.
+    assert main(words) == 1
+    assert "d.npz.parts holds parts of another embedding (of 16 pixels, not 32)" in (
+        capsys.readouterr().err
+    )
+    assert main([*words, "--short-edge=16"]) == 0
+    told = capsys.readouterr()
+    assert "240 descriptors of 4 numbers in" in told.out and "240/240, 0:00:00 left" in told.err
+    assert len(read_descriptors(tmp_path / "d.npz")) == 240
+    assert main([*words, "--short-edge=0"]) == 1
+    assert "--short-edge is 0; give 1 to" in capsys.readouterr().err
+    for wrong in (["--short-edge=16", "--image-size=16"], ["--process=2/2"], ["--process=1"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*words, *wrong])

@@ -1,0 +1,104 @@
+"""Pictures in archives."""
+
+import io
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from toy import make_pictures
+
+from rdcd_jax.core.errors import UnreadableImageError, UserError
+from rdcd_jax.images.sources import find_images
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp("archives") / "set", 5)
+
+
+def zipped(path, folder, extra=()):
+    with zipfile.ZipFile(path, "w") as archive:
+        for each in sorted(folder.iterdir()):
+            archive.write(each, f"set/{each.name}")
+        for name in extra:
+            archive.writestr(name, b"x")
+    return path
+
+
+def tarred(path, folder, extra=(), mode="w"):
+    with tarfile.open(path, mode) as archive:
+        archive.add(folder, "./set")
+        for name in extra:
+            archive.addfile(tarfile.TarInfo(name))
+    return path
+
+
+@pytest.mark.parametrize("make", [zipped, tarred])
+def test_an_archive_is_read_as_its_folder(folder, tmp_path, make):
+    suffix = {zipped: ".zip", tarred: ".tar"}[make]
+    extra = ["set/notes.txt", "__MACOSX/set/._a.jpg", "set/.hidden.jpg"]
+    path = make(tmp_path / f"set{suffix}", folder, extra)
+    images, want = find_images(path), find_images(folder)
+    assert images.ids == want.ids
+    assert all(each.startswith(f"{path}:") for each in images.paths)
+    for place in range(len(want)):
+        assert images.read(place) == want.read(place)
+        np.testing.assert_array_equal(images.decode(place), want.decode(place))
+    assert images.fingerprint()["kind"] == "archive"
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.jpg", "a/../../b.jpg", "/etc/a.jpg", "C:\\a.jpg", "..\\a"]
+)
+@pytest.mark.parametrize("make", [zipped, tarred])
+def test_a_member_that_leads_outside_is_refused_by_name(folder, tmp_path, make, name):
+    path = make(tmp_path / {zipped: "a.zip", tarred: "a.tar"}[make], folder, [name])
+    with pytest.raises(UserError, match="would be written outside") as error:
+        find_images(path)
+    assert repr(name) in str(error.value) and str(path) in str(error.value)
+
+
+def test_links_in_a_tar_are_no_pictures(folder, tmp_path):
+    path = tarred(tmp_path / "a.tar", folder)
+    with tarfile.open(path, "a") as archive:
+        link = tarfile.TarInfo("set/link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    assert find_images(path).ids == find_images(folder).ids
+
+
+def test_what_is_no_whole_archive_is_refused(folder, tmp_path):
+    path = zipped(tmp_path / "a.zip", folder)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"a\.zip cannot be read as an archive"):
+        find_images(path)
+    path = tarred(tmp_path / "a.tar.gz", folder, mode="w:gz")
+    with pytest.raises(UserError, match=r"a\.tar\.gz cannot .*decompress"):
+        find_images(path)
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
+        pass
+    with pytest.raises(UserError, match="no images found"):
+        find_images(tmp_path / "empty.zip")
+
+
+def test_a_damaged_member_is_one_unreadable_picture(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", buffer.getvalue())
+        archive.writestr("b.png", buffer.getvalue())
+    content = (tmp_path / "a.zip").read_bytes()
+    at = content.index(b"IDAT")
+    (tmp_path / "a.zip").write_bytes(content[:at] + b"IDAX" + content[at + 4 :])
+    images = find_images(tmp_path / "a.zip")
+    with pytest.raises(UnreadableImageError, match=r"a\.zip:a\.png: the archive's member"):
+        images.decode(0)
+    assert images.decode(1).size == (8, 8)
+
+
+def test_a_member_whose_name_is_no_text_is_refused(folder, tmp_path):
+    path = tarred(tmp_path / "a.tar", folder, ["caf\udce9.jpg"])
+    with pytest.raises(UserError, match=r"caf.*not valid UTF-8"):
+        find_images(path)

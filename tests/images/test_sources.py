@@ -1,0 +1,113 @@
+import os
+import pickle
+import zipfile
+
+import pytest
+
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.images.sources import find_all, find_images
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def test_a_folder_gives_its_images_sorted_by_path(tmp_path):
+    touch(tmp_path, "b/Ünï cödé 漢字.PNG", "a.b.jpeg", "c.webp", "b/a.TIF")
+    touch(tmp_path, ".hidden.jpg", ".git/x.jpg", "notes.txt", "noextension", "b/.DS_Store")
+    images = find_images(tmp_path)
+    assert images.ids == ("a.b", "a", "Ünï cödé 漢字", "c")
+    below = [os.path.relpath(path, tmp_path).replace(os.sep, "/") for path in images.paths]
+    assert below == ["a.b.jpeg", "b/a.TIF", "b/Ünï cödé 漢字.PNG", "c.webp"]
+    assert len(images) == 4 and images.source == str(tmp_path)
+    assert pickle.loads(pickle.dumps(images)) == images
+
+
+def test_a_text_file_gives_its_lines_in_order(tmp_path):
+    touch(tmp_path, "pictures/b c.jpg", "elsewhere/a.png")
+    text = f"\ufeffpictures/b c.jpg\r\n\n{tmp_path / 'elsewhere' / 'a.png'}\nmissing.jpg\n"
+    (tmp_path / "list.txt").write_bytes(text.encode())
+    images = find_images(str(tmp_path / "list.txt"))
+    assert images.ids == ("b c", "a", "missing")
+    assert [os.path.isfile(path) for path in images.paths] == [True, True, False]
+
+
+def test_pictures_by_themselves_and_several_sources(tmp_path):
+    for name in ("a/1.jpg", "a/2.png", "b/1.jpg", "b/3.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    one = find_images(tmp_path / "b" / "3.jpg")
+    assert one.ids == ("3",) and one.paths == (str(tmp_path / "b" / "3.jpg"),)
+    several = find_all([tmp_path / "a", tmp_path / "b" / "3.jpg"])
+    assert several.ids == ("1", "2", "3") and several.paths[2] == one.paths[0]
+    assert find_all([tmp_path / "a"]).ids == ("1", "2")
+    with pytest.raises(UserError, match=r"the id '1': .*a/1\.jpg and .*b/1\.jpg"):
+        find_all([tmp_path / "a", tmp_path / "b"])
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        archive.writestr("4.jpg", b"")
+    with pytest.raises(UserError, match=r"c\.zip: is an archive or records; give it alone"):
+        find_all([tmp_path / "a", tmp_path / "c.zip"])
+
+
+def test_two_files_of_one_id_are_refused_and_paths_cure_it(tmp_path):
+    touch(tmp_path, "x/one.jpg", "y/one.png")
+    with pytest.raises(UserError, match=r"'one': x/one.jpg and y/one.png; .*--ids=path"):
+        find_images(tmp_path)
+    assert find_images(tmp_path, ids="path").ids == ("x/one.jpg", "y/one.png")
+
+
+def test_a_path_listed_twice_is_refused(tmp_path):
+    touch(tmp_path, "a.jpg")
+    (tmp_path / "list.txt").write_text("a.jpg\na.jpg\n")
+    for ids in ("name", "path"):
+        with pytest.raises(UserError, match=r"a.jpg and a.jpg; remove one"):
+            find_images(tmp_path / "list.txt", ids=ids)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    touch(tmp_path, "real/a.jpg", "set/b.jpg")
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "up").symlink_to(tmp_path / "set")
+    assert sorted(find_images(tmp_path / "set").ids) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("make", "source", "says"),
+    [
+        (lambda folder: None, "nowhere", "no such folder or text file"),
+        (lambda folder: touch(folder, "empty/readme.md"), "empty", "no images found"),
+        (lambda folder: touch(folder, "list.txt"), "list.txt", "no images found"),
+        (lambda folder: (folder / "l.txt").write_text("gone.jpg"), "l.txt", "gone.jpg, is not a"),
+        (lambda folder: (folder / "p.bin").write_bytes(b"\xff\xd8\xff\xe0"), "p.bin", "neither"),
+        (lambda folder: (folder / "n.txt").write_text("n" * 5000), "n.txt", "is not a file"),
+        (
+            lambda folder: touch(folder, "s.array_record"),
+            "s.array_record",
+            "no index s.array_record.json",
+        ),
+    ],
+)
+def test_other_sources_are_refused_by_name(tmp_path, make, source, says):
+    make(tmp_path)
+    with pytest.raises(UserError, match=says) as error:
+        find_images(tmp_path / source)
+    assert source in str(error.value)
+
+
+def test_unknown_ids_are_refused():
+    with pytest.raises(UserError, match="ids='stem'"):
+        find_images(".", ids="stem")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are text elsewhere")
+def test_a_file_name_that_is_no_text_is_refused(tmp_path):
+    try:
+        with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb"):
+            pass
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    with pytest.raises(UserError, match="not valid UTF-8"):
+        find_images(tmp_path)

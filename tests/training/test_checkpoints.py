@@ -1,0 +1,134 @@
+"""Damage to checkpoints, and disks that are full, as a run meets them."""
+
+import contextlib
+import resource
+import shutil
+
+import pytest
+from test_loop import assert_equal_states
+from toy import metrics_of, toy_config
+
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.training.loop import train_and_evaluate
+
+
+@pytest.fixture
+def config(toys, pictures, features):
+    return toy_config(pictures, features, **{"schedule.max_steps": 4, "checkpoint_every": 2})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder for the undisturbed run, which the first test that needs it makes."""
+    return tmp_path_factory.mktemp("whole") / "run"
+
+
+def undisturbed(config, whole):
+    """A copy to damage, and the state it should come to."""
+    state = train_and_evaluate(config, whole)
+    shutil.copytree(whole, whole.parent / "copy", dirs_exist_ok=True)
+    return whole.parent / "copy", state
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def largest(folder):
+    return max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "damage"),
+    [
+        (None, cut),
+        (None, flip),
+        (None, lambda path: path.unlink()),
+        ("state/_METADATA", cut),
+        ("state/manifest.ocdbt", flip),
+        ("_CHECKPOINT_METADATA", lambda path: path.unlink()),
+        ("state", shutil.rmtree),
+    ],
+)
+def test_the_checkpoint_before_a_damaged_one_is_used(config, whole, capfd, pattern, damage):
+    run, state = undisturbed(config, whole)
+    newest = run / "checkpoints" / "4"
+    damage(newest / pattern if pattern else largest(newest))
+    assert_equal_states(train_and_evaluate(config, run), state)
+    told = capfd.readouterr().err
+    assert f"{newest} is damaged" in told and "goes on from step 2" in told
+    assert "Traceback" not in told
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "4"]
+    assert [path.name for path in (run / "checkpoints-damaged").iterdir()] == ["4"]
+    assert [row["step"] for row in metrics_of(run)] == [1, 2, 3, 4]
+    shutil.rmtree(run)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_starts_again(config, whole, capfd):
+    run, state = undisturbed(config, whole)
+    for step in ("2", "4"):
+        flip(largest(run / "checkpoints" / step))
+    assert_equal_states(train_and_evaluate(config, run), state)
+    told = capfd.readouterr().err
+    assert "goes on from step 2" in told and "goes on from the start" in told
+    shutil.rmtree(run)
+
+
+@contextlib.contextmanager
+def full_disk():
+    """No file can grow beyond four kilobytes: that stops orbax as a full disk would, and leaves small files alone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_during_a_save_does_not_stop_the_run(config, tmp_path, monkeypatch, capfd):
+    from rdcd_jax.training.checkpoints import Checkpoints
+
+    save = Checkpoints.save
+
+    def save_on_a_full_disk(self, state):
+        if int(state.step) == 2:
+            with full_disk():
+                save(self, state)
+                self.wait()
+        else:
+            save(self, state)
+
+    whole = train_and_evaluate(config, tmp_path / "whole")
+    monkeypatch.setattr(Checkpoints, "save", save_on_a_full_disk)
+    assert_equal_states(train_and_evaluate(config, tmp_path / "run"), whole)
+    told = capfd.readouterr().err
+    assert "the checkpoint of step 2 could not be saved" in told
+    assert "the last good one is of step None" in told
+    assert "Traceback" not in told
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
+
+
+def test_a_run_whose_last_checkpoint_cannot_be_saved_says_so(config, tmp_path, monkeypatch):
+    from rdcd_jax.training.checkpoints import Checkpoints
+
+    save = Checkpoints.save
+
+    def save_on_a_full_disk(self, state):
+        with full_disk():
+            save(self, state)
+            self.wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_on_a_full_disk)
+        with pytest.raises(UserError, match=r"checkpoint of step 4 could not be saved .*Make room"):
+            train_and_evaluate(config, tmp_path / "run")
+    state = train_and_evaluate(config, tmp_path / "run")
+    assert_equal_states(state, train_and_evaluate(config, tmp_path / "whole"))

@@ -1,0 +1,207 @@
+import ml_collections
+import pytest
+from toy import CONFIGS, toy_config
+
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.images.sources import find_images
+from rdcd_jax.training.check import check_config
+from rdcd_jax.training.config import load_config
+
+FILES = sorted(path for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "common"))
+RDCD = str(CONFIGS / "rdcd.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_config_loads_and_has_a_smoke_variant(path):
+    full = load_config(f"{path}:data=/some/pictures", [])
+    assert full.data.train == "/some/pictures"
+    check_config(full)
+    smoke = load_config(f"{path}:smoke", [])
+    # A smoke run needs no pictures of the user's.
+    assert len(find_images(smoke.data.train)) >= smoke.batch_size
+    assert (smoke.image_size, smoke.batch_size) == (32, 8)
+    assert 1 <= smoke.schedule.max_steps <= 10
+    check_config(smoke)
+    assert load_config(f"{path}:smoke,data=/some/pictures", []).data.train == "/some/pictures"
+
+
+def test_the_paper_s_values():
+    config = load_config(f"{RDCD}:student=efficientnet_b0,teacher=sscd_resnet50,dim=64,data=x", [])
+    assert config.student.network == "efficientnet_b0"
+    assert config.student.dim == 64
+    assert config.teacher.model == "sscd"
+    assert (config.batch_size, config.queue.size, config.bank.size) == (256, 65536, 65536)
+    objective = config.objective
+    assert (objective.temperature, objective.kld_temperature) == (0.07, 0.04)
+    assert (objective.hn_lambda, objective.key_momentum) == (5.0, 0.99)
+
+
+def test_argument_values_take_their_types():
+    config = load_config(f"{RDCD}:dim=32,data=/a=b/c d,smoke=false", [])
+    assert config.student.dim == 32
+    assert config.data.train == "/a=b/c d"
+    assert config.batch_size == 256
+    assert load_config(f"{RDCD}:smoke=TRUE", []).batch_size == 8
+    assert load_config(RDCD, []).to_dict() == load_config(f"{RDCD}:", []).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("arg", "match"),
+    [
+        ("smok", "the config argument has no 'smok'; it takes .*smoke"),
+        ("dim=many", "the config argument dim='many' is not of type int"),
+        ("dim", "the config argument dim='' is not of type int"),
+        ("smoke=perhaps", "the config argument smoke='perhaps' is not of type bool"),
+    ],
+)
+def test_wrong_arguments_are_refused(arg, match):
+    with pytest.raises(UserError, match=match) as caught:
+        load_config(f"{RDCD}:{arg}", [])
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+
+
+def test_overrides_take_the_field_s_type():
+    overrides = [
+        "--config.batch_size=64",
+        "--config.optimizer.name=adamw",
+        "--config.objective.hn_lambda=3",
+        "--config.student.dropout=false",
+        "--config.batch_size=32",
+    ]
+    config = load_config(f"{RDCD}:data=x", overrides)
+    assert config.batch_size == 32, "the last one holds"
+    assert config.optimizer.name == "adamw"
+    assert config.objective.hn_lambda == 3.0 and type(config.objective.hn_lambda) is float
+    assert config.student.dropout is False
+    # Nothing stays behind for the next.
+    assert load_config(RDCD, []).batch_size == 256
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("--config.batchsize=3", "has no field 'batchsize'; did you mean batch_size"),
+        ("--config.queue.sze=3", "has no field 'queue.sze'; did you mean queue.size"),
+        ("--config.batch_size.x=3", "has no field 'batch_size.x'"),
+        ("--config.a.b.c=3", "has no field 'a.b.c'"),
+        ("--config.student=3", "has no field 'student'"),
+        ("--config.batch_size=many", "--config.batch_size=many"),
+        ("--config.batch_size=1.5", "--config.batch_size=1.5"),
+        ("--config.batch_size", "config.batch_size"),
+        ("--config.student.dropout=perhaps", "--config.student.dropout=perhaps"),
+        ("--batch_size=3", "Unknown argument --batch_size=3"),
+        ("3", "Unknown argument 3"),
+    ],
+)
+def test_mistyped_overrides_are_told_in_a_sentence(override, match):
+    with pytest.raises(UserError, match=match) as caught:
+        load_config(RDCD, [override])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("def get_config(: x", "invalid syntax"),
+        ("def get_config(arg=None): raise RuntimeError('not today')", "not today"),
+        ("def get_config(arg=None): return 3", "gives a int, not a ConfigDict"),
+        ("import nothing_of_this_name", "nothing_of_this_name"),
+    ],
+)
+def test_broken_config_files_are_told_in_a_sentence(tmp_path, text, match):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=match) as caught:
+        load_config(str(path), [])
+    assert str(path) in str(caught.value)
+    assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_config_file_is_refused():
+    with pytest.raises(UserError, match=r"nope\.py: there is no such config file"):
+        load_config("nope.py:smoke", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("batch_size", 0, r"config\.batch_size is 0; it must be above 0"),
+        ("image_size", -1, r"config\.image_size is -1; it must be above 0"),
+        ("log_every", 0, r"config\.log_every is 0"),
+        ("schedule.epochs", 0, r"config\.schedule\.epochs is 0"),
+        ("schedule.max_steps", -1, r"config\.schedule\.max_steps is -1; it must not be negative"),
+        ("optimizer.learning_rate", float("nan"), r"config\.optimizer\.learning_rate is nan"),
+        ("optimizer.weight_decay", float("nan"), r"config\.optimizer\.weight_decay is nan"),
+        ("optimizer.learning_rate", float("inf"), r"learning_rate is inf; it must be a finite"),
+        ("optimizer.momentum", float("nan"), r"config\.optimizer\.momentum is nan"),
+        ("seed", 2**31, r"config\.seed is 2147483648; it must be at most 2147483647"),
+        ("schedule.epochs", 2**31 - 1, r"config\.schedule\.epochs is 2147483647; .* 1000000"),
+        ("data.share", 0.0, r"config\.data\.share is 0\.0; it must be above 0"),
+        ("data.share", 1.5, r"config\.data\.share is 1\.5; it must be at most 1\."),
+        ("bank.size", 2**62, r"config\.bank\.size is .*; it must be at most 67108864"),
+        ("objective.temperature", 0.0, r"config\.objective\.temperature is 0"),
+        ("objective.kld_lambda", -1.0, r"config\.objective\.kld_lambda is -1"),
+        ("objective.key_momentum", 1.5, r"key_momentum is 1.5; it lies between 0 and 1"),
+        (
+            "optimizer.name",
+            "adam",
+            r"config\.optimizer\.name is 'adam'; use one of sgd, adamw, lars",
+        ),
+        ("student.dtype", "float16", r"config\.student\.dtype is 'float16'"),
+        ("student.projector", "white", r"config\.student\.projector is 'white'"),
+        ("student.projector", "whitened", "only these train the projector.*or 'none'"),
+        ("objective.compress_lambda", -1.0, r"config\.objective\.compress_lambda is -1"),
+        ("teacher.bn", "none", r"config\.teacher\.bn is 'none'; use one of running, batch"),
+        ("data.train", "", r"config\.data\.train is empty"),
+        ("data.policy", "WILD", "WILD.*ADVANCED"),
+        ("evaluate.codecs", "Flat;IVF", "IVF"),
+        ("queue.size", 7, r"config\.queue\.size is 7, smaller than config\.batch_size = 8"),
+        ("bank.size", 7, r"config\.bank\.size is 7, smaller than config\.batch_size = 8"),
+    ],
+)
+def test_impossible_values_are_refused(name, value, match):
+    config = toy_config("/some/pictures")
+    check_config(config)
+    with pytest.raises(UserError, match=match):
+        check_config(toy_config("/some/pictures", **{name: value}))
+
+
+def test_an_objective_without_a_term_is_refused():
+    nothing = {"objective.moco_lambda": 0.0, "objective.kld_lambda": 0.0}
+    with pytest.raises(UserError, match=r"config\.objective has no term"):
+        check_config(toy_config("x", **nothing))
+    check_config(toy_config("x", **nothing, **{"objective.sscd_lambda": 1.0}))
+
+
+def test_compress_needs_queue_and_bank_of_one_size():
+    alone = {"objective.moco_lambda": 0.0, "objective.kld_lambda": 0.0}
+    alone["objective.compress_lambda"] = 1.0
+    check_config(toy_config("x", **alone))
+    match = r"config\.queue\.size is 24 and config\.bank\.size 32, .* give both one size"
+    with pytest.raises(UserError, match=match):
+        check_config(toy_config("x", **alone, **{"bank.size": 32}))
+    with pytest.raises(UserError, match=r"config\.queue\.size is 4, smaller than"):
+        check_config(toy_config("x", **alone, **{"queue.size": 4, "bank.size": 4}))
+    with pytest.raises(UserError, match="only these train the projector"):
+        check_config(toy_config("x", **alone, **{"student.projector": "whitened"}))
+
+
+def test_a_learned_projector_needs_a_term():
+    changes = {"objective.moco_lambda": 0.0}
+    with pytest.raises(UserError, match="projector is 'learned' with objective.moco_lambda 0.0"):
+        check_config(toy_config("x", **changes))
+    for projector in ("whitened", "start", "none"):
+        check_config(toy_config("x", **changes, **{"student.projector": projector}))
+    check_config(toy_config("x", **{"student.projector": "none"}))
+
+
+def test_a_buffer_that_nothing_uses_may_be_small():
+    changes = {"objective.moco_lambda": 0.0, "objective.sscd_lambda": 1.0, "queue.size": 1}
+    check_config(toy_config("x", **changes))
+
+
+def test_a_config_that_lacks_a_field_is_refused():
+    config = toy_config("x").to_dict()
+    del config["teacher"]["bn"]
+    with pytest.raises(UserError, match=r"no field 'teacher\.bn'; start from configs\.common"):
+        check_config(ml_collections.ConfigDict(config))

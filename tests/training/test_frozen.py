@@ -1,0 +1,258 @@
+"""Training on a frozen trunk: features of views computed once, and a projector that learns on them."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import (
+    CONFIGS,
+    FEATURE,
+    changed,
+    make_export,
+    make_features,
+    make_pictures,
+    metrics_of,
+)
+
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.embedding.descriptors import read_descriptors
+from rdcd_jax.images.sources import find_images
+from rdcd_jax.method import losses
+from rdcd_jax.method.state import split
+from rdcd_jax.method.step import nested_prefixes
+from rdcd_jax.models.descriptor import normalize_images
+from rdcd_jax.training import frozen
+from rdcd_jax.training.check import check_config
+from rdcd_jax.training.config import load_config
+from rdcd_jax.training.loop import train_and_evaluate
+from rdcd_jax.training.pipeline import make_batches
+from rdcd_jax.weights.library import load_model
+
+# Compiles in a fraction of the time that a published policy takes.
+POLICY = "hflip 0.5; resized_crop 1 scale=0.3,1 ratio=0.75,1.33; grey 0.2"
+
+
+@pytest.fixture
+def start(toys, tmp_path):
+    return make_export(tmp_path / "start", dim=8)
+
+
+def config_of(pictures, start, **changes):
+    """The smoke config of the descriptor's recipe for the toy; `changes` by dotted names."""
+    config = load_config(
+        f"{CONFIGS / 'descriptor.py'}:smoke,dim=4,views=2,init_from={start},data={pictures}", []
+    )
+    config.student.network = "toy"
+    config.evaluate.image_size = 32
+    config.data.policy = POLICY
+    config.queue.size = 8
+    # optax's AdamW does not know strict promotion.
+    config.optimizer.name = "sgd"
+    return changed(config, changes)
+
+
+def exported(workdir):
+    return load_model(str(workdir / "export")).module
+
+
+def assert_equal_trees(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+# The paper's terms within the batch, and against a queue.
+WITHIN = {}
+QUEUE = {"objective.moco_lambda": 1.0, "objective.sscd_lambda": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("form", "terms"),
+    [(WITHIN, ("sscd_info_nce", "entropy")), (QUEUE, ("info_nce", "hard_negative"))],
+)
+def test_the_projector_learns_and_the_trunk_stays(pictures, start, tmp_path, form, terms):
+    config = config_of(pictures, start, **{"objective.nested_dims": (2, 4)}, **form)
+    state = train_and_evaluate(config, tmp_path / "run")
+    assert set(state.params) == {"projector"}
+    before, after = load_model(str(start)).module, exported(tmp_path / "run")
+    for ours, theirs in zip(split(after.backbone)[1:], split(before.backbone)[1:], strict=True):
+        assert_equal_trees(ours, theirs)
+    assert_equal_trees(split(after.projector)[1], state.params["projector"])
+    for row in metrics_of(tmp_path / "run"):
+        assert np.isfinite(row["loss"]) and row["gradient_norm"] > 0
+        assert row["loss"] == pytest.approx(sum(row[term] for term in terms), rel=1e-5)
+
+
+def test_it_starts_as_whitening_or_as_the_start_s_own(pictures, start, tmp_path):
+    still = {"optimizer.learning_rate": 1e-30}
+    train_and_evaluate(config_of(pictures, start, **still), tmp_path / "white")
+    features = read_descriptors(tmp_path / "white" / "features.npz").descriptors
+    projector = exported(tmp_path / "white").projector
+    projected = features @ np.asarray(projector.kernel) + np.asarray(projector.bias)
+    np.testing.assert_allclose(projected.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(np.cov(projected.T, bias=True), np.eye(4), atol=1e-3)
+
+    config = config_of(pictures, start, **still, **{"student.dim": 8})
+    train_and_evaluate(config, tmp_path / "own")
+    own = split(load_model(str(start)).module.projector)[1]
+    assert_equal_trees(split(exported(tmp_path / "own").projector)[1], own)
+
+
+def test_the_features_are_those_of_the_feed_s_views(pictures, start, tmp_path):
+    config = config_of(pictures, start)
+    train_and_evaluate(config, tmp_path / "run")
+    images = find_images(pictures)
+    backbone = load_model(str(start)).module.backbone
+    padded = images.subset([*range(40), *range(24)])
+    batches = make_batches(padded, policy=POLICY, image_size=32, batch_size=64, seed=0)
+    with batches:
+        batch = next(batches)
+    edited = np.load(tmp_path / "run" / "view_features.npy")
+    assert edited.shape == (2, 40, FEATURE) and edited.dtype == np.float16
+    for view, name in enumerate(("query", "key")):
+        expected = np.zeros((40, FEATURE), np.float32)
+        expected[batch["index"] % 40] = backbone(normalize_images(jnp.asarray(batch[name])))
+        np.testing.assert_allclose(edited[view], expected, atol=5e-3)
+
+
+@pytest.mark.parametrize("views", ["host", "device"])
+def test_a_killed_caching_goes_on(pictures, start, tmp_path, monkeypatch, views):
+    monkeypatch.setattr(frozen, "_BATCH", 8)
+    monkeypatch.setattr(frozen, "_KEPT_EVERY", 2)
+    config = config_of(pictures, start, **{"data.cached_views": 4, "data.views": views})
+    train_and_evaluate(config, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    def killed_at_7(path, content, real=frozen.write_json):
+        if content["done"] > 6:
+            raise Killed
+        real(path, content)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(frozen, "write_json", killed_at_7)
+        with pytest.raises(Killed):
+            train_and_evaluate(config, tmp_path / "parts")
+    assert json.loads((tmp_path / "parts" / "view_features.json").read_text())["done"] == 6
+    # What no record vouches for is computed again.
+    rows = np.load(tmp_path / "parts" / "view_features.npy", mmap_mode="r+")
+    whole = np.load(tmp_path / "whole" / "view_features.npy")
+    late = (whole[2:] != 0).any(axis=-1) & (np.asarray(rows[2:]) != 0).any(axis=-1)
+    assert 8 <= late.sum() < late.size
+    train_and_evaluate(config, tmp_path / "parts")
+    np.testing.assert_array_equal(np.load(tmp_path / "parts" / "view_features.npy"), whole)
+
+
+def test_a_resumed_run_equals_an_undisturbed_one(pictures, start, tmp_path):
+    config = config_of(pictures, start, **QUEUE)
+    whole = train_and_evaluate(config, tmp_path / "whole")
+    for steps in (2, 4):
+        config.schedule.max_steps = steps
+        parts = train_and_evaluate(config, tmp_path / "parts")
+    assert_equal_trees(parts.params, whole.params)
+    assert_equal_trees(parts.queue, whole.queue)
+
+
+def test_runs_share_a_cache_that_refuses_other_views(pictures, start, tmp_path, monkeypatch):
+    shared = {"data.cache": str(tmp_path / "cache")}
+    train_and_evaluate(config_of(pictures, start, **shared), tmp_path / "first")
+    assert not (tmp_path / "first" / "view_features.npy").exists()
+    with monkeypatch.context() as nothing:
+        nothing.setattr(frozen, "trunk_of", None)
+        nothing.setattr(frozen, "embed_to_file", None)
+        second = config_of(pictures, start, **shared, seed=1)
+        second.student.dim = 8
+        train_and_evaluate(second, tmp_path / "second")
+    for changes, what in (
+        ({"data.policy": "SIMCLR"}, "another data"),
+        ({"data.cached_views": 4}, "another views"),
+        ({"init_from": str(make_export(tmp_path / "other", seed=5))}, "another trunk"),
+    ):
+        config = config_of(pictures, start, **shared, **changes)
+        with pytest.raises(UserError, match=rf"view_features\.json: its features are of {what}"):
+            train_and_evaluate(config, tmp_path / "third")
+
+
+def test_too_few_pictures_are_told_before_anything_is_computed(pictures, start, tmp_path):
+    config = config_of(pictures, start, batch_size=48)
+    with pytest.raises(UserError, match="40 pictures do not fill one batch of 48"):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "features.npz").exists()
+
+
+def test_unreadable_pictures_are_left_out(start, tmp_path):
+    folder = make_pictures(tmp_path / "pictures", 40)
+    (folder / "T00007.jpg").write_bytes(b"no picture")
+    train_and_evaluate(config_of(folder, start), tmp_path / "run")
+    told = (tmp_path / "run" / "unreadable.txt").read_text()
+    assert told.splitlines() == [str(folder / "T00007.jpg")]
+    card = json.loads((tmp_path / "run" / "export" / "model.json").read_text())
+    assert card["trained"]["pictures"] == 39
+
+
+def test_a_teacher_s_relations_reach_the_descriptor(pictures, start, tmp_path):
+    teacher = make_features(tmp_path / "teacher.npz", pictures, dim=6)
+    changes = {
+        "objective.compress_lambda": 1.0,
+        "bank.size": 8,
+        "teacher.features": str(teacher),
+    }
+    train_and_evaluate(config_of(pictures, start, **changes), tmp_path / "run")
+    rows = metrics_of(tmp_path / "run")
+    assert all(row["compress_kl"] > 0 for row in rows)
+
+
+def test_a_damaged_record_of_the_features_is_refused(pictures, start, tmp_path):
+    config = config_of(pictures, start)
+    train_and_evaluate(config, tmp_path / "run")
+    (tmp_path / "run" / "view_features.json").write_text("{")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match=r"view_features\.json is damaged .*; delete it to compute"):
+        train_and_evaluate(config, tmp_path / "run")
+
+
+def test_nested_losses_are_the_sum_over_unit_prefixes():
+    random = np.random.default_rng(0)
+    query, key, queue = (random.standard_normal((n, 6)).astype(np.float32) for n in (4, 4, 9))
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    found = [
+        losses.info_nce_queue(*parts, temperature=0.07)
+        for parts in nested_prefixes((2, 6), *map(jnp.asarray, (query, key, queue)))
+    ]
+    expected = [
+        losses.info_nce_queue(
+            *(jnp.asarray(unit(x[:, :d])) for x in (query, key, queue)), temperature=0.07
+        )
+        for d in (2, 6)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    (whole,) = nested_prefixes((), query)
+    assert whole[0] is query
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"init_from": ""}, r"init_from is empty; name the model whose trunk"),
+        ({"student.projector": "whitened"}, r"projector is 'whitened'"),
+        ({"objective.kld_lambda": 1.0}, r"kld_lambda 1\.0 .* set both to 0"),
+        ({"objective.regress_lambda": 1.0}, r"regress_lambda 1\.0 are on the feature"),
+        ({"objective.compress_lambda": 1.0, "bank.size": 8}, r"teacher\.features to 'cached'"),
+        ({"student.calibrate": 64}, r"student\.calibrate is 64, which would change"),
+        ({"data.cached_views": 3}, r"cached_views is 3; views are made in twos"),
+        ({"data.cached_views": 0}, r"cached_views is 0; it must be above 0"),
+        ({"student.trainable": "head"}, r"trainable is 'head'; use one of all, projector"),
+        ({"objective.nested_dims": (4, 2)}, r"nested_dims is \(4, 2\); give ascending sizes"),
+        ({"objective.nested_dims": (2, 3)}, r"the last of which is config\.student\.dim = 4"),
+        ({"objective.nested_dims": (0, 4)}, r"nested_dims is \(0, 4\)"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, match):
+    check_config(config_of("x", "start"))
+    with pytest.raises(UserError, match=match):
+        check_config(config_of("x", "start", **changes))

@@ -1,0 +1,87 @@
+"""What a run writes down, where what is there already is damaged."""
+
+import json
+import os
+import shutil
+
+import pytest
+from toy import toy_config
+
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.images.pack import pack_images
+from rdcd_jax.images.sources import find_images
+from rdcd_jax.training import record
+from rdcd_jax.training.loop import train_and_evaluate
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[" * 100_000,
+        "[]",
+        '{"config": [], "starts": []}',
+        '{"config": {}, "starts": 1}',
+        '{"config": {}}',
+        "\udcff",
+    ],
+    ids=lambda text: ascii(text[:30]),
+)
+def test_a_damaged_record_is_refused(tmp_path, text):
+    (tmp_path / "run.json").write_text(text, errors="surrogateescape")
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"run\.json is not a run's record"):
+        record.begin(tmp_path, {}, ())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are no files elsewhere")
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is not a file"):
+        record.Metrics(tmp_path, 0)
+    os.mkfifo(tmp_path / "run.json")
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    record.begin(tmp_path, {"seed": 0}, ())
+    assert json.loads((tmp_path / "run.json").read_text())["config"] == {"seed": 0}
+
+
+def test_lines_that_no_run_wrote_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    good = b'{"step": 1, "loss": 2.0}\n'
+    bad = [b"\xff", b"[" * 100_000, b"[]", b'{"step": "x"}', b'{"loss": 1.0}', b'{"step": 2, "lo']
+    path.write_bytes(good + b"\n".join(bad))
+    metrics = record.Metrics(tmp_path, 1)
+    metrics.write([{"step": 2, "loss": 1.0}])
+    metrics.close()
+    assert path.read_bytes() == good + b'{"step": 2, "loss": 1.0}\n'
+
+
+def test_another_training_set_is_refused(tmp_path):
+    before = {"kind": "shards", "pictures": 10, "ids": "a", "records": "x"}
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    record.begin(tmp_path, {}, (), before)
+    record.begin(tmp_path, {}, (), before)
+    for name, value, says in [
+        ("kind", "files", "they lay in shards, and now lie in files"),
+        ("pictures", 9, "there were 10 pictures, and now there are 9"),
+        ("ids", "b", "the 10 pictures have other ids"),
+        ("records", "y", ".* their records .shards. hold other content"),
+    ]:
+        with pytest.raises(UserError, match=f"training set was another: {says}"):
+            record.begin(tmp_path, {}, (), {**before, name: value})
+    assert json.loads((tmp_path / "run.json").read_text())["training_set"] == before
+    assert len(json.loads((tmp_path / "run.json").read_text())["starts"]) == 2
+
+
+def test_a_run_goes_on_only_with_the_same_shards(toys, pictures, features, tmp_path):
+    (tmp_path / "run" / "checkpoints" / "1").mkdir(parents=True)
+    pack_images(pictures, tmp_path / "packed", shards=2)
+    config = toy_config(tmp_path / "packed", features, **{"schedule.max_steps": 1})
+    fingerprint = find_images(tmp_path / "packed").fingerprint()
+    record.begin(tmp_path / "run", config.to_dict(), (), fingerprint)
+    shutil.rmtree(tmp_path / "packed")
+    pack_images(pictures, tmp_path / "packed", shards=2, short_side=40)
+    with pytest.raises(
+        UserError, match=r"run holds a run .*same ids, but their records \(shards\)"
+    ):
+        train_and_evaluate(config, tmp_path / "run")
