@@ -1,5 +1,6 @@
 """A network that compiles in a second, pictures and a config: for tests of what surrounds a step."""
 
+import csv
 import json
 import pathlib
 
@@ -21,6 +22,7 @@ from rdcd_jax.weights.library import export_model
 from rdcd_jax.weights.model import Model, evaluation_mode
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+DATA = pathlib.Path(__file__).parent / "data"
 FEATURE = 16
 
 
@@ -107,6 +109,13 @@ def changed(config, changes):
 def options(**values):
     """Options of the command line."""
     return [f"--{name}={value}" for name, value in values.items()]
+
+
+def keys(name):
+    """Shapes of a published network's tensors by their names."""
+    with (DATA / f"keys_{name}.tsv").open() as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        return {row["key"]: tuple(map(int, row["shape"].split("x"))) for row in rows}
 
 
 def metrics_of(workdir):

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from test_runs import Thumbnails
+from test_disc_runs import Thumbnails
 
 from rdcd_jax.benchmarks.copydays_runs import evaluate_copydays_files, evaluate_copydays_run
 from rdcd_jax.benchmarks.record import STRONG_MAP, read_record

@@ -8,7 +8,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from test_embed import made, means
+from test_stream import made, means
 from toy import make_export, make_pictures
 
 from rdcd_jax.cli.main import main

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_convert import keys
 from test_models import images, reference_tensor
 from torch_support import import_timm
-from toy import CONFIGS, metrics_of
+from toy import CONFIGS, keys, metrics_of
 
 from rdcd_jax import models
 from rdcd_jax.core.errors import UserError

@@ -1,29 +1,21 @@
-import csv
 import functools
-import pathlib
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from toy import keys
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.models import build
 from rdcd_jax.weights import convert, tables
 
-DATA = pathlib.Path(__file__).parents[1] / "data"
 NETWORKS = {
     "efficientnet_b0": 64,
     "fastvit_t12": 64,
     "mobilenet_v3_large": 64,
     "resnet50": None,
 }
-
-
-def keys(name):
-    with open(DATA / f"keys_{name}.tsv") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        return {row["key"]: tuple(map(int, row["shape"].split("x"))) for row in rows}
 
 
 def random_tensors(name, seed=0):

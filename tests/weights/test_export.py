@@ -8,8 +8,8 @@ import onnx
 import pytest
 import safetensors.numpy
 from flax import nnx
-from test_convert import keys
 from torch_support import import_torchvision
+from toy import keys
 
 from rdcd_jax import models
 from rdcd_jax.cli.main import main

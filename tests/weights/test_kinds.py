@@ -7,8 +7,8 @@ import functools
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_convert import keys
 from torch_support import import_timm, import_torchvision
+from toy import keys
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.models import efficientnet, registry, vit

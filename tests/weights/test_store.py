@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_convert import keys
+from toy import keys
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.weights import convert, store, tables
