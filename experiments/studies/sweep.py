@@ -1,7 +1,7 @@
 """Trains and evaluates every run of a config's `sweep(add)`, and writes one result file for each.
 
     python -m experiments.studies.sweep CONFIG[:ARG] OUT [--only=TEXT] [--config.a.b=VALUE ...]
-    python -m experiments.studies.sweep configs/baselines.py:pictures=9145,image_size=64,epochs=20,data=BENCHMARK/train OUT
+    python -m experiments.studies.sweep configs/baselines.py:pictures=9145,epochs=20,data=BENCHMARK/train OUT
 
 ARG and the --config words hold for all runs. OUT/NAME is a run's workdir, named by what the run sets, and
 OUT/results/NAME.json its result: studies/tables.py makes tables and plots of these. The same command goes on with
