@@ -7,12 +7,12 @@
     sscd      SSCD's own objective within the batch, without a teacher
     compress  the teacher's relations distilled into the descriptor itself (CompRess's two queues, SEED's loss)
 
-The paper's budget by default. `pictures=N` makes it a small one, for N training pictures on a CPU: batches of 64, a
-bank of a quarter of the pictures, a queue of one batch, AdamW, mild edits, and moco_lambda 0.1.
+The paper's budget by default. `images=N` makes it a small one, for N training images on a CPU: batches of 64, a
+bank of a quarter of the images, a queue of one batch, AdamW, mild edits, and moco_lambda 0.1.
 
 --config=configs/baselines.py:method=moco,dim=128,data=FOLDER
---config=configs/baselines.py:method=rdcd,pictures=9145,image_size=64,epochs=20,start=efficientnet-lite0,data=FOLDER
-experiments/studies/sweep.py configs/baselines.py:pictures=9145,image_size=64,epochs=20,data=FOLDER OUT
+--config=configs/baselines.py:method=rdcd,images=9145,image_size=64,epochs=20,start=efficientnet-lite0,data=FOLDER
+experiments/studies/sweep.py configs/baselines.py:images=9145,image_size=64,epochs=20,data=FOLDER OUT
 """
 
 import ml_collections
@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         data="",
         image_size=224,
         epochs=100,
-        pictures=0,
+        images=0,
         start="",
         smoke=False,
     )
@@ -52,17 +52,17 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.objective.update(METHODS[given.method])
     if given.method == "rsd":
         config.student.projector = "whitened"
-    if given.pictures:
-        _shrink(config, given.pictures)
-    config.evaluate.codecs = f"Flat;PCAW{given.dim},L2norm,Flat"
+    if given.images:
+        _shrink(config, given.images)
+    config.evals.disc.codecs = f"Flat;PCAW{given.dim},L2norm,Flat"
     return make_smoke(config) if given.smoke else config
 
 
-def _shrink(config: ml_collections.ConfigDict, pictures: int) -> None:
-    """Sets a recipe for that many pictures, the same for every method."""
+def _shrink(config: ml_collections.ConfigDict, images: int) -> None:
+    """Sets a recipe for that many images, the same for every method."""
     # 5e-4 at this batch.
     make_small(config, batch_size=64, learning_rate=2e-3)
-    config.bank.size = max(pictures // 4, config.batch_size)
+    config.bank.size = max(images // 4, config.batch_size)
     # A student that learns in hundreds of steps moves fast: all its descriptors drift away from older keys together,
     # which lowers the loss, teaches nothing and ends in collapse. So the queue is the batch before, and the key encoder
     # the student itself. Distilled relations do not repel, and need the rows.

@@ -1,8 +1,8 @@
-"""The demo's training: random weights, the bundled pictures, minutes on a CPU.
+"""The demo's training: random weights, the bundled images, minutes on a CPU.
 
 SSCD's objective within the batch on small views, with the relations of the teacher's cached descriptors. MoCo's queue
-is left out: in a few hundred steps its slow key encoder falls behind the student, and of 800 pictures a queue would
-soon hold a picture's own past keys as negatives.
+is left out: in a few hundred steps its slow key encoder falls behind the student, and of 800 images a queue would
+soon hold an image's own past keys as negatives.
 
 --config=configs/demo.py:data=FOLDER
 """
@@ -20,7 +20,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.teacher.features = "cached"
     config.objective.kld_lambda = 0.1
     config.bank.size = 512
-    config.student.calibrate = 800
+    config.student.recalibrate = 800
     config.data.workers = 1
     config.log_every = 12
     config.checkpoint_every = 96

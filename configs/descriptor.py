@@ -1,6 +1,6 @@
 """The compact descriptor trained by RDCD's own terms on a trunk that stays as it is: minutes on two CPU cores.
 
-The trunk's features of each picture and of some edited views of it are computed once; the projector then learns by
+The trunk's features of each image and of some edited views of it are computed once; the projector then learns by
 InfoNCE and hard negatives between any two of them. Any recipe can end in this one. With `trainable=all` the trunk
 learns along, at a small rate on live views, while its own features as they were keep it from forgetting.
 
@@ -66,7 +66,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 def _train_all(config: ml_collections.ConfigDict) -> None:
     """Sets what the trunk's own training needs: live views in small batches, a low rate, its start as the teacher."""
     make_small(config, batch_size=64, learning_rate=2e-4)
-    config.student.calibrate = 0
+    config.student.recalibrate = 0
     config.queue.size = config.bank.size = config.batch_size
     config.objective.regress_lambda = 1.0
     config.teacher.model = config.init_from

@@ -1,12 +1,12 @@
-"""Distillation for small budgets: the student learns to describe a view as the teacher describes that very view.
+"""Distillation for small budgets: the student learns to embed a view as the teacher embeds that very view.
 
 Nothing else is learned with gradients: the compact descriptor is the whitening of the student's features, as it is of
 the teacher's own. Teacher and student see the same pixels, crop and edits included, so that each view is a lesson of
-its own and a few thousand pictures teach for many epochs. Where configs/rdcd.py needs a GPU, this trains on a CPU.
+its own and a few thousand images teach for many epochs. Where configs/rdcd.py needs a GPU, this trains on a CPU.
 
 --config=configs/distill.py:dim=128,image_size=96,epochs=40,data=FOLDER
 --config=configs/distill.py:data=FOLDER --config.teacher.model=onnxruntime
-experiments/studies/sweep.py configs/distill.py:image_size=64,data=FOLDER OUT --config.evaluate.data=BENCHMARK
+experiments/studies/sweep.py configs/distill.py:image_size=64,data=FOLDER OUT --config.evals.disc.data=BENCHMARK
 """
 
 import ml_collections
@@ -29,6 +29,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
 
 def sweep(add) -> None:
-    """What more pictures are worth: as many steps on a sixteenth of them, a quarter, and all."""
+    """What more images are worth: as many steps on a sixteenth of them, a quarter, and all."""
     for share, epochs in ((1 / 16, 128), (1 / 4, 32), (1.0, 8)):
         add(f"epochs={epochs}", **{"data.share": share})

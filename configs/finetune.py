@@ -1,7 +1,7 @@
 """Fine-tuning a shipped student's descriptor on one's own collection: minutes on a CPU, see docs/finetune.md.
 
 The trunk stays as it is; the projector starts as the student's own, and learns by RDCD's terms between views of these
-pictures which of them differ. A collection needs some hundreds of pictures, and no labels.
+images which of them differ. A collection needs some hundreds of images, and no labels.
 
 --config=configs/finetune.py:data=FOLDER
 --config=configs/finetune.py:data=FOLDER,start=rdcd-effb0-64,dim=64   another size

@@ -1,4 +1,4 @@
-"""The main job on the bundled pictures: a compact student distilled from the real teacher, evaluated beside it."""
+"""The main job on the bundled images: a compact student distilled from the real teacher, evaluated beside it."""
 
 import contextlib
 import importlib.resources
@@ -20,8 +20,9 @@ from rdcd_jax.core.files import write_json
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.report.matches import draw_matches, match_rows
 from rdcd_jax.training.config import find_config, load_config
-from rdcd_jax.training.finish import calibrate_batch_norm
-from rdcd_jax.training.loop import make_student, train_and_evaluate
+from rdcd_jax.training.fitting import recalibrate_batch_norm
+from rdcd_jax.training.loop import train_and_evaluate
+from rdcd_jax.training.student import make_student
 from rdcd_jax.weights import store
 from rdcd_jax.weights.library import load_model
 from rdcd_jax.weights.model import Model, evaluation_mode
@@ -35,13 +36,13 @@ T = TypeVar("T")
 def run_demo(out: pathlib.Path) -> None:
     """Runs the demo; a run cut short is continued.
 
-    What a bare installation lacks is left out, and how to get it is told: without a teacher the student trains on
+    What a bare installation lacks is left out, and how to get it is reported: without a teacher the student trains on
     SSCD's objective alone, and without fonts and emoji its views have no overlays.
 
     Args:
         out: folder for the run, the evaluations, `matches.png` and `demo.json`.
     """
-    # A continued run must find its own pictures and features under the same names.
+    # A continued run must find its own images and features under the same names.
     out = out.resolve()
     teacher = _unless_missing(lambda: load_model("sscd"), "The student trains without a teacher.")
     overlays = _unless_missing(assets_folder, "The views have no text and emoji.")
@@ -54,10 +55,10 @@ def run_demo(out: pathlib.Path) -> None:
             config.data.policy += "_NO_OVERLAY"
         if not teacher:
             config.objective.kld_lambda = 0.0
-        student = make_student(config, TEACHER_FEATURE)
+        student = make_student(config, TEACHER_FEATURE).module
         size = config.evaluate.image_size
         before = Model("before", config.student.network, evaluation_mode(student), size)
-        calibrate_batch_norm(before, find_images(sample / "train"), config.student.calibrate)
+        recalibrate_batch_norm(before, find_images(sample / "train"), config.student.recalibrate)
         codec = f"PCAW{config.student.dim},L2norm,Flat"
 
         lines = []
@@ -72,7 +73,7 @@ def run_demo(out: pathlib.Path) -> None:
             lines.append(
                 ("teacher, whitened", config.student.dim, [r for r in rows if r.codec == codec])
             )
-            # The teacher has just described the training pictures, for the score normalisation.
+            # The teacher has just embedded the training images, for the score normalisation.
             config.teacher.features = str(out / "teacher" / "descriptors" / "training.npz")
         with _timed("Training the student"):
             train_and_evaluate(config, out / "run")
@@ -122,7 +123,7 @@ def _draw(path: pathlib.Path, sample: pathlib.Path, predictions: Predictions) ->
 def _print_table(lines: list[tuple[str, int, list[DiscRow]]]) -> None:
     table = Table(
         "model",
-        "numbers",
+        "dimensions",
         "µAP",
         "µAP with SN",
         "accuracy@1",

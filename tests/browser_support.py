@@ -47,7 +47,7 @@ class Browser:
         self.post(f"element/{self._find(selector)}/value", text=text)
 
     def messages(self):
-        """What the console was told since the last call, warnings and refused requests included."""
+        """What the console was reported since the last call, warnings and refused requests included."""
         return [entry["message"] for entry in self.post("se/log", type="browser")]
 
     def set_media(self, **features):

@@ -11,10 +11,12 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import numpy as np
 import pytest
-from toy import add_toys, make_export, make_features, make_pictures
+from toy import add_toys, make_export, make_features, make_images
 
 from rdcd_jax.cli.main import main
+from rdcd_jax.core.logs import show_warnings
 
+show_warnings()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -33,13 +35,13 @@ def vectors():
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    return make_pictures(tmp_path_factory.mktemp("data") / "train", 40)
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("data") / "train", 40)
 
 
 @pytest.fixture(scope="session")
-def features(pictures):
-    return make_features(pictures.parent / "features.npz", pictures)
+def features(images):
+    return make_features(images.parent / "features.npz", images)
 
 
 @pytest.fixture
@@ -60,11 +62,11 @@ def fails(capsys):
     def run(*arguments):
         capsys.readouterr()
         assert main([str(argument) for argument in arguments]) == 1
-        told = capsys.readouterr()
-        assert told.out == ""
-        *progress, sentence = told.err.splitlines()
+        stored = capsys.readouterr()
+        assert stored.out == ""
+        *progress, sentence = stored.err.splitlines()
         assert sentence.startswith("rdcd-jax: ")
-        assert all(line.endswith(" left") for line in progress), told.err
+        assert all(line.endswith(" left") for line in progress), stored.err
         return sentence
 
     return run
@@ -72,7 +74,7 @@ def fails(capsys):
 
 @pytest.fixture
 def usage_error(capsys):
-    """Runs arguments that must exit with 2; gives what is told on stderr."""
+    """Runs arguments that must exit with 2; gives what is reported on stderr."""
 
     def run(*arguments):
         with pytest.raises(SystemExit) as left:

@@ -36,32 +36,32 @@ def made_up(*, seed=0, noise=0.3, first_query="Q0"):
     return queries, references, truth, ids
 
 
-def evaluate(folder, *, model="toy", pictures=None, codecs=("Flat", "L2norm,Flat"), **made):
+def evaluate(folder, *, model="toy", images=None, codecs=("Flat", "L2norm,Flat"), **made):
     """Writes an evaluation to a folder; gives its rows and predictions."""
     queries, references, truth, ids = made_up(**made)
     names = np.asarray([f"R{i}" for i in range(REFERENCES)])
-    described = Descriptors(names, references, model)
+    embedded = Descriptors(names, references, model)
     rows, predictions = evaluate_disc(
-        Descriptors(np.asarray(ids), queries, model), described, None, truth, codecs=codecs, k=5
+        Descriptors(np.asarray(ids), queries, model), embedded, None, truth, codecs=codecs, k=5
     )
     write_disc_results(folder, rows, predictions)
-    size = None if pictures is None else 16
+    size = None if images is None else 16
     write_record(
         folder,
         rows,
         truth,
-        described,
+        embedded,
         queries=len(ids),
         measured_on="made up",
         image_size=size,
         short_edge=size is not None,
-        pictures=pictures,
+        images=images,
     )
     return rows, predictions
 
 
-def save_pictures(root, *, first_query="Q0", seed=0):
-    """Pictures of coloured noise for `made_up`'s ids; gives their sources."""
+def save_images(root, *, first_query="Q0", seed=0):
+    """Images of coloured noise for `made_up`'s ids; gives their sources."""
     random = np.random.default_rng(seed)
     ids = {
         "queries": [first_query, *(f"Q{i}" for i in range(1, COPIES + DISTRACTORS))],
@@ -71,6 +71,6 @@ def save_pictures(root, *, first_query="Q0", seed=0):
         (root / part).mkdir(parents=True)
         for name in names:
             pixels = random.integers(0, 256, size=(6, 8, 3), dtype=np.uint8)
-            picture = Image.fromarray(pixels).resize((320, 240), Image.Resampling.NEAREST)
-            picture.save(root / part / f"{name}.jpg")
+            image = Image.fromarray(pixels).resize((320, 240), Image.Resampling.NEAREST)
+            image.save(root / part / f"{name}.jpg")
     return {part: str(root / part) for part in ids}

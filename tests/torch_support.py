@@ -44,7 +44,7 @@ def published_network(name: str, features: int) -> "torch.nn.Module":
         features: width of its linear head.
 
     Returns:
-        A module from pictures [B, 3, H, W] to features [B, features], with GeM (p = 3) for the average pool.
+        A module from images [B, 3, H, W] to features [B, features], with GeM (p = 3) for the average pool.
     """
     torchvision = import_torchvision()
     import torch

@@ -1,4 +1,4 @@
-"""A network that compiles in a second, pictures and a config: for tests of what surrounds a step."""
+"""A network that compiles in a second, images and a config: for tests of what surrounds a step."""
 
 import csv
 import json
@@ -49,7 +49,7 @@ def add_toys(monkeypatch):
         monkeypatch.setitem(tables.LAYERS, name, lambda: {layer: layer for layer in layers})
 
 
-def make_pictures(folder, count, *, prefix="T", size=48, seed=0):
+def make_images(folder, count, *, prefix="T", size=48, seed=0):
     """Writes `count` JPEGs of coloured noise on a gradient, each unlike the others."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
@@ -57,14 +57,14 @@ def make_pictures(folder, count, *, prefix="T", size=48, seed=0):
     for i in range(count):
         colours = random.random((2, 1, 3))
         coarse = random.random((6, 6, 3)).repeat(size // 6, 0).repeat(size // 6, 1)
-        picture = 0.5 * (colours[0] * slope + colours[1] * (1 - slope)) + 0.5 * coarse
-        Image.fromarray((255 * picture).astype(np.uint8)).save(folder / f"{prefix}{i:05d}.jpg")
+        image = 0.5 * (colours[0] * slope + colours[1] * (1 - slope)) + 0.5 * coarse
+        Image.fromarray((255 * image).astype(np.uint8)).save(folder / f"{prefix}{i:05d}.jpg")
     return folder
 
 
-def make_features(path, pictures, dim=FEATURE):
-    """Writes made-up unit descriptors of every picture of a folder."""
-    ids = np.asarray(sorted(picture.stem for picture in pictures.glob("*.jpg")))
+def make_features(path, images, dim=FEATURE):
+    """Writes made-up unit descriptors of every image of a folder."""
+    ids = np.asarray(sorted(image.stem for image in images.glob("*.jpg")))
     rows = np.random.default_rng(1).standard_normal((len(ids), dim)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     write_descriptors(path, Descriptors(ids, rows, "made up"))
@@ -83,9 +83,9 @@ def make_export(folder, *, network="toy", dim=4, feature_dim=FEATURE, seed=0, fo
     return folder
 
 
-def toy_config(pictures, features=None, **changes):
+def toy_config(images, features=None, **changes):
     """The smoke config of RDCD for the toy student; `changes` by dotted names."""
-    config = load_config(f"{CONFIGS / 'rdcd.py'}:smoke,dim=4,data={pictures}", [])
+    config = load_config(f"{CONFIGS / 'rdcd.py'}:smoke,dim=4,data={images}", [])
     config.student.network = "toy"
     config.evaluate.image_size = 32
     config.queue.size = config.bank.size = 24
@@ -123,8 +123,8 @@ def metrics_of(workdir):
     return [json.loads(line) for line in lines]
 
 
-def describe(model, pictures):
-    found, unreadable = embed_images(model, find_images(pictures), batch_size=8)
+def embed(model, images):
+    found, unreadable = embed_images(model, find_images(images), batch_size=8)
     assert not unreadable
     return found.descriptors
 

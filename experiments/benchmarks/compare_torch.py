@@ -1,10 +1,10 @@
-"""Puts the same weights and pictures into JAX and PyTorch, and tells where the two differ, and by how much.
+"""Puts the same weights and images into JAX and PyTorch, and tells where the two differ, and by how much.
 
-    python -m experiments.benchmarks.compare_torch [--model rdcd-effb0-128] [--pictures sample:train] [--batch 16]
+    python -m experiments.benchmarks.compare_torch [--model rdcd-effb0-128] [--images sample:train] [--batch 16]
         [--size 224] [--steps 10] [--result NAME]
 
 Stage by stage: the largest and the mean difference of what each stage of the network gives for edited views of real
-pictures, with the running statistics. Then training steps of RDCD from there, with all randomness off (no dropout, no
+images, with the running statistics. Then training steps of RDCD from there, with all randomness off (no dropout, no
 stochastic depth, the same views, queue, bank and teacher's features in both): after each, the differences of the
 losses, the gradients, the parameters and BatchNorm's statistics. Everything is done in float32 and again in float64,
 which tells rounding from a difference in what is computed: rounding shrinks by nine digits.
@@ -84,17 +84,17 @@ def stages(network: str, backbone: nnx.Module) -> Stages:
 
 
 def make_batches(source: str, policy: str, size: int, batch: int, count: int) -> list[np.ndarray]:
-    """Edited views of real pictures, `count` pairs of batches [2, B, S, S, 3] uint8, the same each time."""
+    """Edited views of real images, `count` pairs of batches [2, B, S, S, 3] uint8, the same each time."""
     images, view = find_images(source), make_view(policy, size)
     rng = np.random.default_rng(0)
     return [
         np.stack(
             [
-                np.stack([np.asarray(view(images.decode(int(i)), rng)) for i in places])
+                np.stack([np.asarray(view(images.decode(int(i)), rng)) for i in positions])
                 for _ in range(2)
             ]
         )
-        for places in (rng.choice(len(images), batch, replace=False) for _ in range(count))
+        for positions in (rng.choice(len(images), batch, replace=False) for _ in range(count))
     ]
 
 
@@ -121,7 +121,7 @@ class Torch:
                 part.p = 0.0
         return module.to(self.precision)
 
-    def pictures(self, images: jax.Array) -> torch.Tensor:
+    def images(self, images: jax.Array) -> torch.Tensor:
         """[B, H, W, 3] as [B, 3, H, W]."""
         return torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).to(self.precision)
 
@@ -140,7 +140,7 @@ class Torch:
             layers[name].register_forward_hook(lambda _, __, out, name=name: keep(name, out))
             for name in names
         ]
-        feature, descriptor = self.student(self.pictures(images))
+        feature, descriptor = self.student(self.images(images))
         for handle in handles:
             handle.remove()
         return found | {"feature": feature.numpy(), "descriptor": descriptor.numpy()}
@@ -157,9 +157,9 @@ class Torch:
             pairs = zip(self.key.parameters(), self.student.parameters(), strict=True)
             for slow, fast in pairs:
                 slow.mul_(0.99).add_(fast, alpha=0.01)
-            keys = self.key(self.pictures(key))[1]
+            keys = self.key(self.images(key))[1]
         targets = torch.tensor(np.asarray(teacher))
-        feature, descriptor = self.student(self.pictures(query))
+        feature, descriptor = self.student(self.images(query))
         negative = descriptor @ self.queue.T
         positive = (descriptor * keys).sum(1, keepdim=True)
         labels = torch.zeros(len(keys), dtype=torch.long)
@@ -396,7 +396,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="rdcd-effb0-128")
     parser.add_argument("--teacher", default="sscd")
-    parser.add_argument("--pictures", default="sample:train")
+    parser.add_argument("--images", default="sample:train")
     parser.add_argument("--policy", default="ADVANCED")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=224)
@@ -405,10 +405,10 @@ def main() -> None:
     options = parser.parse_args()
     model, teacher = load_model(options.model), load_model(options.teacher)
     batches = make_batches(
-        options.pictures, options.policy, options.size, options.batch, options.steps
+        options.images, options.policy, options.size, options.batch, options.steps
     )
-    describe = nnx.jit(lambda module, pictures: module(normalize_images(pictures))[0])
-    features = [np.asarray(describe(teacher.module, pair[0])) for pair in batches]
+    embed = nnx.jit(lambda module, images: module(normalize_images(images))[0])
+    features = [np.asarray(embed(teacher.module, pair[0])) for pair in batches]
     found = {"float32": compare(model, batches, features, "float32")}
     with jax.enable_x64(True):
         found["float64"] = compare(model, batches, features, "float64")

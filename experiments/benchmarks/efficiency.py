@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.efficiency [--size 288]
 
 Counts parameters and multiply-adds from the networks themselves, and takes the rest from the result files of
-bench_embed.py (pictures a second), bench_search.py (query time) and index_million.py (the int8 index), saying what is
+bench_embed.py (images a second), bench_search.py (query time) and index_million.py (the int8 index), saying what is
 missing there. The result goes to experiments/results/efficiency.json, and as a table to efficiency.md.
 """
 
@@ -37,7 +37,7 @@ def known(name: str) -> dict:
 
 
 def network_rows(size: int) -> list[dict]:
-    """What describing costs, for each student with each number of dimensions, and for the teacher."""
+    """What embedding costs, for each student with each number of dimensions, and for the teacher."""
     embed = known("bench_embed.json").get("descriptors a second", {})
     rows = []
     for name, dim in [*((name, dim) for name in STUDENTS for dim in DIMS), (TEACHER, None)]:
@@ -88,8 +88,8 @@ def table(result: dict) -> str:
     lines = [
         "# Cost, measured",
         "",
-        f"By `benchmarks/efficiency.py`; multiply-adds of a picture of {result['size']} pixels, the last columns"
-        f" are pictures of {result['size described']} pixels described a second, as `benchmarks/embedding.py`"
+        f"By `benchmarks/efficiency.py`; multiply-adds of an image of {result['size']} pixels, the last columns"
+        f" are images of {result['size embedded']} pixels embedded a second, as `benchmarks/embedding.py`"
         " measured them.",
         "",
         f"| network | numbers | parameters, M | multiply-adds, G | {' | '.join(FORMS.values())} |",
@@ -124,19 +124,19 @@ def main() -> int:
     )
     parser.add_argument("--size", type=int, help="that of bench_embed.py without")
     options = parser.parse_args()
-    described = known("bench_embed.json").get("settings", {}).get("size", 288)
-    size = options.size or described
+    embedded = known("bench_embed.json").get("settings", {}).get("size", 288)
+    size = options.size or embedded
     result = {
         "environment": environment(),
         "size": size,
-        "size described": described,
+        "size described": embedded,
         "networks": network_rows(size),
         "search": search_rows(),
     }
     write_json(RESULTS / "efficiency.json", result)
-    told = table(result)
-    write_text(RESULTS / "efficiency.md", told)
-    print(told)
+    stored = table(result)
+    write_text(RESULTS / "efficiency.md", stored)
+    print(stored)
     for name in ("bench_embed.json", "bench_search.json", "index_million.json"):
         if not known(name):
             print(f"{name} is missing: run the script of that name first.", file=sys.stderr)

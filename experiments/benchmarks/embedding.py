@@ -1,4 +1,4 @@
-"""Times descriptors from picture files against PyTorch and onnxruntime doing the same.
+"""Times descriptors from image files against PyTorch and onnxruntime doing the same.
 
     python -m experiments.benchmarks.embedding [--images sample:references] [--size 288] [--rounds 3]
 
@@ -35,7 +35,7 @@ BATCH = 32
 
 
 def jax_runs(source: str, size: int):
-    """Functions that describe all pictures, by network."""
+    """Functions that embed all images, by network."""
     return {name: run_of(model_of(name, size), source) for name in NETWORKS}
 
 
@@ -54,7 +54,7 @@ def onnx_runs(form: str, source: str, size: int):
 
 
 def model_of(name: str, size: int):
-    """A network with random weights, ready to describe pictures."""
+    """A network with random weights, ready to embed images."""
     from flax import nnx
 
     from rdcd_jax import models
@@ -65,7 +65,7 @@ def model_of(name: str, size: int):
 
 
 def run_of(model, source: str):
-    """A function that describes all pictures, and gives their number."""
+    """A function that embeds all images, and gives their number."""
     from rdcd_jax.embedding.stream import embed_images
     from rdcd_jax.images.sources import find_images
 
@@ -73,8 +73,8 @@ def run_of(model, source: str):
     return lambda: len(embed_images(model, images, batch_size=BATCH)[0].ids)
 
 
-class Pictures:
-    """Decoded pictures, as a torch DataLoader wants them."""
+class Images:
+    """Decoded images, as a torch DataLoader wants them."""
 
     def __init__(self, images, size: int):
         self.images, self.size = images, size
@@ -83,13 +83,13 @@ class Pictures:
         """How many there are."""
         return len(self.images)
 
-    def __getitem__(self, place: int):
-        """One picture, uint8 [S, S, 3]."""
+    def __getitem__(self, position: int):
+        """One image, uint8 [S, S, 3]."""
         import numpy as np
 
         from rdcd_jax.images.decode import resize_square
 
-        image = self.images.decode(place, min_side_hint=self.size)
+        image = self.images.decode(position, min_side_hint=self.size)
         return np.asarray(resize_square(image, self.size))
 
 
@@ -102,7 +102,7 @@ def torch_runs(source: str, size: int):
     from rdcd_jax.models.descriptor import IMAGENET_MEAN, IMAGENET_STD
     from tests.torch_support import import_timm
 
-    pictures = Pictures(find_images(source), size)
+    images = Images(find_images(source), size)
     mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
 
     def run(name: str, dim: int | None):
@@ -112,16 +112,16 @@ def torch_runs(source: str, size: int):
         network = network.eval().to(memory_format=torch.channels_last)
 
         @torch.inference_mode()
-        def describe() -> int:
+        def embed() -> int:
             workers = max(1, (os.cpu_count() or 1) - 1)
-            loader = torch.utils.data.DataLoader(pictures, BATCH, num_workers=workers)
+            loader = torch.utils.data.DataLoader(images, BATCH, num_workers=workers)
             rows = []
             for batch in loader:
                 x = (batch.permute(0, 3, 1, 2).float() / 255 - mean) / std
                 rows.append(network(x)[1])
             return len(torch.cat(rows))
 
-        return describe
+        return embed
 
     return {name: run(name, dim) for name, dim in NETWORKS.items()}
 

@@ -1,6 +1,6 @@
 """Exports a student in every format, runs each file by what it is for, and compares.
 
-    python -m experiments.benchmarks.export_formats BENCHMARK OUT [--model rdcd-effb0-128] [--pictures 32]
+    python -m experiments.benchmarks.export_formats BENCHMARK OUT [--model rdcd-effb0-128] [--images 32]
 
 The files go to OUT. Of each: its size, and the largest difference of a descriptor's number and the lowest cosine to
 the model here, over the first references. Of each ONNX file also its µAP (Flat, no score normalisation) on BENCHMARK, a
@@ -24,13 +24,13 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json
 from rdcd_jax.core.progress import Reporter
 from rdcd_jax.embedding.descriptors import Descriptors
-from rdcd_jax.embedding.stream import Describer, embed_images
+from rdcd_jax.embedding.stream import Embedder, embed_images
 from rdcd_jax.images.decode import resize_square
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.models.descriptor import normalize_images
 from rdcd_jax.training.record import environment
 from rdcd_jax.weights.export import FORMATS, export_weights
-from rdcd_jax.weights.library import load_describer, load_model
+from rdcd_jax.weights.library import load_embedder, load_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -41,9 +41,9 @@ Describe = Callable[[np.ndarray], np.ndarray]
 
 
 def runner(kind: str, path: pathlib.Path, dim: int) -> Describe | None:
-    """What maps uint8 pictures to descriptors by the file; None where torch is missing."""
+    """What maps uint8 images to descriptors by the file; None where torch is missing."""
     if kind.startswith("onnx"):
-        return load_describer(f"onnxruntime:{path}").describe
+        return load_embedder(f"onnxruntime:{path}").embed_batch
     if kind == "stablehlo":
         return jax.export.deserialize(bytearray(path.read_bytes())).call
     if importlib.util.find_spec("torchvision") is None:
@@ -63,26 +63,26 @@ def torch_runner(kind: str, path: pathlib.Path, dim: int) -> Describe:
     student.load_state_dict(state, strict=True)
 
     @torch.inference_mode()
-    def describe(pictures: np.ndarray) -> np.ndarray:
-        images = torch.tensor(np.asarray(normalize_images(jax.numpy.asarray(pictures))))
+    def embed(pixels: np.ndarray) -> np.ndarray:
+        images = torch.tensor(np.asarray(normalize_images(jax.numpy.asarray(pixels))))
         return student(images.permute(0, 3, 1, 2))[1].numpy()
 
-    return describe
+    return embed
 
 
 def figures(runs: dict[str, Describe], benchmark: pathlib.Path, image_size: int) -> dict:
-    """The µAP of each, every picture decoded once for all."""
+    """The µAP of each, every image decoded once for all."""
     layout = find_disc_layout(benchmark)
 
-    def describe(pictures: np.ndarray) -> np.ndarray:
-        return np.concatenate([run(pictures) for run in runs.values()], axis=1)
+    def embed(pixels: np.ndarray) -> np.ndarray:
+        return np.concatenate([run(pixels) for run in runs.values()], axis=1)
 
-    described = []
+    embedded = []
     for source in (layout.queries, layout.references):
         images = find_images(source)
         with Reporter(str(source), len(images)) as reporter:
             found, unreadable = embed_images(
-                Describer(describe, image_size),
+                Embedder(embed, image_size),
                 images,
                 batch_size=BATCH,
                 on_progress=lambda done, _, reporter=reporter: reporter.update(done),
@@ -90,10 +90,10 @@ def figures(runs: dict[str, Describe], benchmark: pathlib.Path, image_size: int)
         if unreadable:
             raise UserError(unreadable[0].reason)
         parts = np.split(found.descriptors, len(runs), axis=1)
-        described.append([Descriptors(found.ids, np.ascontiguousarray(part), "") for part in parts])
+        embedded.append([Descriptors(found.ids, np.ascontiguousarray(part), "") for part in parts])
     truth = read_ground_truth(layout.ground_truth)
     result = {}
-    for kind, queries, references in zip(runs, *described, strict=True):
+    for kind, queries, references in zip(runs, *embedded, strict=True):
         rows, _ = evaluate_disc(queries, references, None, truth)
         result[kind] = rows[0].metrics.average_precision
     return result
@@ -107,18 +107,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("benchmark", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--model", default="rdcd-effb0-128")
-    parser.add_argument("--pictures", type=int, default=32)
+    parser.add_argument("--images", type=int, default=32)
     options = parser.parse_args(argv)
     try:
         model = load_model(options.model)
         images = find_images(find_disc_layout(options.benchmark).references)
-        pictures = np.stack(
+        pixels = np.stack(
             [
-                np.asarray(resize_square(images.decode(place), model.image_size))
-                for place in range(min(options.pictures, len(images)))
+                np.asarray(resize_square(images.decode(position), model.image_size))
+                for position in range(min(options.pixels, len(images)))
             ]
         )
-        expected = model.describe(pictures)
+        expected = model.embed_batch(pixels)
         formats, onnx_runs = {}, {}
         for kind in FORMATS:
             path = options.out / f"{options.model}.{kind}"
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
             formats[kind] = {"bytes": path.stat().st_size}
             run = runner(kind, path, model.dim)
             if run is not None:
-                found = np.asarray(run(pictures))
+                found = np.asarray(run(pixels))
                 formats[kind]["largest difference"] = float(np.abs(found - expected).max())
                 formats[kind]["lowest cosine"] = float((found * expected).sum(1).min())
             if kind.startswith("onnx"):
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         {
             "model": options.model,
             "image_size": model.image_size,
-            "pictures compared": len(pictures),
+            "pictures compared": len(pixels),
             "benchmark": options.benchmark.resolve().name,
             "formats": formats,
             "environment": environment(),

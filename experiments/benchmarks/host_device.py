@@ -2,8 +2,8 @@
 
     python -m experiments.benchmarks.host_device OUT [--seeds 3] [--epochs 12]
 
-Teacher: similarity of many ADVANCED views to their picture, made either way. Training: the demo's student (64 numbers,
-64-pixel views) from random weights on the bundled pictures, each seed once with either kind of views, evaluated on the
+Teacher: similarity of many ADVANCED views to their image, made either way. Training: the demo's student (64 numbers,
+64-pixel views) from random weights on the bundled images, each seed once with either kind of views, evaluated on the
 bundled benchmark. The result goes to experiments/results/host_device.json; finished runs are not repeated.
 """
 
@@ -23,7 +23,7 @@ from rdcd_jax.benchmarks.disc_runs import evaluate_disc_run
 from rdcd_jax.core.files import write_json
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.training.config import load_config
-from rdcd_jax.training.kept import keep_pictures
+from rdcd_jax.training.kept import keep_images
 from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.training.record import environment
 from rdcd_jax.weights.library import load_model
@@ -32,37 +32,37 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 RESULT = ROOT / "experiments" / "results" / "host_device.json"
 SAMPLE = ROOT / "rdcd_jax" / "sample"
-PICTURES, VIEWS, SIZE = 48, 16, 160
+IMAGES, VIEWS, SIZE = 48, 16, 160
 
 
 def teacher_similarities() -> dict[str, np.ndarray]:
-    """[PICTURES, VIEWS] cosines of views with their picture, of either kind."""
+    """[IMAGES, VIEWS] cosines of views with their image, of either kind."""
     images = find_images("sample:train")
-    images = images.subset(range(0, len(images), len(images) // PICTURES)[:PICTURES])
+    images = images.subset(range(0, len(images), len(images) // IMAGES)[:IMAGES])
     teacher = load_model("sscd").at_size(SIZE)
-    kept = keep_pictures(images, 2 * SIZE, on_device=False)
-    whole = teacher.describe(keep_pictures(images, SIZE, on_device=False).pictures)
+    kept = keep_images(images, 2 * SIZE, on_device=False)
+    whole = teacher.embed_batch(keep_images(images, SIZE, on_device=False).pixels)
     device = jax.jit(make_device_view("ADVANCED", SIZE))
     host, atlas, rng = make_view("ADVANCED", SIZE), draw_atlas(), np.random.default_rng(0)
-    pictures = [images.decode(place) for place in range(len(images))]
+    pixels = [images.decode(position) for position in range(len(images))]
     found = {"host": [], "device": []}
     for number in range(VIEWS):
         views = {
-            "host": np.stack([host(picture, rng) for picture in pictures]),
-            "device": device(kept.pictures, kept.aspects, atlas, jax.random.key(number)),
+            "host": np.stack([host(each, rng) for each in pixels]),
+            "device": device(kept.pixels, kept.aspects, atlas, jax.random.key(number)),
         }
         for name, batch in views.items():
-            described = teacher.describe(np.asarray(batch))
-            found[name].append(np.sum(described * whole, axis=1))
+            embedded = teacher.embed_batch(np.asarray(batch))
+            found[name].append(np.sum(embedded * whole, axis=1))
     return {name: np.stack(rows, axis=1) for name, rows in found.items()}
 
 
 def compared(similarities: dict[str, np.ndarray]) -> dict:
-    """Means, spreads and deciles, and how far the means are apart in standard errors over pictures."""
+    """Means, spreads and deciles, and how far the means are apart in standard errors over images."""
     host, device = (similarities[name] for name in ("host", "device"))
     difference = device.mean(1) - host.mean(1)
     return {
-        "pictures": PICTURES,
+        "pictures": IMAGES,
         "views of each": VIEWS,
         **{
             f"{what} {name}": np.round(value(rows), 4).tolist()
@@ -137,7 +137,7 @@ def main() -> None:
     result = {
         "environment": environment(),
         "settings": {"seeds": options.seeds, "epochs": options.epochs},
-        "teacher's similarity of ADVANCED views to their picture": similarities,
+        "teacher's similarity of ADVANCED views to their image": similarities,
         "runs": runs,
         "summary": summary,
     }

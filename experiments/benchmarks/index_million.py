@@ -1,10 +1,10 @@
 """Measures the product's index with a million int8 descriptors: bytes, memory, recall and time.
 
-    python -m experiments.benchmarks.search_rows PICTURES POOL      (describes views, once)
+    python -m experiments.benchmarks.search_rows PICTURES POOL      (embeds views, once)
     python -m experiments.benchmarks.index_million POOL OUT [--rows 1000000] [--dim 128] [--queries 1000]
 
-Builds the index OUT/index, a chunk at a time as pictures would be added, then searches it in a fresh process, whose
-largest memory the kernel tells, for descriptors and for the bundled pictures, and compares with exact search among the
+Builds the index OUT/index, a chunk at a time as images would be added, then searches it in a fresh process, whose
+largest memory the kernel tells, for descriptors and for the bundled images, and compares with exact search among the
 float32 rows. The result goes to
 experiments/results/index_million.json, one entry for each number of rows and dimensions.
 """
@@ -37,15 +37,15 @@ def build(folder: pathlib.Path, rows: np.ndarray) -> float:
     from rdcd_jax.embedding.descriptors import Descriptors
     from rdcd_jax.index import store
     from rdcd_jax.index.search import calibration_of
-    from rdcd_jax.weights.library import load_describer
+    from rdcd_jax.weights.library import load_embedder
 
     begun = time.perf_counter()
     dim = rows.shape[1]
     name = f"rdcd-effb0-{dim}" if NETWORKS[dim][0] == "student" else "onnxruntime"
-    model = load_describer(name)
+    model = load_embedder(name)
     meaning = calibration_of(model)
-    told = meaning and dataclasses.asdict(meaning)
-    new = store.Manifest(name, model.fingerprint, 224, dim, "int8", told)
+    stored = meaning and dataclasses.asdict(meaning)
+    new = store.Manifest(name, model.fingerprint, 224, dim, "int8", stored)
     with store.writer(folder, new) as writer:
         if len(writer.manifest):
             raise UserError(f"{folder} holds an index already; give another OUT.")
@@ -57,21 +57,21 @@ def build(folder: pathlib.Path, rows: np.ndarray) -> float:
 
 
 def searched(folder: pathlib.Path, queries: pathlib.Path, images: str, pipe) -> None:
-    """Searches an index in this process: for descriptors twice, then for pictures, as `rdcd-jax search` does."""
+    """Searches an index in this process: for descriptors twice, then for images, as `rdcd-jax search` does."""
     from rdcd_jax.index import Index
 
     index, rows, seconds = Index(folder), np.load(queries), []
     for _ in range(2):
         begun = time.perf_counter()
-        _, places = index.nearest(rows, K)
+        _, positions = index.nearest(rows, K)
         seconds.append(round(time.perf_counter() - begun, 2))
-    told = {"seconds, first and second": seconds, "peak memory, bytes": _peak()}
+    stored = {"seconds, first and second": seconds, "peak memory, bytes": _peak()}
     if index.manifest.model in shipped_names():
         begun = time.perf_counter()
         index.search(images, k=K)
-        told["seconds of a search for pictures"] = round(time.perf_counter() - begun, 2)
-        told["peak memory with pictures, bytes"] = _peak()
-    pipe.send((told, places))
+        stored["seconds of a search for pictures"] = round(time.perf_counter() - begun, 2)
+        stored["peak memory with images, bytes"] = _peak()
+    pipe.send((stored, positions))
 
 
 def _peak() -> int:
@@ -125,7 +125,7 @@ def measured(
     process = context.Process(target=searched, args=(folder, queries, images, theirs))
     process.start()
     theirs.close()
-    told, found = ours.recv()
+    stored, found = ours.recv()
     process.join()
     exact, _ = knn(data.queries, data.database, K)
     # Of the rows that the index names, the scores that they have in float32.
@@ -140,7 +140,7 @@ def measured(
         "bytes on disk": n_bytes,
         "bytes a descriptor": round(n_bytes / n_rows, 1),
         "build seconds": round(seconds, 1),
-        **told,
+        **stored,
         "recall@1 against float32": recall_against_exact(scores[:, :1], exact[:, :1]),
         f"recall@{K} against float32": recall_against_exact(scores, exact),
         "cores": os.cpu_count(),

@@ -1,12 +1,12 @@
 """Times training views from JPEGs against the same policies written with torchvision's transforms.
 
-    python -m experiments.benchmarks.input_pipeline [--pictures 300] [--workers 1] [--rounds 5]
+    python -m experiments.benchmarks.input_pipeline [--images 300] [--workers 1] [--rounds 5]
         [--policies ADVANCED,SIMCLR,...]
 
-Bundled pictures are resized to 512x384 and saved at quality 90. Here: `make_batches`, as training reads them.
+Bundled images are resized to 512x384 and saved at quality 90. Here: `make_batches`, as training reads them.
 Torchvision: transforms v2 in a torch DataLoader, with text, emoji and JPEG through Pillow, the same fonts and emoji.
-Both decode a picture once and make two views of 224 pixels of it, so a view's time holds half a decoding; "decode"
-counts pictures, decoded and nothing else. Both run in as many worker processes, each with one thread, in batches of 32;
+Both decode an image once and make two views of 224 pixels of it, so a view's time holds half a decoding; "decode"
+counts images, decoded and nothing else. Both run in as many worker processes, each with one thread, in batches of 32;
 the two alternate in one run and medians are compared. The result goes to experiments/results/bench_input.json.
 """
 
@@ -39,17 +39,17 @@ RESULT = ROOT / "experiments" / "results" / "bench_input.json"
 SIDE, BATCH, WARM_UP = 224, 32, 6
 
 
-def make_pictures(folder: pathlib.Path, count: int) -> None:
-    """Writes 512x384 JPEGs of quality 90 from the bundled pictures."""
+def make_images(folder: pathlib.Path, count: int) -> None:
+    """Writes 512x384 JPEGs of quality 90 from the bundled images."""
     for i, path in enumerate(
         itertools.islice(itertools.cycle(find_images("sample:train").paths), count)
     ):
-        picture = decode_rgb(path).resize((512, 384), Image.Resampling.BICUBIC)
-        picture.save(folder / f"{i:04}.jpg", quality=90)
+        image = decode_rgb(path).resize((512, 384), Image.Resampling.BICUBIC)
+        image.save(folder / f"{i:04}.jpg", quality=90)
 
 
 class OverTorchvision:
-    """The operations that torchvision has not, as callables on Pillow pictures, with the published pipeline's means."""
+    """The operations that torchvision has not, as callables on Pillow images, with the published pipeline's means."""
 
     def __init__(self, ranges):
         self.ranges = ranges
@@ -144,7 +144,7 @@ def torchvision_step(step: Step):
 
 
 class TorchvisionViews:
-    """Two views of each picture, as a torch DataLoader wants them; without a policy, only decoding."""
+    """Two views of each image, as a torch DataLoader wants them; without a policy, only decoding."""
 
     def __init__(self, paths, policy: str | None):
         self.paths, self.policy = paths, policy
@@ -166,9 +166,9 @@ class TorchvisionViews:
         random.seed(torch.initial_seed())
         return v2.Compose([*map(torchvision_step, POLICIES[self.policy]), v2.PILToTensor()])
 
-    def __getitem__(self, place: int):
+    def __getitem__(self, position: int):
         """[3, S, S] uint8 twice; for no policy a number."""
-        with Image.open(self.paths[place % len(self.paths)]) as file:
+        with Image.open(self.paths[position % len(self.paths)]) as file:
             image = file.convert("RGB")
         return 0 if self.policy is None else (self.transform(image), self.transform(image))
 
@@ -202,9 +202,9 @@ class DecodedHere:
         """More than one run reads."""
         return 10**9
 
-    def __getitem__(self, place: int) -> int:
+    def __getitem__(self, position: int) -> int:
         """Nothing but the time it takes."""
-        decode_rgb(self.paths[place % len(self.paths)], min_side_hint=915)
+        decode_rgb(self.paths[position % len(self.paths)], min_side_hint=915)
         return 0
 
 
@@ -241,7 +241,7 @@ def take(batches, count: int) -> None:
 
 
 def measure(folder: pathlib.Path, policy: str | None, options) -> dict[str, list[float]]:
-    """Views (or decoded pictures) a second and core, of each round."""
+    """Views (or decoded images) a second and core, of each round."""
     each = BATCH * (2 if policy else 1)
     speeds = {"here": [], "torchvision": []}
     with contenders(folder, policy, options.workers) as batches:
@@ -264,7 +264,7 @@ def measure(folder: pathlib.Path, policy: str | None, options) -> dict[str, list
 def main() -> None:
     """Alternates the two, and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=300)
+    parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=12, help="batches in each measurement")
@@ -276,7 +276,7 @@ def main() -> None:
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
     speeds = {}
     with tempfile.TemporaryDirectory() as name:
-        make_pictures(pathlib.Path(name), options.pictures)
+        make_images(pathlib.Path(name), options.images)
         for policy in (None, *options.policies.split(",")):
             speeds[policy or "decode"] = measure(pathlib.Path(name), policy, options)
             print(policy or "decode", speeds[policy or "decode"], flush=True)
@@ -287,7 +287,7 @@ def main() -> None:
     result = {
         "settings": vars(options)
         | {name: importlib.metadata.version(name) for name in ("torch", "torchvision")},
-        "views a second and core (decode: pictures)": speeds,
+        "views a second and core (decode: images)": speeds,
         "medians": medians,
         "here / torchvision": {
             policy: round(each["here"] / each["torchvision"], 3) for policy, each in medians.items()

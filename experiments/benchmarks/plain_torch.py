@@ -23,7 +23,7 @@ class Student(torch.nn.Module):
             self.projector = torch.nn.Sequential(self.projector)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Maps pictures [B, 3, H, W] to the feature [B, F] and the descriptor [B, D]."""
+        """Maps images [B, 3, H, W] to the feature [B, F] and the descriptor [B, D]."""
         feature = self.backbone(x)
         return F.normalize(feature, dim=1), F.normalize(self.projector(feature), dim=1)
 
@@ -36,6 +36,6 @@ class Teacher(torch.nn.Module):
         self.backbone = published_network("resnet50", FEATURE)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Maps pictures [B, 3, H, W] to the feature [B, F], twice."""
+        """Maps images [B, 3, H, W] to the feature [B, F], twice."""
         feature = F.normalize(self.backbone(x), dim=1)
         return feature, feature

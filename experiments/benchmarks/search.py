@@ -1,6 +1,6 @@
 """Times exact and approximate search of real descriptors, beside FAISS doing the same.
 
-    python -m experiments.benchmarks.search_rows PICTURES POOL      (describes views, once)
+    python -m experiments.benchmarks.search_rows PICTURES POOL      (embeds views, once)
     python -m experiments.benchmarks.search POOL [--sizes 100000 1000000] [--dims 64 128 256 512]
 
 Needs faiss-cpu (`pip install -e .[bench]`). For each number of rows and dimensions every method builds its index; then
@@ -61,27 +61,27 @@ def scann_exact(rows: np.ndarray) -> Built:
 def scann_hashed(rows: np.ndarray) -> Built:
     """ScaNN's tree, hashing and reordering, as this project calls it."""
     from rdcd_jax.search.backends import make_search
-    from rdcd_jax.search.scann_backend import hashing_for, numbers_a_code
+    from rdcd_jax.search.scann_backend import dims_per_block, scann_config_for
 
     begun = time.perf_counter()
-    default = hashing_for(len(rows), K)
-    search = make_search(rows, K, "scann_ah", hashing=default)
+    default = scann_config_for(len(rows), K)
+    search = make_search(rows, K, "scann_ah", scann_config=default)
     seconds = time.perf_counter() - begun
 
     def settings():
         yield "default", lambda queries: search(queries)[0]
         for share in SHARES:
             for times in REORDERED:
-                told = default.searching(share, round(times * K))
-                run = lambda queries, told=told: search(queries, hashing=told)[0]  # noqa: E731
+                stored = default.searching(share, round(times * K))
+                run = lambda queries, stored=stored: search(queries, scann_config=stored)[0]  # noqa: E731
                 yield (
-                    f"{told.leaves_to_search} of {told.leaves} leaves, reorder {told.reorder}",
+                    f"{stored.leaves_to_search} of {stored.leaves} leaves, reorder {stored.reorder}",
                     run,
                 )
 
     # Its own file would hold the same: the rows, their codes twice, the centres.
     dim = rows.shape[1]
-    n_bytes = rows.nbytes + len(rows) * (dim // numbers_a_code(dim) + 8) + default.leaves * 4 * dim
+    n_bytes = rows.nbytes + len(rows) * (dim // dims_per_block(dim) + 8) + default.leaves * 4 * dim
     return seconds, n_bytes, settings()
 
 
@@ -120,8 +120,8 @@ def faiss_ivf(rows: np.ndarray, code: str, times: int = 2) -> Built:
             for times in REORDERED:
                 probes = max(1, round(share * lists))
                 inner = faiss.SearchParametersIVF(nprobe=probes)
-                told = faiss.IndexRefineSearchParameters(k_factor=times, base_index_params=inner)
-                run = functools.partial(_searched, index, told, inner)
+                stored = faiss.IndexRefineSearchParameters(k_factor=times, base_index_params=inner)
+                run = functools.partial(_searched, index, stored, inner)
                 yield f"{probes} of {lists} lists, refine {round(times * K)}", run
 
     return seconds, n_bytes, settings()
@@ -313,15 +313,15 @@ def main() -> int:
             # Ours alone, so that a process that is killed is noticed.
             theirs.close()
             try:
-                told = ours.recv()
+                stored = ours.recv()
             except EOFError:
-                told = f"{name}: the measuring process ended; is there memory enough?"
+                stored = f"{name}: the measuring process ended; is there memory enough?"
             process.join()
-            if isinstance(told, str):
-                print(f"bench_search: {told}", file=sys.stderr)
+            if isinstance(stored, str):
+                print(f"bench_search: {stored}", file=sys.stderr)
                 return 1
             minutes = round((time.perf_counter() - begun) / 60, 1)
-            cells[name] = {**told, "asked": about, "minutes": minutes}
+            cells[name] = {**stored, "asked": about, "minutes": minutes}
             cells = dict(
                 sorted(cells.items(), key=lambda item: (item[1]["rows"], item[1]["dimensions"]))
             )

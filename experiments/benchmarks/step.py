@@ -66,11 +66,11 @@ def jax_parts(batch: int, size: int):
         rng=jax.random.key(0),
     )
     rng = jax.random.key(1)
-    pictures = np.random.default_rng(0).integers(0, 256, (2, batch, size, size, 3), dtype=np.uint8)
-    views = {"query": jnp.asarray(pictures[0]), "key": jnp.asarray(pictures[1])}
+    pixels = np.random.default_rng(0).integers(0, 256, (2, batch, size, size, 3), dtype=np.uint8)
+    views = {"query": jnp.asarray(pixels[0]), "key": jnp.asarray(pixels[1])}
     images = normalize_images(views["query"])
 
-    def describe_teacher(arrays, x):
+    def embed_teacher(arrays, x):
         return nnx.merge(teacher_graph, arrays)(x)[1]
 
     def student_forward(params, batch_stats, x):
@@ -87,7 +87,7 @@ def jax_parts(batch: int, size: int):
         compiled[name] = jax.jit(function, **options).lower(*arguments).compile()
         seconds[name] = time.perf_counter() - begun
 
-    compile_part("teacher forward", describe_teacher, teacher_arrays, images)
+    compile_part("teacher forward", embed_teacher, teacher_arrays, images)
     compile_part("student forward", student_forward, state.params, state.batch_stats, images)
     compile_part(
         "student forward and backward",
@@ -96,7 +96,7 @@ def jax_parts(batch: int, size: int):
         state.batch_stats,
         images,
     )
-    step = make_train_step(graph, optimizer, Objective(), describe_teacher)
+    step = make_train_step(graph, optimizer, Objective(), embed_teacher)
     compile_part("step", step, state, teacher_arrays, views, rng, donate_argnums=0)
     held = [state]
     params, batch_stats = jax.tree.map(jnp.copy, (state.params, state.batch_stats))
@@ -140,7 +140,7 @@ def torch_parts(batch: int, size: int):
     labels = torch.zeros(batch, dtype=torch.long)
 
     @torch.no_grad()
-    def describe_teacher():
+    def embed_teacher():
         return teacher(query)[0]
 
     @torch.no_grad()
@@ -156,7 +156,7 @@ def torch_parts(batch: int, size: int):
         with torch.no_grad():
             for slow, fast in zip(key_encoder.parameters(), student.parameters(), strict=True):
                 slow.mul_(0.99).add_(fast, alpha=0.01)
-        keys, targets = student_forward(), describe_teacher()
+        keys, targets = student_forward(), embed_teacher()
         feature, descriptor = student(query)
         negative = descriptor @ queue.T
         positive = (descriptor * keys).sum(1, keepdim=True)
@@ -174,7 +174,7 @@ def torch_parts(batch: int, size: int):
             queue[:batch], bank[:batch] = keys, targets
 
     return {
-        "teacher forward": describe_teacher,
+        "teacher forward": embed_teacher,
         "student forward": student_forward,
         "student forward and backward": forward_backward,
         "step": step,
@@ -251,9 +251,9 @@ def main() -> None:
         if speeds["torch"][part] < 0.9 * idle
     }
     if os.cpu_count() == 2 and slow and (options.batch, options.size) == (32, 224):
-        told = ", ".join(f"{part} {found:.1f} of {idle}" for part, (found, idle) in slow.items())
+        stored = ", ".join(f"{part} {found:.1f} of {idle}" for part, (found, idle) in slow.items())
         raise SystemExit(
-            f"Not written: this machine is busy or slow, torch runs at {told} images/s."
+            f"Not written: this machine is busy or slow, torch runs at {stored} images/s."
         )
 
     from rdcd_jax.core.files import write_json

@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.views [--batch 32] [--size 224] [--rounds 5] [--policy ADVANCED]
 
 The paper's step (EfficientNet-B0, ResNet-50 teacher, queue and bank of 65,536; bfloat16 trunk with --bfloat16) with
-views that arrive ready, and with the same pictures kept on the device and made into views in the step; both alternate.
+views that arrive ready, and with the same images kept on the device and made into views in the step; both alternate.
 The result goes to experiments/results/bench_views_PLATFORM.json. On an accelerator use a batch of 256 or more.
 """
 
@@ -30,7 +30,7 @@ from rdcd_jax.method.state import init_state, split
 from rdcd_jax.method.step import make_train_step
 from rdcd_jax.training import feed
 from rdcd_jax.training.config import load_config
-from rdcd_jax.training.kept import keep_pictures
+from rdcd_jax.training.kept import keep_images
 from rdcd_jax.training.optim import make_optimizer
 from rdcd_jax.training.record import environment
 from rdcd_jax.weights.model import evaluation_mode
@@ -57,7 +57,7 @@ def main() -> None:
     )
     images = find_images(config.data.train)
     images = images.subset(range(min(len(images), max(options.batch, 256))))
-    kept = keep_pictures(images, feed.picture_size(config), on_device=True)
+    kept = keep_images(images, feed.source_size(config), on_device=True)
     dtype = jnp.bfloat16 if options.bfloat16 else None
     student = models.build("efficientnet_b0", dim=128, rngs=nnx.Rngs(0), dtype=dtype)
     teacher = evaluation_mode(models.build("resnet50", dim=None, rngs=nnx.Rngs(1), dtype=dtype))
@@ -73,27 +73,27 @@ def main() -> None:
         rng=jax.random.key(0),
     )
 
-    def describe(arrays, x):
+    def embed(arrays, x):
         return nnx.merge(teacher_graph, arrays)(x)[1]
 
     make_views = feed.make_views(config)
     graph = split(student)[0]
     rng = jax.random.key(1)
-    place = np.arange(options.batch, dtype=np.int32) % len(images)
-    pictures = {"pictures": kept.pictures, "aspects": kept.aspects, "index": place}
+    position = np.arange(options.batch, dtype=np.int32) % len(images)
+    pixels = {"pixels": kept.pixels, "aspects": kept.aspects, "index": position}
     if has_overlays(options.policy):
-        pictures["atlas"] = draw_atlas()
-    pictures = jax.device_put(pictures)
-    ready = jax.jit(make_views)(pictures, jnp.int32(0))
+        pixels["atlas"] = draw_atlas()
+    pixels = jax.device_put(pixels)
+    ready = jax.jit(make_views)(pixels, jnp.int32(0))
     batches = {
-        "views in the step": (make_views, pictures),
+        "views in the step": (make_views, pixels),
         "views ready": (None, {name: ready[name] for name in ("query", "key")}),
     }
     teacher_arrays = nnx.as_pure(teacher_arrays)
     steps, compile_seconds = {}, {}
     for name, (maker, batch) in batches.items():
         begun = time.perf_counter()
-        step = make_train_step(graph, optimizer, Objective(), describe, maker)
+        step = make_train_step(graph, optimizer, Objective(), embed, maker)
         steps[name] = (
             jax.jit(step, donate_argnums=0).lower(state, teacher_arrays, batch, rng).compile()
         )

@@ -2,8 +2,8 @@
 
     python -m experiments.fuzz OUT [--cases 1000] [--seed 0] [--result JSON] [--only N]
 
-Mutated pictures, weight files, export folders, ground truths, descriptor files, settings, configs and workdirs go
-through `rdcd_jax.cli.main`, each in a forked process of its own (pictures 25 at a time). Checked from outside: the exit
+Mutated images, weight files, export folders, ground truths, descriptor files, settings, configs and workdirs go
+through `rdcd_jax.cli.main`, each in a forked process of its own (images 25 at a time). Checked from outside: the exit
 code is 0, 1 or 2; no traceback; a refusal is one sentence that names what it refuses; time and memory stay within
 limits; nothing changes but the given output; no code in the input ran. OUT gets `cases.jsonl` and the folders of the
 cases that failed; the summary goes to `results/fuzz.json` or JSON. A case depends on the seed and its number alone.
@@ -27,7 +27,7 @@ import numpy as np
 import rdcd_jax.training.loop  # noqa: F401
 from experiments.fuzz import server
 from experiments.fuzz.damage import Case, Place
-from experiments.fuzz.images import add_picture
+from experiments.fuzz.images import add_image
 from experiments.fuzz.runs import train_case, workdir_case
 from experiments.fuzz.seeds import make_seeds, shrink_networks
 from experiments.fuzz.tables import csv_case, descriptor_case, settings_case
@@ -38,7 +38,7 @@ from rdcd_jax.training.record import environment
 
 RESULT = pathlib.Path(__file__).parents[1] / "results" / "fuzz.json"
 GROUP = 25
-# What a hundred cases consist of, besides pictures.
+# What a hundred cases consist of, besides images.
 KINDS = {
     "torch": (15, torch_case),
     "onnx": (5, onnx_case),
@@ -51,11 +51,11 @@ KINDS = {
 }
 _OTHERS = [kind for kind, (count, _) in KINDS.items() for _ in range(count)]
 assert len(_OTHERS) == 50
-_PICTURES = ["picture"] * GROUP
-PLAN = [*_PICTURES, *_OTHERS[::2], *_PICTURES, *_OTHERS[1::2]]
+_IMAGES = ["picture"] * GROUP
+PLAN = [*_IMAGES, *_OTHERS[::2], *_IMAGES, *_OTHERS[1::2]]
 # Lines on stderr besides the sentence of a refusal; libtiff prints the last kind by itself.
 HARMLESS = re.compile(
-    r".*, \d+:\d\d:\d\d left|Warning: .*|\d+ pictures could not be read .*|(JPEGLib|TIFF\w+|tempfile.tif): .*"
+    r".*, \d+:\d\d:\d\d left|Warning: .*|\d+ images could not be read .*|(JPEGLib|TIFF\w+|tempfile.tif): .*"
 )
 LONGEST_SENTENCE = 2000
 
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def units(cases: int) -> list[list[int]]:
-    """The case numbers of each command line: one, or the pictures of a group."""
+    """The case numbers of each command line: one, or the images of a group."""
     found: list[list[int]] = []
     for number in range(cases):
         joins = PLAN[number % 100] == "picture" and number % GROUP
@@ -147,7 +147,7 @@ class Fuzzer:
         """Runs cases that share a command line.
 
         Args:
-            numbers: one case, or pictures.
+            numbers: one case, or images.
 
         Returns:
             For each: case, kind, injected, outcome, faults, seconds, peak_mib, sentence.
@@ -161,18 +161,18 @@ class Fuzzer:
 
     def _run(self, numbers: list[int]) -> list[dict]:
         kind = PLAN[numbers[0] % 100]
-        place = Place(self._folder / "cases" / f"{numbers[0]:04d}", self._folder / "seeds")
+        position = Place(self._folder / "cases" / f"{numbers[0]:04d}", self._folder / "seeds")
         for name in ("given/in", "cwd", "home", "cache", "tmp"):
-            (place.root / name).mkdir(parents=True)
+            (position.root / name).mkdir(parents=True)
         random = {number: np.random.default_rng([self._seed, number]) for number in numbers}
         if kind == "picture":
-            added = {number: add_picture(place, number, random[number]) for number in numbers}
-            case = _embedding(place, added, numbers[0])
+            added = {number: add_image(position, number, random[number]) for number in numbers}
+            case = _embedding(position, added, numbers[0])
         else:
-            case = KINDS[kind][1](place, random[numbers[0]])
+            case = KINDS[kind][1](position, random[numbers[0]])
             added = {numbers[0]: (None, case.injected)}
-        before = self._listing(place)
-        root = place.root
+        before = self._listing(position)
+        root = position.root
         environment = {
             "HOME": root / "home",
             "XDG_CACHE_HOME": root / "cache",
@@ -182,14 +182,14 @@ class Fuzzer:
         environment = {name: str(value) for name, value in environment.items()}
         outcome = server.run_forked(case.argv, root, environment)
         faults = judged(outcome, case)
-        faults += [f"changed: {path}" for path in sorted(before ^ self._listing(place))]
+        faults += [f"changed: {path}" for path in sorted(before ^ self._listing(position))]
         faults += [f"left behind: {path}" for path in root.rglob("out*/**/.*-*") if path.is_file()]
         rows = []
         for number, (name, injected) in added.items():
             fate = {0: "accepted", 1: "refused", 2: "usage error"}.get(outcome.code, "failed")
             lost = []
             if kind == "picture" and not faults:
-                fate = _fate(place, name)
+                fate = _fate(position, name)
                 lost = ["neither described nor listed as unreadable"] if fate is None else []
             rows.append(
                 {
@@ -212,21 +212,21 @@ class Fuzzer:
             shutil.rmtree(root)
         return rows
 
-    def _listing(self, place: Place) -> set[tuple]:
+    def _listing(self, position: Place) -> set[tuple]:
         """Everything around the case that must not change: its own folder but for the output, and beside it."""
         found = set()
-        places = [self._folder, self._folder / "cases", self._folder / "seeds"]
-        paths = [path for folder in places for path in folder.iterdir()]
-        allowed = (str(place.out), str(place.root / "given" / "weights"))
-        for folder, folders, files in os.walk(place.root):
+        positions = [self._folder, self._folder / "cases", self._folder / "seeds"]
+        paths = [path for folder in positions for path in folder.iterdir()]
+        allowed = (str(position.out), str(position.root / "given" / "weights"))
+        for folder, folders, files in os.walk(position.root):
             paths += [pathlib.Path(folder, name) for name in (*folders, *files)]
         for path in paths:
-            own = path.parent == place.root and path.name in ("stdout", "stderr")
+            own = path.parent == position.root and path.name in ("stdout", "stderr")
             if not own and not str(path).startswith(allowed):
-                told = path.lstat()
+                stored = path.lstat()
                 is_folder = path.is_dir() and not path.is_symlink()
-                changing = (0, 0) if is_folder else (told.st_size, told.st_mtime_ns)
-                found.add((str(path), told.st_mode, *changing))
+                changing = (0, 0) if is_folder else (stored.st_size, stored.st_mtime_ns)
+                found.add((str(path), stored.st_mode, *changing))
         return found
 
 
@@ -249,8 +249,8 @@ def judged(outcome: server.Outcome, case: Case) -> list[str]:
         faults.append("not one sentence on stderr")
     if outcome.code == 2 and sum(": error: " in line for line in lines) != 1:
         faults.append("not one error on stderr")
-    if outcome.code in (1, 2) and not any(name in sentence for name in case.told):
-        faults.append(f"the sentence names none of {case.told}")
+    if outcome.code in (1, 2) and not any(name in sentence for name in case.stored):
+        faults.append(f"the sentence names none of {case.stored}")
     if outcome.code != 2 and len(sentence) > LONGEST_SENTENCE:
         faults.append(f"a sentence of {len(sentence)} characters")
     if not sentence.isprintable():
@@ -258,33 +258,33 @@ def judged(outcome: server.Outcome, case: Case) -> list[str]:
     return faults
 
 
-def _embedding(place: Place, added: dict[int, tuple[str, str]], number: int) -> Case:
-    """One `embed` of all pictures, and a good one; every other time by a list instead of the folder."""
-    good = place.written("good.jpg", (place.seeds / "pictures" / "plain.jpg").read_bytes())
-    source = place.inside
+def _embedding(position: Place, added: dict[int, tuple[str, str]], number: int) -> Case:
+    """One `embed` of all images, and a good one; every other time by a list instead of the folder."""
+    good = position.written("good.jpg", (position.seeds / "pictures" / "plain.jpg").read_bytes())
+    source = position.inside
     if number // GROUP % 2:
         listed = [name for name, _ in added.values() if len(name.splitlines()) == 1]
-        source = place.written("list.txt", "\n".join([good.name, *listed]) + "\n")
+        source = position.written("list.txt", "\n".join([good.name, *listed]) + "\n")
     argv = [
         "embed",
-        f"--model={place.seeds / 'export'}",
+        f"--model={position.seeds / 'export'}",
         f"--images={source}",
-        f"--out={place.out}.npz",
+        f"--out={position.out}.npz",
     ]
     return Case(argv, "", (str(source),))
 
 
-def _fate(place: Place, name: str) -> str | None:
-    """What became of a picture; None where nothing tells."""
-    path = place.inside / name
+def _fate(position: Place, name: str) -> str | None:
+    """What became of an image; None where nothing tells."""
+    path = position.inside / name
     image_id = os.path.splitext(os.path.basename(name))[0]
-    if image_id in read_descriptors(f"{place.out}.npz").ids:
+    if image_id in read_descriptors(f"{position.out}.npz").ids:
         return "described"
-    listing = pathlib.Path(f"{place.out}.npz.unreadable.txt")
+    listing = pathlib.Path(f"{position.out}.npz.unreadable.txt")
     listed = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
-    if any(line.startswith(f"{place.inside}/{image_id[:5]}") for line in listed):
+    if any(line.startswith(f"{position.inside}/{image_id[:5]}") for line in listed):
         return "listed as unreadable"
-    # A folder's name or another suffix says that it is no picture.
+    # A folder's name or another suffix says that it is no image.
     return "passed over" if path.is_dir() or path.suffix in ("", ".txt") else None
 
 

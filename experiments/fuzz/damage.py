@@ -66,12 +66,12 @@ class Case:
     Attributes:
         argv: its arguments.
         injected: what is wrong with its input, for people.
-        told: a sentence that refuses it must hold one of these.
+        stored: a sentence that refuses it must hold one of these.
     """
 
     argv: list[str]
     injected: str
-    told: tuple[str, ...]
+    stored: tuple[str, ...]
 
 
 def damaged(data: bytes, random: np.random.Generator) -> tuple[bytes, str]:
@@ -90,48 +90,50 @@ def damaged(data: bytes, random: np.random.Generator) -> tuple[bytes, str]:
 
 
 def _cut(data, random):
-    n = _place(data, random)
+    n = _position(data, random)
     return data[:n], f"cut to {n} of {len(data)} bytes"
 
 
 def _flipped(data, random):
     changed = bytearray(data)
-    places = sorted(_place(data, random) for _ in range(random.integers(1, 9)))
-    for place in places:
-        changed[place] ^= 1 << random.integers(8)
-    return bytes(changed), f"a bit flipped at each of {places}"
+    positions = sorted(_position(data, random) for _ in range(random.integers(1, 9)))
+    for position in positions:
+        changed[position] ^= 1 << random.integers(8)
+    return bytes(changed), f"a bit flipped at each of {positions}"
 
 
 def _lied(data, random):
     """Overwrites what may be a size with an extreme one."""
-    place, width = _place(data, random), int(random.choice([1, 2, 4, 8]))
+    position, width = _position(data, random), int(random.choice([1, 2, 4, 8]))
     lie = [b"\xff" * 8, b"\x00" * 8, b"\xff\xff\xff\x7f" * 2, b"\x7f" + b"\xff" * 7]
     chosen = lie[random.integers(len(lie))][:width]
-    return data[:place] + chosen + data[place + width :], f"{chosen.hex()} at {place}"
+    return data[:position] + chosen + data[position + width :], f"{chosen.hex()} at {position}"
 
 
 def _zeroed(data, random):
-    a, b = sorted((_place(data, random), _place(data, random)))
+    a, b = sorted((_position(data, random), _position(data, random)))
     return data[:a] + bytes(b - a) + data[b:], f"zeros from {a} to {b}"
 
 
 def _removed(data, random):
-    a, b = sorted((_place(data, random), _place(data, random)))
+    a, b = sorted((_position(data, random), _position(data, random)))
     return data[:a] + data[b:], f"bytes {a} to {b} removed"
 
 
 def _repeated(data, random):
-    a, b = sorted((_place(data, random), _place(data, random)))
+    a, b = sorted((_position(data, random), _position(data, random)))
     return data[:b] + data[a:b] + data[b:], f"bytes {a} to {b} twice"
 
 
 def _noisy(data, random):
-    place, count = _place(data, random), int(random.integers(1, 65))
-    return data[:place] + random.bytes(count) + data[place + count :], f"{count} noisy at {place}"
+    position, count = _position(data, random), int(random.integers(1, 65))
+    return data[:position] + random.bytes(count) + data[
+        position + count :
+    ], f"{count} noisy at {position}"
 
 
-def _place(data, random):
-    """A place in the file; half of all in its first or last 200 bytes, where the structure is."""
+def _position(data, random):
+    """A position in the file; half of all in its first or last 200 bytes, where the structure is."""
     n = max(len(data), 1)
     edge = int(random.integers(min(n, 200)))
     return (edge, n - 1 - edge, *random.integers(n, size=2).tolist())[random.integers(4)]

@@ -1,4 +1,4 @@
-"""Mutated pictures; many of them make one `embed`."""
+"""Mutated images; many of them make one `embed`."""
 
 import functools
 import os
@@ -14,31 +14,31 @@ from experiments.fuzz.damage import TEXTS, Place, chosen, damaged
 SUFFIXES = (".jpg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ppm", ".jp2", ".avif", ".txt", "")
 
 
-def add_picture(place: Place, number: int, random: np.random.Generator) -> tuple[str, str]:
-    """Adds one mutated picture to the input folder.
+def add_image(position: Place, number: int, random: np.random.Generator) -> tuple[str, str]:
+    """Adds one mutated image to the input folder.
 
     Args:
-        place: where the case lies.
-        number: makes the picture's name its own.
+        position: where the case lies.
+        number: makes the image's name its own.
         random: where the choices come from.
 
     Returns:
-        The picture's path below the input folder, and what is wrong with it.
+        The image's path below the input folder, and what is wrong with it.
     """
-    seeds = sorted((place.seeds / "pictures").iterdir())
+    seeds = sorted((position.seeds / "pictures").iterdir())
     way = chosen(
         random, [_damage] * 12 + [_lie] * 3 + [_misnamed, _odd_file, _odd_file, _odd_name, _bomb]
     )
-    return way(place, f"p{number:04d}", chosen(random, seeds), random)
+    return way(position, f"p{number:04d}", chosen(random, seeds), random)
 
 
-def _damage(place, name, seed, random):
+def _damage(position, name, seed, random):
     data, what = damaged(seed.read_bytes(), random)
-    place.written(name + seed.suffix, data)
+    position.written(name + seed.suffix, data)
     return name + seed.suffix, f"{seed.name}: {what}"
 
 
-def _lie(place, name, seed, random):
+def _lie(position, name, seed, random):
     """A header that claims another size, its checksum right."""
     data = bytearray(seed.read_bytes())
     width, height = (int(random.choice([0, 1, 57, 2**14, 2**16 - 1])) for _ in range(2))
@@ -56,21 +56,21 @@ def _lie(place, name, seed, random):
     elif seed.suffix == ".ppm":
         data = data.replace(b"72 56", b"%d %d" % (width, height), 1)
     else:
-        return _damage(place, name, seed, random)
-    place.written(name + seed.suffix, bytes(data))
+        return _damage(position, name, seed, random)
+    position.written(name + seed.suffix, bytes(data))
     return name + seed.suffix, f"{seed.name}: claims {width} x {height}"
 
 
-def _misnamed(place, name, seed, random):
+def _misnamed(position, name, seed, random):
     name += chosen(random, SUFFIXES)
-    place.written(name, seed.read_bytes())
+    position.written(name, seed.read_bytes())
     return name, f"{seed.name} by another suffix"
 
 
-def _odd_file(place, name, seed, random):
+def _odd_file(position, name, seed, random):
     kinds = "fifo", "folder", "loop", "device", "dangling", "empty", "text", "socket", "zeros"
     kind = chosen(random, kinds)
-    path = place.inside / f"{name}.jpg"
+    path = position.inside / f"{name}.jpg"
     if kind == "fifo":
         os.mkfifo(path)
     elif kind == "folder":
@@ -90,16 +90,16 @@ def _odd_file(place, name, seed, random):
     return path.name, kind
 
 
-def _odd_name(place, name, seed, random):
+def _odd_name(position, name, seed, random):
     name += chosen(random, ("\n.", " \x1b[31m.", "鳥", "%s{}", "'\";", "\t", "." * 100)) + ".png"
-    place.written(name, (place.seeds / "pictures" / "palette.png").read_bytes())
+    position.written(name, (position.seeds / "pictures" / "palette.png").read_bytes())
     return name, "an odd name"
 
 
-def _bomb(place, name, seed, random):
+def _bomb(position, name, seed, random):
     """A few kilobytes that unpack to as much as is allowed, or to more."""
     kind = chosen(random, BOMBS)[0]
-    place.written(f"{name}.png", _png(*BOMBS[kind]))
+    position.written(f"{name}.png", _png(*BOMBS[kind]))
     return f"{name}.png", f"bomb: {kind}"
 
 
@@ -123,7 +123,7 @@ def _png(side: int, bits: int, colours: int) -> bytes:
     if colours == 3:
         chunks += [(b"PLTE", bytes(range(48))), (b"tRNS", bytes(range(16)))]
     chunks += [(b"IDAT", packed + packer.flush()), (b"IEND", b"")]
-    told = (
+    stored = (
         struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks
     )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(told)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(stored)

@@ -12,18 +12,18 @@ from experiments.fuzz.seeds import SIZE
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
-def train_case(place: Place, random: np.random.Generator) -> Case:
+def train_case(position: Place, random: np.random.Generator) -> Case:
     """A `train` that must be refused, or at most do one small step."""
     return chosen(random, [_override] * 5 + [_argument, _argument, _config_file, _source])(
-        place, random
+        position, random
     )
 
 
-def workdir_case(place: Place, random: np.random.Generator) -> Case:
+def workdir_case(position: Place, random: np.random.Generator) -> Case:
     """A `train` into a workdir whose files are damaged."""
-    run = place.out / "run"
+    run = position.out / "run"
     run.mkdir(parents=True)
-    (run / "teacher_features.npz").write_bytes((place.seeds / "t.npz").read_bytes())
+    (run / "teacher_features.npz").write_bytes((position.seeds / "t.npz").read_bytes())
     name = chosen(
         random, ("run.json", "run.json", "run.json", "metrics.jsonl", "teacher_features.npz")
     )
@@ -63,15 +63,15 @@ def workdir_case(place: Place, random: np.random.Generator) -> Case:
             good[name].encode() + line.encode() + chosen(random, (b"\n", b"\xff\n", b""))
         )
         what = f"a line {line[:60]}"
-    argv = _train(place, [f"--config.teacher.model={place.seeds / 'export'}"], run)
+    argv = _train(position, [f"--config.teacher.model={position.seeds / 'export'}"], run)
     return Case(argv, f"{name}: {what}", (str(path), str(run)))
 
 
-def _train(place, more, run=None, argument="", config=None) -> list[str]:
+def _train(position, more, run=None, argument="", config=None) -> list[str]:
     config = config or CONFIGS / "rdcd.py"
-    options = f"smoke,student=tiny,dim=4,data={place.seeds / 'training'}{argument}"
+    options = f"smoke,student=tiny,dim=4,data={position.seeds / 'training'}{argument}"
     fixed = {
-        "teacher.features": "cached" if run else place.seeds / "t.npz",
+        "teacher.features": "cached" if run else position.seeds / "t.npz",
         "schedule.max_steps": 1,
         "evaluate.image_size": SIZE,
         "queue.size": 8,
@@ -79,10 +79,16 @@ def _train(place, more, run=None, argument="", config=None) -> list[str]:
         "data.workers": 0,
     }
     words = [f"--config.{name}={value}" for name, value in fixed.items()]
-    return ["train", f"--config={config}:{options}", f"--workdir={run or place.out}", *words, *more]
+    return [
+        "train",
+        f"--config={config}:{options}",
+        f"--workdir={run or position.out}",
+        *words,
+        *more,
+    ]
 
 
-def _override(place, random):
+def _override(position, random):
     numbers = [str(n) for n in NUMBERS[:-1]] + [
         "9" * 5000,
         "nan",
@@ -103,7 +109,7 @@ def _override(place, random):
     value = chosen(random, values)
     name = chosen(random, FIELDS)
     what = f"--config.{name}={value[:60]}"
-    return Case(_train(place, [f"--config.{name}={value}"]), what, _named(name, value))
+    return Case(_train(position, [f"--config.{name}={value}"]), what, _named(name, value))
 
 
 # Fields that are read, and names that are none.
@@ -114,7 +120,7 @@ FIELDS = (
     *("objective.moco_lambda", "objective.temperature", "objective.key_momentum"),
     *("objective.kld_temperature", "optimizer.name", "optimizer.learning_rate"),
     *("optimizer.weight_decay", "optimizer.momentum", "schedule.epochs", "schedule.warmup_epochs"),
-    *("log_every", "keep_checkpoints", "evaluate.data", "evaluate.codecs", "evaluate.every"),
+    *("log_every", "keep_checkpoints", "evals.disc.data", "evals.disc.codecs", "evaluate.every"),
     *("", "no.such", "seed.more", "student", "__class__", "optimizer..name", "items"),
 )
 
@@ -124,7 +130,7 @@ def _named(name, value):
     return tuple(filter(None, (name, last, value[:20].strip(), "config", "codec")))
 
 
-def _argument(place, random):
+def _argument(position, random):
     value = chosen(random, [text.replace("\x00", "") for text in TEXTS])
     arguments = (
         "{}",
@@ -138,13 +144,13 @@ def _argument(place, random):
     )
     argument = "," + chosen(random, arguments).format(value)
     return Case(
-        _train(place, [], argument=argument),
+        _train(position, [], argument=argument),
         f"argument {argument[:60]!r}",
         ("config", "no such folder", "no network", "no model", "pictures"),
     )
 
 
-def _config_file(place, random):
+def _config_file(position, random):
     texts = {
         "empty": "",
         "no function": "x = 1\n",
@@ -165,16 +171,16 @@ def _config_file(place, random):
         ),
     }
     what, text = chosen(random, texts)
-    path = place.written("odd.py", text.encode(errors="surrogateescape"))
-    return Case(_train(place, [], config=path), f"config file: {what}", (str(path), "config"))
+    path = position.written("odd.py", text.encode(errors="surrogateescape"))
+    return Case(_train(position, [], config=path), f"config file: {what}", (str(path), "config"))
 
 
-def _source(place, random):
-    path = place.written("list.txt", "")
+def _source(position, random):
+    path = position.written("list.txt", "")
     kind = chosen(
         random, ("empty", "noise", "missing", "itself", "long", "null", "fifo", "device", "names")
     )
-    good = str(place.seeds / "training" / "T00000.jpg")
+    good = str(position.seeds / "training" / "T00000.jpg")
     texts = {
         "noise": random.bytes(500),
         "missing": b"no.jpg\n",
@@ -188,5 +194,5 @@ def _source(place, random):
         os.mkfifo(path) if kind == "fifo" else path.symlink_to("/dev/zero")
     else:
         path.write_bytes(texts.get(kind, b""))
-    argv = _train(place, [f"--config.data.train={path}"])
-    return Case(argv, f"list of pictures: {kind}", (str(path), "Two images"))
+    argv = _train(position, [f"--config.data.train={path}"])
+    return Case(argv, f"list of images: {kind}", (str(path), "Two images"))

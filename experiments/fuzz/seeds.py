@@ -62,7 +62,7 @@ def make_seeds(folder: pathlib.Path) -> None:
     export_model(folder / "export", Model("fuzzed", "tiny", evaluation_mode(model), SIZE))
     teacher = models.build("tiny", dim=None, rngs=nnx.Rngs(1))
     export_model(folder / "teacher", Model("teacher", "tiny", evaluation_mode(teacher), SIZE))
-    _write_pictures(folder / "pictures")
+    _write_images(folder / "pictures")
     (folder / "training").mkdir()
     sample = find_images("sample:train").paths
     for image_id, path in zip(ids("t"), sample, strict=False):
@@ -128,13 +128,13 @@ def state_pickle(tensors: dict[str, np.ndarray], **lies) -> bytes:
     parts = [b"\x80\x02}("]
     for i, (name, array) in enumerate(tensors.items()):
         steps = [step // array.itemsize for step in array.strides]
-        told = {"name": name, "key": str(i), "numel": array.size, "offset": 0}
-        told |= {"shape": array.shape, "strides": tuple(steps)} | (lies if i == 0 else {})
-        storage = b"((" + _op("storage") + b"ctorch\nFloatStorage\n" + _op(told["key"])
-        storage += _op("cpu") + _op(told["numel"]) + b"tQ"
-        rest = b"".join(_op(told[each]) for each in ("offset", "shape", "strides"))
+        stored = {"name": name, "key": str(i), "numel": array.size, "offset": 0}
+        stored |= {"shape": array.shape, "strides": tuple(steps)} | (lies if i == 0 else {})
+        storage = b"((" + _op("storage") + b"ctorch\nFloatStorage\n" + _op(stored["key"])
+        storage += _op("cpu") + _op(stored["numel"]) + b"tQ"
+        rest = b"".join(_op(stored[each]) for each in ("offset", "shape", "strides"))
         hooks = b"\x89ccollections\nOrderedDict\n)R"
-        parts += [_op(told["name"]), b"ctorch._utils\n_rebuild_tensor_v2\n", storage, rest]
+        parts += [_op(stored["name"]), b"ctorch._utils\n_rebuild_tensor_v2\n", storage, rest]
         parts += [hooks, b"tR"]
     return b"".join(parts) + b"u."
 
@@ -164,8 +164,8 @@ def legacy(pickled: bytes, tensors: dict[str, np.ndarray], keys: object = None) 
     return b"".join([*head, pickled, pickle.dumps(keys, 2), *data])
 
 
-def _write_pictures(folder: pathlib.Path) -> None:
-    """Small pictures in every format and mode that is likely to be met."""
+def _write_images(folder: pathlib.Path) -> None:
+    """Small images in every format and mode that is likely to be met."""
     folder.mkdir(parents=True)
     photograph = Image.open(find_images("sample:train").paths[0]).convert("RGB").resize((72, 56))
     deep = Image.fromarray(np.arange(72 * 56, dtype=np.uint16).reshape(56, 72) * 16)

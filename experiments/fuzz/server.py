@@ -72,9 +72,9 @@ def run_forked(argv: list[str], root: pathlib.Path, environment: dict[str, str])
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
     _, status, usage = os.wait4(pid, 0)
-    told = [(root / name).read_text(errors="backslashreplace") for name in ("stdout", "stderr")]
+    stored = [(root / name).read_text(errors="backslashreplace") for name in ("stdout", "stderr")]
     code = os.waitstatus_to_exitcode(status) if in_time else None
-    return Outcome(code, time.monotonic() - start, usage.ru_maxrss // 1024, *told)
+    return Outcome(code, time.monotonic() - start, usage.ru_maxrss // 1024, *stored)
 
 
 def _child(argv: list[str], root: pathlib.Path, environment: dict[str, str]) -> None:

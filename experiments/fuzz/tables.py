@@ -12,13 +12,13 @@ from experiments.fuzz.damage import TEXTS, Case, Place, chosen, damaged
 from experiments.fuzz.seeds import FEATURE, descriptor_arrays, ground_truth, ids
 
 
-def csv_case(place: Place, random: np.random.Generator) -> Case:
+def csv_case(position: Place, random: np.random.Generator) -> Case:
     """A ground truth that is damaged or does not belong to the descriptors."""
     good = ground_truth()
     lines = good.splitlines()
     way = int(random.integers(9))
     at = int(random.integers(1, len(lines)))
-    path = place.inside / "truth.csv"
+    path = position.inside / "truth.csv"
     if way == 0:
         data, what = damaged(good.encode(), random)
     elif way == 1:
@@ -53,35 +53,35 @@ def csv_case(place: Place, random: np.random.Generator) -> Case:
         what = kind
         _odd_file(path, kind)
     if data is not None:
-        place.written("truth.csv", data)
-    return _evaluation(place, what, path, {"ground-truth": path})
+        position.written("truth.csv", data)
+    return _evaluation(position, what, path, {"ground-truth": path})
 
 
-def descriptor_case(place: Place, random: np.random.Generator) -> Case:
+def descriptor_case(position: Place, random: np.random.Generator) -> Case:
     """A descriptor file, `.npz` or `.h5`, damaged or made to do harm."""
     prefix = chosen(random, "qrt")
     suffix = chosen(random, (".npz", ".npz", ".h5"))
-    good = (place.seeds / f"{prefix}{suffix}").read_bytes()
+    good = (position.seeds / f"{prefix}{suffix}").read_bytes()
     way = int(random.integers(10))
-    path = place.inside / f"bad{suffix}"
+    path = position.inside / f"bad{suffix}"
     if way < 3:
         data, what = damaged(good, random)
-        place.written(path.name, data)
+        position.written(path.name, data)
     elif way < 7:
         what = _wrong_arrays(path, prefix, random)
     elif way == 7:
         what = chosen(random, ("fifo", "folder", "device", "loop"))
-        place.inside.mkdir(exist_ok=True)
+        position.inside.mkdir(exist_ok=True)
         _odd_file(path, what)
     elif suffix == ".npz":
-        what = _npz_trick(path, place, prefix, random)
+        what = _npz_trick(path, position, prefix, random)
     else:
-        what = _h5_trick(path, place, prefix, random)
+        what = _h5_trick(path, position, prefix, random)
     name = {"q": "queries", "r": "references", "t": "training"}[prefix]
-    return _evaluation(place, f"{name} {suffix}: {what}", path, {name: path})
+    return _evaluation(position, f"{name} {suffix}: {what}", path, {name: path})
 
 
-def settings_case(place: Place, random: np.random.Generator) -> Case:
+def settings_case(position: Place, random: np.random.Generator) -> Case:
     """Values of `evaluate disc`'s own options."""
     long = "9" * 5000
     values = {
@@ -108,18 +108,18 @@ def settings_case(place: Place, random: np.random.Generator) -> Case:
     name, options = chosen(random, values)
     value = chosen(random, options).replace("\x00", "")
     more = ["--global-candidates"] if random.random() < 0.3 else []
-    case = _evaluation(place, f"--{name}={value[:40]}", place.inside, {name: value}, *more)
+    case = _evaluation(position, f"--{name}={value[:40]}", position.inside, {name: value}, *more)
     what = {"codecs": "codec", "score-norm": "score norm", "k": "k", "backend": "backend"}[name]
-    # Ranks and dimensions beyond the training set are told with its numbers.
+    # Ranks and dimensions beyond the training set are reported with its numbers.
     return Case(case.argv, case.injected, (what, "search", "dimensions", "candidates", "training"))
 
 
-def _evaluation(place, what, path, changed, *more) -> Case:
-    truth = place.written("good.csv", ground_truth())
+def _evaluation(position, what, path, changed, *more) -> Case:
+    truth = position.written("good.csv", ground_truth())
     options = {
-        name: place.seeds / f"{name[0]}.npz" for name in ("queries", "references", "training")
+        name: position.seeds / f"{name[0]}.npz" for name in ("queries", "references", "training")
     }
-    options |= {"ground-truth": truth, "out": place.out, "backend": "numpy"}
+    options |= {"ground-truth": truth, "out": position.out, "backend": "numpy"}
     options |= {"codecs": "Flat;PCAW4,L2norm,Flat"} | changed
     argv = ["evaluate", "disc", *(f"--{name}={value}" for name, value in options.items())]
     return Case([*argv, *more], what, (str(path), str(truth)))
@@ -189,21 +189,21 @@ def _wrong_arrays(path, prefix, random):
     return what
 
 
-def _npz_trick(path, place, prefix, random):
+def _npz_trick(path, position, prefix, random):
     arrays = descriptor_arrays(prefix)
     stream = io.BytesIO()
     if random.random() < 0.4:
         # Only a reader that unpickles would run it.
-        arrays["ids"] = np.asarray([_Evil(str(place.marker))] * len(arrays["ids"]), object)
+        arrays["ids"] = np.asarray([_Evil(str(position.marker))] * len(arrays["ids"]), object)
         np.savez(stream, **arrays)
-        place.written(path.name, stream.getvalue())
+        position.written(path.name, stream.getvalue())
         return "objects that run code"
     heads = {
         "a terabyte": "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 256)}",
         "negative": "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 16)}",
         "a number too long": "{'descr': '<f4', 'fortran_order': False, 'shape': (%s,)}"
         % ("9" * 5000),
-        "code": f"__import__('os').system('touch {place.marker}')",
+        "code": f"__import__('os').system('touch {position.marker}')",
         "deep": "(" * 9000,
         "odd type": "{'descr': [('a', '<f4', (1000000,))], 'fortran_order': False, 'shape': (9,)}",
     }
@@ -224,7 +224,7 @@ def _npz_trick(path, place, prefix, random):
                 np.lib.format.write_array_header_2_0(member, head)
                 for _ in range(64):
                     member.write(bytes(rows * FEATURE * 4 // 64))
-    place.written(path.name, stream.getvalue())
+    position.written(path.name, stream.getvalue())
     return f"header: {what}"
 
 
@@ -236,7 +236,7 @@ class _Evil:
         return os.mkdir, (self._marker,)
 
 
-def _h5_trick(path, place, prefix, random):
+def _h5_trick(path, position, prefix, random):
     arrays = descriptor_arrays(prefix)
     path.parent.mkdir(parents=True, exist_ok=True)
     tricks = (
@@ -279,6 +279,6 @@ def _h5_trick(path, place, prefix, random):
                 kind = h5py.vlen_dtype(np.int32)
                 file.create_dataset("image_names", (len(arrays["ids"]),), kind)
             else:
-                evil = pickle.dumps(_Evil(str(place.marker)))
+                evil = pickle.dumps(_Evil(str(position.marker)))
                 file["image_names"] = np.asarray([np.void(evil)] * len(arrays["ids"]))
     return trick

@@ -29,32 +29,32 @@ from rdcd_jax.weights.kinds import KINDS
 from rdcd_jax.weights.onnx_reader import OPERATORS
 
 
-def torch_case(place: Place, random: np.random.Generator) -> Case:
+def torch_case(position: Place, random: np.random.Generator) -> Case:
     """A torch checkpoint, damaged or made to do harm, to import."""
     ways = _whole_file, _pickle_damage, _pickle_damage, _program, _program, _opcodes, _lying_tensor
     way = chosen(random, [*ways, _lying_tensor, _structure, _structure, _zip_trick, _zip_trick])
-    data, what = way(place, random)
+    data, what = way(position, random)
     # The suffix decides which reader gets the file.
-    path = place.written(chosen(random, ["weights.pt"] * 5 + ["weights.safetensors"]), data)
+    path = position.written(chosen(random, ["weights.pt"] * 5 + ["weights.safetensors"]), data)
     kind = chosen(random, ["sscd-torchvision"] * len(KINDS) + [*KINDS])
     return Case(["weights", "import", kind, str(path)], f"{way.__name__[1:]}: {what}", (str(path),))
 
 
-def _whole_file(place, random):
+def _whole_file(position, random):
     name = chosen(random, ("zip.pt", "legacy.pt", "sscd.onnx", "export/weights.safetensors"))
-    data, what = damaged((place.seeds / name).read_bytes(), random)
+    data, what = damaged((position.seeds / name).read_bytes(), random)
     return data, f"{name}: {what}"
 
 
-def _packed(place, pickled, random, what):
+def _packed(position, pickled, random, what):
     """A pickle in either format, with the weights it may name."""
     pack = chosen(random, (zipped, legacy))
-    return pack(pickled, teacher_tensors(place.seeds)), f"{what} ({pack.__name__})"
+    return pack(pickled, teacher_tensors(position.seeds)), f"{what} ({pack.__name__})"
 
 
-def _pickle_damage(place, random):
-    pickled, what = damaged(state_pickle(teacher_tensors(place.seeds)), random)
-    return _packed(place, pickled, random, what)
+def _pickle_damage(position, random):
+    pickled, what = damaged(state_pickle(teacher_tensors(position.seeds)), random)
+    return _packed(position, pickled, random, what)
 
 
 class _Call:
@@ -67,9 +67,9 @@ class _Call:
         return self._reduced
 
 
-def _program(place, random):
+def _program(position, random):
     """A pickle that would make the marker if it were run."""
-    mark = str(place.marker)
+    mark = str(position.marker)
     calls = {
         "os.system": _Call(os.system, f"touch {mark}"),
         "eval": _Call(eval, f"open({mark!r}, 'w')"),
@@ -87,10 +87,10 @@ def _program(place, random):
         name, pickled = "INST os.system", raw
     if random.random() < 0.2:
         return pickled, f"{name}, protocol {protocol}, bare"
-    return _packed(place, pickled, random, f"{name}, protocol {protocol}")
+    return _packed(position, pickled, random, f"{name}, protocol {protocol}")
 
 
-def _opcodes(place, random):
+def _opcodes(position, random):
     """Opcodes that an interpreter must survive in any order."""
     words = [b"(", b"}", b"]", b")", b"u", b"s", b"e", b"a", b"t", b"\x85", b"\x86", b"\x87", b"R"]
     words += [b"b", b"Q", b"q\x00", b"h\x00", b"N", b"\x88", b"K\x07", b"\x8f", b"\x90", b"\x94"]
@@ -99,10 +99,10 @@ def _opcodes(place, random):
     words += [b"0", b"1", b"2", b"\x93", b"\x81", b"o", b"\x8b\xff\xff\xff\x7f", b"I1\n", b"L9L\n"]
     count = int(random.integers(1, 60))
     middle = b"".join(chosen(random, words) for _ in range(count))
-    return _packed(place, b"\x80\x02" + middle + b".", random, f"{count} opcodes")
+    return _packed(position, b"\x80\x02" + middle + b".", random, f"{count} opcodes")
 
 
-def _lying_tensor(place, random):
+def _lying_tensor(position, random):
     odd = (*NUMBERS, True, None, "x", (2**40,) * 9, (0, 2**62), ((((),),),), (10**5000,))
     field = chosen(random, ("name", "key", "numel", "offset", "shape", "strides"))
     if field in ("shape", "strides"):
@@ -110,11 +110,11 @@ def _lying_tensor(place, random):
         lie = chosen(random, (tuple(lie), chosen(random, odd)))
     else:
         lie = chosen(random, (*odd, *TEXTS, "../1", "1/../1", "module." * 30_000))
-    pickled = state_pickle(teacher_tensors(place.seeds), **{field: lie})
-    return _packed(place, pickled, random, f"{field} is {short(lie)}")
+    pickled = state_pickle(teacher_tensors(position.seeds), **{field: lie})
+    return _packed(position, pickled, random, f"{field} is {short(lie)}")
 
 
-def _structure(place, random):
+def _structure(position, random):
     """Pickles of plain values that grow, nest or are none."""
     values = {
         "deep tuples": b"N" + b"\x85" * 200_000,
@@ -134,14 +134,14 @@ def _structure(place, random):
     name, body = chosen(random, values)
     pickled = b"\x80\x02" + body + b"."
     if random.random() < 0.3:
-        tensors = teacher_tensors(place.seeds)
+        tensors = teacher_tensors(position.seeds)
         keys = chosen(random, [[["0"]], [{}], "0", 7, [None], ["0"] * 1000, [10**5000]])
         return legacy(state_pickle(tensors), tensors, keys), f"storages {short(keys)}"
-    return _packed(place, pickled, random, name)
+    return _packed(position, pickled, random, name)
 
 
-def _zip_trick(place, random):
-    tensors = teacher_tensors(place.seeds)
+def _zip_trick(position, random):
+    tensors = teacher_tensors(position.seeds)
     good, pickled = zipped(state_pickle(tensors), tensors), state_pickle(tensors)
     trick = chosen(
         random, ("escape", "absolute", "bomb", "central", "twice", "overlap", "script", "empty")
@@ -149,7 +149,9 @@ def _zip_trick(place, random):
     stream = io.BytesIO(good if trick != "empty" else b"")
     with zipfile.ZipFile(stream, "a", zipfile.ZIP_DEFLATED) as archive:
         if trick in ("escape", "absolute"):
-            name = "../" * 12 + str(place.marker)[1:] if trick == "escape" else str(place.marker)
+            name = (
+                "../" * 12 + str(position.marker)[1:] if trick == "escape" else str(position.marker)
+            )
             archive.writestr(name, b"x")
             good = zipped(state_pickle(tensors, key=f"../{name}"), tensors)
         elif trick == "bomb":
@@ -193,22 +195,22 @@ def _overlapping(count: int = 300, shared: int = 10 * 2**20) -> bytes:
         ("data.pkl", pickled),
     ]:
         data = body if own is None else own
-        told = f"archive/{name}".encode()
-        sizes = zlib.crc32(data), len(data), len(data), len(told), 0
-        head = struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 0, 0, 33, *sizes) + told
+        stored = f"archive/{name}".encode()
+        sizes = zlib.crc32(data), len(data), len(data), len(stored), 0
+        head = struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 0, 0, 33, *sizes) + stored
         body = head + (own or b"") + body
-        entries.append((told, sizes, len(body)))
+        entries.append((stored, sizes, len(body)))
     directory = b""
-    for told, sizes, before_end in entries:
+    for stored, sizes, before_end in entries:
         fields = 20, 20, 0, 0, 0, 33, *sizes, 0, 0, 0, 0, len(body) - before_end
-        directory += struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\1\2", *fields) + told
+        directory += struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\1\2", *fields) + stored
     counts = 0, 0, len(entries), len(entries), len(directory), len(body), 0
     return body + directory + struct.pack("<4sHHHHIIH", b"PK\5\6", *counts)
 
 
-def onnx_case(place: Place, random: np.random.Generator) -> Case:
+def onnx_case(position: Place, random: np.random.Generator) -> Case:
     """A damaged ONNX file to import."""
-    data = (place.seeds / "sscd.onnx").read_bytes()
+    data = (position.seeds / "sscd.onnx").read_bytes()
     if random.random() < 0.3:
         # Most of the file is the head's zeros; the graph lies in its first kilobytes.
         head, what = damaged(data[:6000], random)
@@ -220,7 +222,7 @@ def onnx_case(place: Place, random: np.random.Generator) -> Case:
         ]
         data, what = model.SerializeToString(), "; ".join(done)
     name = "sscd" + chosen(random, [".onnx"] * 8 + [".json", ".onnxtxt", ".pt", ""])
-    path = place.written(name, data)
+    path = position.written(name, data)
     return Case(["weights", "import", "sscd-onnx", str(path)], f"{name}: {what}", (str(path),))
 
 
@@ -304,17 +306,19 @@ GRAPH_DAMAGE = (
 )
 
 
-def export_case(place: Place, random: np.random.Generator) -> Case:
+def export_case(position: Place, random: np.random.Generator) -> Case:
     """A damaged export folder for `embed`."""
-    folder = place.inside / "export"
-    shutil.copytree(place.seeds / "export", folder)
-    picture = place.written("pictures/a.jpg", (place.seeds / "pictures" / "plain.jpg").read_bytes())
+    folder = position.inside / "export"
+    shutil.copytree(position.seeds / "export", folder)
+    image = position.written(
+        "images/a.jpg", (position.seeds / "pictures" / "plain.jpg").read_bytes()
+    )
     way = chosen(
         random, [_card_field] * 5 + [_card_bytes, _header, _header, _header, _tensors, _file]
     )
     what = way(folder, random)
-    argv = [f"--model={folder}", f"--images={picture.parent}", f"--out={place.out}.npz"]
-    # Weights that give NaN show only when a picture is described.
+    argv = [f"--model={folder}", f"--images={image.parent}", f"--out={position.out}.npz"]
+    # Weights that give NaN show only when an image is embedded.
     return Case(["embed", *argv, "--batch-size=2"], what, (str(folder), "the model fuzzed"))
 
 
@@ -358,11 +362,11 @@ def _header(folder, random):
     }
     field, values = chosen(random, lies)
     header[name][field] = chosen(random, values)
-    told = json.dumps(header).encode()
+    stored = json.dumps(header).encode()
     if random.random() < 0.2:
-        told = hostile_json(random).encode()
-    length = chosen(random, [len(told)] * 6 + [0, 2**40, 2**64 - 1])
-    path.write_bytes(struct.pack("<Q", length) + told + rest)
+        stored = hostile_json(random).encode()
+    length = chosen(random, [len(stored)] * 6 + [0, 2**40, 2**64 - 1])
+    path.write_bytes(struct.pack("<Q", length) + stored + rest)
     return f"weights.safetensors: {name}.{field} {short(header[name][field])}, length {length}"
 
 

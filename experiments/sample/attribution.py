@@ -1,21 +1,21 @@
-"""The sample's ATTRIBUTION.md: who made its pictures, under which licence, and what was changed."""
+"""The sample's ATTRIBUTION.md: who made its images, under which licence, and what was changed."""
 
 from collections import defaultdict
 
-HEAD = """# Attribution of the sample's pictures
+HEAD = """# Attribution of the sample's images
 
-Every picture here was scaled down and saved anew as JPEG; transparent parts became white. The
-pictures in `queries/` were also edited, as `edits.csv` lists: colours, quality, geometry, text,
-emoji, another picture of the sample (`second_picture`). So all of them are changed versions of the
-originals, and none of the authors endorses them. `sources.tsv` names for each picture the Debian
+Every image here was scaled down and saved anew as JPEG; transparent parts became white. The
+images in `queries/` were also edited, as `edits.csv` lists: colours, quality, geometry, text,
+emoji, another image of the sample (`second_image`). So all of them are changed versions of the
+originals, and none of the authors endorses them. `sources.tsv` names for each image the Debian
 package and version, the file in it, its authors and its licence, as the package's own copyright
-file gives them for that very file. A changed version of a ShareAlike picture is under the same
-licence as the original. The program's own licence does not cover the pictures.
+file gives them for that very file. A changed version of a ShareAlike image is under the same
+licence as the original. The program's own licence does not cover the images.
 
 The emoji are Twemoji, by Twitter, Inc. and other contributors, CC-BY-4.0, as the AugLy package
-carries them; scaled and placed on pictures.
+carries them; scaled and placed on images.
 """
-MIT = """## Notice of the pictures under the Expat (MIT) licence
+MIT = """## Notice of the images under the Expat (MIT) licence
 
 Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
 associated documentation files (the "Software"), to deal in the Software without restriction,
@@ -52,8 +52,8 @@ def attribution(rows: list[dict[str, str]]) -> str:
     for package, groups in sorted(names.items()):
         parts.append(f"\n### {package}\n")
         parts += [
-            f"* {author or 'no author named'} ({licence}): {', '.join(pictures)}"
-            for (licence, author), pictures in sorted(groups.items())
+            f"* {author or 'no author named'} ({licence}): {', '.join(images)}"
+            for (licence, author), images in sorted(groups.items())
         ]
     return "\n".join([*parts, "", MIT])
 
@@ -71,7 +71,7 @@ def _meaning(licence: str) -> str:
         later = ", or any later version" if licence.endswith("+") else ""
         return f"https://creativecommons.org/licenses/{terms}/{version}/{ending}{later}"
     if licence.startswith("NASA"):
-        return "pictures of NASA, which are not under copyright"
+        return "images of NASA, which are not under copyright"
     if licence in ("Expat", "MIT"):
         return "the notice at the end of this file"
     return "given to the public domain by the author, or no longer under copyright"

@@ -1,6 +1,6 @@
-"""Edits that people make to pictures before they post them again, for the sample's queries.
+"""Edits that people make to images before they post them again, for the sample's queries.
 
-Each edit takes a picture, a numpy generator and another picture, and returns the edited picture.
+Each edit takes an image, a numpy generator and another image, and returns the edited image.
 The kinds of edit are those of DISC2021 (colour, quality, geometry, overlays); the code and the
 strengths are our own.
 """
@@ -98,7 +98,7 @@ def sharpen(image, rng, _):
 
 
 def crop(image, rng, _):
-    """A part of the picture, an eighth to a half of its area."""
+    """A part of the image, an eighth to a half of its area."""
     scale, squeeze = np.sqrt(rng.uniform(0.12, 0.5)), rng.uniform(0.85, 1.18)
     width = round(min(1, scale * squeeze) * image.width)
     height = round(min(1, scale / squeeze) * image.height)
@@ -167,9 +167,9 @@ def text(image, rng, _):
         font = assets.read_font(
             fonts[rng.integers(len(fonts))], _share(image, rng.uniform(0.1, 0.22))
         )
-        place = rng.uniform((-0.05, 0), (0.4, 0.85)) * image.size
+        position = rng.uniform((-0.05, 0), (0.4, 0.85)) * image.size
         colour = tuple(int(value) for value in rng.integers(0, 256, 3))
-        draw.text(tuple(place), WORDS[rng.integers(len(WORDS))], colour, font)
+        draw.text(tuple(position), WORDS[rng.integers(len(WORDS))], colour, font)
     return image
 
 
@@ -191,13 +191,15 @@ def emoji(image, rng, _):
     for _ in range(int(rng.integers(1, 5))):
         side = _share(image, rng.uniform(0.2, 0.55))
         sticker = assets.read_emoji(files[rng.integers(len(files))]).resize((side, side))
-        place = [int(rng.integers(-side // 3, max(1, length - side // 2))) for length in image.size]
-        image.paste(sticker, tuple(place), sticker)
+        position = [
+            int(rng.integers(-side // 3, max(1, length - side // 2))) for length in image.size
+        ]
+        image.paste(sticker, tuple(position), sticker)
     return image
 
 
 def onto(image, rng, other):
-    """Placed on another picture, covering a twelfth to a third of it."""
+    """Placed on another image, covering a twelfth to a third of it."""
     side = np.sqrt(rng.uniform(0.08, 0.35))
     ground = ImageOps.fit(other, image.size)
     small = image.resize([max(1, round(length * side)) for length in image.size])
@@ -207,7 +209,7 @@ def onto(image, rng, other):
 
 
 def under(image, rng, other):
-    """Another picture stuck on it, or laid over it half transparent."""
+    """Another image stuck on it, or laid over it half transparent."""
     if rng.random() < 0.5:
         return Image.blend(image, ImageOps.fit(other, image.size), rng.uniform(0.25, 0.45))
     image = image.copy()
@@ -228,8 +230,8 @@ def screenshot(image, rng, _):
     draw.ellipse((unit // 2, unit // 2, 2 * unit, 2 * unit), fill="#5b8def")
     draw.text((2.4 * unit, 0.7 * unit), WORDS[rng.integers(len(WORDS))], ink, font)
     made.paste(image, (unit // 2, round(2.5 * unit)))
-    for place in range(3):
-        at = unit // 2 + place * 3 * unit
+    for position in range(3):
+        at = unit // 2 + position * 3 * unit
         box = (at, image.height + 3 * unit, at + 2 * unit, image.height + 3.9 * unit)
         draw.rounded_rectangle(box, unit // 4, outline=ink)
     draw.text((unit // 2, image.height + 4.4 * unit), WORDS[rng.integers(len(WORDS))], ink, font)
@@ -260,10 +262,10 @@ def edited(
     Args:
         image: the original, RGB.
         rng: gives every random choice.
-        other: the picture that edits with a second picture use, RGB.
+        other: the image that edits with a second image use, RGB.
 
     Returns:
-        The edited picture, RGB, and the names of the edits as made.
+        The edited image, RGB, and the names of the edits as made.
     """
     count = rng.choice([1, 2, 3], p=[0.15, 0.4, 0.45])
     names = []

@@ -1,7 +1,7 @@
-"""Makes `rdcd_jax/sample`, the small DISC-shaped benchmark of free pictures behind the demo.
+"""Makes `rdcd_jax/sample`, the small DISC-shaped benchmark of free images behind the demo.
 
-Two stages. `choose` needs a copy detector and a benchmark whose pictures must stay apart from the
-sample's; it writes which pictures were chosen into `sources.tsv`. `render` needs only that list
+Two stages. `choose` needs a copy detector and a benchmark whose images must stay apart from the
+sample's; it writes which images were chosen into `sources.tsv`. `render` needs only that list
 and the packages, and makes everything else from it, the same each time:
 
     apt-get download PACKAGE                     # each package that sources.tsv names
@@ -24,25 +24,25 @@ from PIL import Image
 
 from experiments.sample.attribution import attribution
 from experiments.sample.edits import edited
-from experiments.sample.sources import Candidate, candidates, free_licence, open_picture
+from experiments.sample.sources import Candidate, candidates, free_licence, open_image
 
 REFERENCES, COPIES, DISTRACTORS, TRAINING = 360, 120, 40, 500
-# Came later, so that whitening a descriptor of 512 numbers has more pictures than numbers. They are
+# Came later, so that whitening a descriptor of 512 numbers has more images than numbers. They are
 # chosen last and named last, and no query uses them: so nothing that was there before changes.
 MORE_TRAINING = 300
 FOLDERS = {"R": "references", "Q": "queries", "T": "train"}
 SHORT_SIDE = {"R": 176, "Q": 176, "T": 160}
 QUALITY = {"R": 80, "Q": 80, "T": 75}
 COLUMNS = ("name", "kind", "package", "version", "path", "author", "licence")
-# Above this cosine two pictures are taken for copies of each other, and one of them is left out.
-SAME_PICTURE = 0.44
+# Above this cosine two images are taken for copies of each other, and one of them is left out.
+SAME_IMAGE = 0.44
 # Every photograph is looked at, and this many of each other kind from a package. Rounds of choice:
-# references and distractors, training pictures, more training pictures.
+# references and distractors, training images, more training images.
 LOOKED_AT = {"R": 170, "T": 170, "more T": 270}
 MOST_OF_A_PACKAGE = {"R": 42, "T": 48, "more T": 44}
 MOST_PHOTOGRAPHS_OF_A_PACKAGE = {"R": 130, "T": 140, "more T": 140}
 # File names seen on the contact sheet and refused: maps of a surface and small models on plain
-# grey, then pictures nearly empty, of nearly naked figures, of a firm's mark, or of a series that
+# grey, then images nearly empty, of nearly naked figures, of a firm's mark, or of a series that
 # the benchmark has too.
 REFUSED = re.compile(
     r".*_z\.png|wicked.*[nz]\.jpg|(normal|mask)s?\.png|.*_auv\.png|stklib_.*_a\.png"
@@ -50,7 +50,7 @@ REFUSED = re.compile(
     r"|quassel-client-7.*|slot_idle_background\.png|pepper_diff\.png|champion_maiden_archer.*"
     r"|gnome-mime-application-pdf.*|dino-start-conversation.*|stormydays_rt.*|smiley007.*"
 )
-# The same on the contact sheet of the later training pictures, refused in that round only.
+# The same on the contact sheet of the later training images, refused in that round only.
 REFUSED_LATER = re.compile(
     r".*_z\.jpg|.*_(colormask|NRM|alpha)\..*|mask-b\.png|imagedissolve.*|tileset_.*|light1\..*"
     r"|Snow(mobile2|Part)_dif\.png|zoom\.png|bg pong field\.png|gfx_lightningGlow.*|rings01\.png"
@@ -82,10 +82,10 @@ def main() -> None:
 def choose(
     packages: pathlib.Path, detector: pathlib.Path, benchmark: pathlib.Path
 ) -> list[dict[str, str]]:
-    """Chooses the pictures; the rows of `sources.tsv`.
+    """Chooses the images; the rows of `sources.tsv`.
 
-    Nothing among references and distractors looks like any picture of the benchmark, nothing in
-    the training set looks like one of its references or queries, and no two pictures of the
+    Nothing among references and distractors looks like any image of the benchmark, nothing in
+    the training set looks like one of its references or queries, and no two images of the
     sample look alike.
 
     Args:
@@ -93,8 +93,8 @@ def choose(
         detector: ONNX file, uint8 [N, H, W, 3] to descriptors [N, D].
         benchmark: folder with `references`, `queries`, `train` and `sources.tsv`.
     """
-    describe = make_describe(detector)
-    apart = {part: _described_folder(describe, benchmark / part) for part in FOLDERS.values()}
+    embed = make_embed(detector)
+    apart = {part: _embedded_folder(embed, benchmark / part) for part in FOLDERS.values()}
     with open(benchmark / "sources.tsv", encoding="utf-8") as file:
         known = {
             (r["package"], r["path"]): r["name"][0] for r in csv.DictReader(file, delimiter="\t")
@@ -102,10 +102,10 @@ def choose(
 
     found = sorted(candidates(packages), key=lambda c: (c.kind != "photo", c.package, c.path))
     found = [found[i] for i in np.random.default_rng(0).permutation(len(found))]
-    found, pictures, ranks = _suitable(packages, sorted(found, key=lambda c: c.kind != "photo"))
-    described = describe(pictures)
-    judged = np.maximum(*(_nearest(described, apart[part]) for part in ("references", "queries")))
-    trained = _nearest(described, apart["train"])
+    found, images, ranks = _suitable(packages, sorted(found, key=lambda c: c.kind != "photo"))
+    embedded = embed(images)
+    judged = np.maximum(*(_nearest(embedded, apart[part]) for part in ("references", "queries")))
+    trained = _nearest(embedded, apart["train"])
 
     chosen: dict[str, list[int]] = {}
     wanted = {"R": REFERENCES + DISTRACTORS, "T": TRAINING, "more T": MORE_TRAINING}
@@ -123,9 +123,9 @@ def choose(
             most = (MOST_PHOTOGRAPHS_OF_A_PACKAGE if photo else MOST_OF_A_PACKAGE)[group]
             fresh = fresh and (photo or ranks[i] < LOOKED_AT[group])
             source = (candidate.package, photo)
-            others = described[sorted(set().union(*chosen.values()))]
-            near = _nearest(described[i : i + 1], others)[0]
-            if fresh and max(likeness, near) < SAME_PICTURE and taken[source] < most:
+            others = embedded[sorted(set().union(*chosen.values()))]
+            near = _nearest(embedded[i : i + 1], others)[0]
+            if fresh and max(likeness, near) < SAME_IMAGE and taken[source] < most:
                 chosen[group].append(i)
                 taken[source] += 1
             if len(chosen[group]) == wanted[group]:
@@ -134,7 +134,7 @@ def choose(
 
 
 def render(packages: pathlib.Path, sample: pathlib.Path) -> None:
-    """Makes the pictures, ground truth, list of edits and attribution from `sources.tsv`.
+    """Makes the images, ground truth, list of edits and attribution from `sources.tsv`.
 
     Args:
         packages: folder of extracted packages, of the versions that `sources.tsv` names.
@@ -144,7 +144,7 @@ def render(packages: pathlib.Path, sample: pathlib.Path) -> None:
         rows = list(csv.DictReader(file, delimiter="\t"))
     reference_of = {_source(row): row["name"] for row in rows if row["name"][0] == "R"}
     training = [row for row in rows if row["name"][0] == "T"][:TRAINING]
-    truth, edits = ["query_id,reference_id"], ["query_id,edits,second_picture"]
+    truth, edits = ["query_id,reference_id"], ["query_id,edits,second_image"]
     for row in rows:
         name, letter = row["name"], row["name"][0]
         image = reduced(_original(packages, row))
@@ -164,48 +164,48 @@ def render(packages: pathlib.Path, sample: pathlib.Path) -> None:
     (sample / "ATTRIBUTION.md").write_text(attribution(rows), encoding="utf-8")
 
 
-def make_describe(detector: pathlib.Path, side: int = 288):
-    """Returns a callable from pictures to unit descriptors [N, D] float32.
+def make_embed(detector: pathlib.Path, side: int = 288):
+    """Returns a callable from images to unit descriptors [N, D] float32.
 
     Args:
         detector: ONNX file, uint8 [N, H, W, 3] to descriptors [N, D].
-        side: pictures are resized to a square of this many pixels.
+        side: images are resized to a square of this many pixels.
     """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(detector), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
-    def describe(pictures: list[Image.Image]) -> np.ndarray:
+    def embed(images: list[Image.Image]) -> np.ndarray:
         parts = []
-        for start in range(0, len(pictures), 16):
-            square = [p.convert("RGB").resize((side, side)) for p in pictures[start : start + 16]]
+        for start in range(0, len(images), 16):
+            square = [p.convert("RGB").resize((side, side)) for p in images[start : start + 16]]
             parts.append(session.run(None, {name: np.stack([np.asarray(p) for p in square])})[0])
         found = np.concatenate(parts).astype(np.float32)
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
-    return describe
+    return embed
 
 
-def _described_folder(describe, folder: pathlib.Path) -> np.ndarray:
+def _embedded_folder(embed, folder: pathlib.Path) -> np.ndarray:
     files = sorted(folder.iterdir())
     parts = [files[start : start + 64] for start in range(0, len(files), 64)]
-    return np.concatenate([describe([reduced(Image.open(f)) for f in part]) for part in parts])
+    return np.concatenate([embed([reduced(Image.open(f)) for f in part]) for part in parts])
 
 
 def _suitable(packages, found):
     """Leaves out what is small, very long, nearly empty or unreadable; decodes the rest.
 
-    Returns the candidates kept, their pictures, and each one's rank in its package and kind.
+    Returns the candidates kept, their images, and each one's rank in its package and kind.
     """
-    kept, pictures, ranks = [], [], []
+    kept, images, ranks = [], [], []
     seen: Counter = Counter()
     for candidate in found:
         group = (candidate.package, candidate.kind)
         if seen[group] >= max(LOOKED_AT.values()) and candidate.kind != "photo":
             continue
         try:
-            image = open_picture(packages / candidate.package, candidate.path)
+            image = open_image(packages / candidate.package, candidate.path)
         except (OSError, ValueError, NotImplementedError, Image.DecompressionBombError):
             continue
         if min(image.size) < 160 or max(image.size) > 2.2 * min(image.size):
@@ -214,16 +214,16 @@ def _suitable(packages, found):
         if values.std() < 22 or max((values > 250).mean(), (values < 6).mean()) > 0.45:
             continue
         kept.append(candidate)
-        pictures.append(reduced(image))
+        images.append(reduced(image))
         ranks.append(seen[group])
         seen[group] += 1
-    return kept, pictures, ranks
+    return kept, images, ranks
 
 
 def _rows(
     references: list[Candidate], training: list[Candidate], more: list[Candidate]
 ) -> list[dict[str, str]]:
-    """Gives names in random order, so that a name tells nothing of a picture."""
+    """Gives names in random order, so that a name tells nothing of an image."""
     rng = np.random.default_rng(1)
     shuffled = [references[i] for i in rng.permutation(len(references))]
     references, distractors = shuffled[:REFERENCES], shuffled[REFERENCES:]
@@ -248,7 +248,7 @@ def _source(row: dict[str, str]) -> tuple[str, str]:
 
 def _original(packages: pathlib.Path, row: dict[str, str]) -> Image.Image:
     assert free_licence(row["licence"]), row
-    return open_picture(packages / row["package"], row["path"])
+    return open_image(packages / row["package"], row["path"])
 
 
 def reduced(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Free pictures inside extracted Debian packages: where they lie, by whom, how licensed.
+"""Free images inside extracted Debian packages: where they lie, by whom, how licensed.
 
 A folder of extracted packages holds one folder per package, named as the package, made by
 `dpkg -x PACKAGE.deb FOLDER/PACKAGE` with the version in a file `FOLDER/PACKAGE/VERSION`.
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
-# Package: (path below the package's folder, path in its sources, kind) per group of pictures. The
+# Package: (path below the package's folder, path in its sources, kind) per group of images. The
 # copyright file names paths of the sources, so the bracketed end of the first follows the second.
 GROUPS: dict[str, list[tuple[str, str, str]]] = {
     "gcompris-qt-data": [
@@ -76,24 +76,22 @@ GROUPS: dict[str, list[tuple[str, str, str]]] = {
     "gnome-user-docs": [(r"usr/share/help/(C/.*)", "", "screenshot")],
     "openclipart-png": [(r"usr/share/openclipart/png/(.*)", "", "clip art")],
 }
-# Its copyright file is older than the machine-readable form; it dedicates every picture.
+# Its copyright file is older than the machine-readable form; it dedicates every image.
 WHOLE_PACKAGE = {"openclipart-png": ("public-domain", "Open Clip Art Library contributors")}
 FREE = re.compile(
     r"public-domain|CC0(-1(\.0)?)?|CC-BY(-SA)?-[1-4](\.[05])?\+?(-AU)?|Expat|MIT"
     r"|NASA-not-copyrighted",
     re.IGNORECASE,
 )
-# Surface maps of games that lie beside the pictures: normals, gloss, masks.
-NO_PICTURE = re.compile(
-    r"[_-](n|s|h|norm|normal|nm|spec|gloss|mask|ao|disp|height)\.", re.IGNORECASE
-)
+# Surface maps of games that lie beside the images: normals, gloss, masks.
+NO_IMAGE = re.compile(r"[_-](n|s|h|norm|normal|nm|spec|gloss|mask|ao|disp|height)\.", re.IGNORECASE)
 # Pixels; beyond it lie sheets of sprites.
 LARGEST = 60_000_000
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".dds", ".tga", ".bmp")
 
 
 class Candidate(NamedTuple):
-    """One free picture: `path` is below the package's folder, with `!member` inside an archive."""
+    """One free image: `path` is below the package's folder, with `!member` inside an archive."""
 
     package: str
     version: str
@@ -104,7 +102,7 @@ class Candidate(NamedTuple):
 
 
 def candidates(packages: pathlib.Path) -> Iterator[Candidate]:
-    """Gives every picture of the known packages whose own copyright entry is a free licence.
+    """Gives every image of the known packages whose own copyright entry is a free licence.
 
     Args:
         packages: folder of extracted packages (see the module's docstring).
@@ -113,7 +111,7 @@ def candidates(packages: pathlib.Path) -> Iterator[Candidate]:
         root = packages / package
         stanzas = [] if package in WHOLE_PACKAGE else _stanzas(root, package)
         version = (root / "VERSION").read_text().strip()
-        for path in _pictures(root):
+        for path in _images(root):
             # The most telling pattern comes first.
             matches = ((re.fullmatch(pattern, path), *rest) for pattern, *rest in groups)
             match, folder, kind = next((m for m in matches if m[0]), (None, "", ""))
@@ -134,15 +132,15 @@ def free_licence(text: str) -> str | None:
     return None
 
 
-def open_picture(root: pathlib.Path, path: str) -> Image.Image:
-    """Decodes a picture to RGB, transparent parts on white.
+def open_image(root: pathlib.Path, path: str) -> Image.Image:
+    """Decodes an image to RGB, transparent parts on white.
 
     Args:
         root: the package's folder.
         path: a candidate's path.
 
     Raises:
-        ValueError: the picture has more than 60 million pixels.
+        ValueError: the image has more than 60 million pixels.
     """
     file, _, member = path.partition("!")
     data = (root / file).read_bytes() if not member else _member(root / file, member)
@@ -159,7 +157,7 @@ def open_picture(root: pathlib.Path, path: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _pictures(root: pathlib.Path) -> list[str]:
+def _images(root: pathlib.Path) -> list[str]:
     found = []
     for file in root.rglob("*"):
         if file.is_symlink() or not file.is_file():
@@ -170,7 +168,7 @@ def _pictures(root: pathlib.Path) -> list[str]:
         elif file.suffix in (".zip", ".rcc"):
             names = _resources(file) if file.suffix == ".rcc" else _archive(file).namelist()
             found += [f"{path}!{name}" for name in names if name.lower().endswith(ENDINGS)]
-    return sorted(path for path in found if not NO_PICTURE.search(path))
+    return sorted(path for path in found if not NO_IMAGE.search(path))
 
 
 def _member(file: pathlib.Path, name: str) -> bytes:
@@ -245,7 +243,7 @@ def _entry(stanzas: list, source: str) -> tuple[str, str] | None:
     """The last stanza that matches a file is the one that holds for it."""
     names = [source]
     if source.endswith(".webp"):
-        # GCompris became smaller by storing its pictures anew, its copyright file kept their names.
+        # GCompris became smaller by storing its images anew, its copyright file kept their names.
         names += [source.removesuffix(".webp") + ending for ending in (".jpg", ".jpeg", ".png")]
     for patterns, licence, authors in reversed(stanzas):
         if any(pattern.fullmatch(name) for pattern in patterns for name in names):

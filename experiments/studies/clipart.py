@@ -21,12 +21,12 @@ from PIL import Image
 
 from experiments.sample.edits import edited
 from experiments.sample.make import reduced
-from experiments.sample.sources import open_picture
+from experiments.sample.sources import open_image
 from rdcd_jax.core.files import write_text
 from rdcd_jax.core.progress import Reporter
 from rdcd_jax.embedding.stream import embed_images
 from rdcd_jax.images.sources import find_images
-from rdcd_jax.weights.library import load_describer
+from rdcd_jax.weights.library import load_embedder
 
 PACKAGE = "openclipart-png"
 REFERENCES, COPIES, DISTRACTORS = 300, 200, 100
@@ -38,7 +38,7 @@ SERIES = re.compile(r".*/png/(?:shapes|special|buttons|signs_and_symbols/flags|c
 
 
 def main() -> None:
-    """Chooses, edits and writes the pictures."""
+    """Chooses, edits and writes the images."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,8 +53,8 @@ def main() -> None:
     truth = {}
     originals = [(path, path.stem) for path in references[:COPIES]]
     originals += [(path, "") for path in distractors]
-    for place, (path, copied) in enumerate(originals):
-        query = f"Q{place:05d}"
+    for position, (path, copied) in enumerate(originals):
+        query = f"Q{position:05d}"
         other = Image.open(training[rng.integers(len(training))])
         truth[query] = copied
         save(edited(Image.open(path), rng, other)[0], options.out / "queries" / f"{query}.jpg")
@@ -82,7 +82,7 @@ def render(root: pathlib.Path, known: set[str], folder: pathlib.Path) -> list[pa
         if file.is_symlink() or path in known or SERIES.fullmatch(f"/{path}"):
             continue
         try:
-            image = reduced(open_picture(root, path))
+            image = reduced(open_image(root, path))
         except (ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
             continue  # Posters of more than a hundred million pixels.
         grey = np.asarray(image.convert("L").resize((64, 64)), float)
@@ -97,16 +97,16 @@ def render(root: pathlib.Path, known: set[str], folder: pathlib.Path) -> list[pa
 def choose(
     paths: list[pathlib.Path],
 ) -> tuple[list[pathlib.Path], list[pathlib.Path], list[pathlib.Path]]:
-    """References, distractors and training pictures: the first two like nothing else there is."""
-    model = load_describer("onnxruntime")
+    """References, distractors and training images: the first two like nothing else there is."""
+    model = load_embedder("onnxruntime")
     with Reporter("Descriptors", len(paths)) as reporter:
         found, _ = embed_images(
             model.at_size(SIDE),
             find_images(str(paths[0].parent)),
             on_progress=lambda done, total: reporter.update(done),
         )
-    described = found.descriptors
-    likeness = described @ described.T
+    embedded = found.descriptors
+    likeness = embedded @ embedded.T
     np.fill_diagonal(likeness, -1.0)
     order = np.random.default_rng(0).permutation(len(paths))
     judged = [i for i in order if likeness[i].max() < ALIKE][: REFERENCES + DISTRACTORS]
@@ -122,7 +122,7 @@ def save(image: Image.Image, path: pathlib.Path) -> None:
 
 
 def link(target: pathlib.Path, path: pathlib.Path) -> None:
-    """Puts a picture into a set."""
+    """Puts an image into a set."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     path.symlink_to(target.resolve())

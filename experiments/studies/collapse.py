@@ -2,14 +2,14 @@
 
     python -m experiments.studies.collapse BENCHMARK OUT [--train SOURCE] [--weights 0 3 10 30] [--steps 100]
 
-BENCHMARK is a DISC-shaped folder (minidisc); only its training pictures are trained on. SOURCE is the same pictures
+BENCHMARK is a DISC-shaped folder (minidisc); only its training images are trained on. SOURCE is the same images
 where they are read faster (packed shards). OUT keeps the runs, which continue where they were stopped. Everything but
 the weight is the same: an EfficientNet-B0 from an ImageNet-trained trunk, SSCD's objective within small batches of
 small, mildly edited views, no teacher.
 
 Written to experiments/results/collapse.json and .png: the singular values of the centred descriptors of the references,
 how many directions hold 90% and 99% of their variance, the effective rank (exp of the entropy of the variance's
-shares), and µAP in percent, normalised by every third training picture (3,000) and not. `start` is the student before
+shares), and µAP in percent, normalised by every third training image (3,000) and not. `start` is the student before
 its training.
 """
 
@@ -25,9 +25,10 @@ from rdcd_jax.benchmarks.disc_runs import evaluate_disc_run
 from rdcd_jax.core.files import write_aside, write_json, write_text
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.images.sources import find_images
-from rdcd_jax.training.finish import calibrate_batch_norm
-from rdcd_jax.training.loop import make_student, train_and_evaluate
+from rdcd_jax.training.fitting import recalibrate_batch_norm
+from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.training.record import environment
+from rdcd_jax.training.student import make_student
 from rdcd_jax.weights.model import Model, evaluation_mode
 
 matplotlib.use("Agg")
@@ -46,7 +47,7 @@ def run_config(options: argparse.Namespace, weight: float):
     )
     config.init_from = "efficientnet-lite0"
     config.student.dropout = False
-    config.student.calibrate = 1024
+    config.student.recalibrate = 1024
     config.image_size = 48
     config.batch_size = 64
     config.data.policy = "MILD"
@@ -60,8 +61,8 @@ def run_config(options: argparse.Namespace, weight: float):
     config.schedule.max_steps = options.steps
     config.log_every = 10
     config.checkpoint_every = 50
-    config.evaluate.data = str(options.benchmark)
-    config.evaluate.training = str(options.out / "train3000.txt")
+    config.evals.disc.data = str(options.benchmark)
+    config.evals.disc.training = str(options.out / "train3000.txt")
     config.evaluate.every = 10**6
     config.evaluate.image_size = 64
     return config
@@ -71,11 +72,11 @@ def start(config, options: argparse.Namespace) -> pathlib.Path:
     """Evaluates the student before its training."""
     folder = options.out / "start"
     if not is_evaluated(folder):
-        module = evaluation_mode(make_student(config, DIM))
+        module = evaluation_mode(make_student(config, DIM).module)
         model = Model("start", config.student.network, module, config.evaluate.image_size)
-        calibrate_batch_norm(model, find_images(config.data.train), config.student.calibrate)
+        recalibrate_batch_norm(model, find_images(config.data.train), config.student.recalibrate)
         evaluate_disc_run(
-            model, options.benchmark, folder, training=config.evaluate.training, codecs="Flat"
+            model, options.benchmark, folder, training=config.evals.disc.training, codecs="Flat"
         )
     return folder
 
@@ -122,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("benchmark", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--train", help="default: the benchmark's training pictures")
+    parser.add_argument("--train", help="default: the benchmark's training images")
     parser.add_argument("--weights", type=float, nargs="+", default=(0.0, 3.0, 10.0, 30.0))
     parser.add_argument("--steps", type=int, default=100, help="of each run")
     options = parser.parse_args()
@@ -136,7 +137,7 @@ def main() -> None:
     folders = {"start": start(next(iter(configs.values())), options)}
     for name, config in configs.items():
         workdir = options.out / name.replace(" ", "_")
-        folders[name] = workdir / "evaluations" / str(options.steps)
+        folders[name] = workdir / "evaluations" / str(options.steps) / "disc"
         if not is_evaluated(folders[name]):
             train_and_evaluate(config, workdir)
         if not is_evaluated(folders[name]):

@@ -4,7 +4,7 @@
         [--training SOME] [--start rdcd-effb0-128] [--dim 128]
 
 COLLECTION is a DISC-shaped folder, of which `train` is trained on: the clip art of studies/clipart.py. BENCHMARK is
-another, of pictures as the student was trained on, whose scores are normalised by SOME, or by its own training set.
+another, of images as the student was trained on, whose scores are normalised by SOME, or by its own training set.
 Runs go on where they were stopped; the result goes to experiments/results/finetune.json.
 """
 
@@ -54,8 +54,8 @@ def main() -> None:
     parser.add_argument("--start", default="rdcd-effb0-128")
     parser.add_argument("--dim", type=int, default=128)
     options = parser.parse_args()
-    pictures = options.collection / "train"
-    config = finetune.get_config(f"data={pictures},start={options.start},dim={options.dim}")
+    images = options.collection / "train"
+    config = finetune.get_config(f"data={images},start={options.start},dim={options.dim}")
     workdir = options.out / "run"
     train_and_evaluate(config, workdir)
     result = {}
@@ -73,7 +73,7 @@ def main() -> None:
         RESULT,
         {
             "start": options.start,
-            "pictures": len(find_images(str(pictures))),
+            "pictures": len(find_images(str(images))),
             "environment": environment(),
             "minutes": round(training_seconds(workdir) / 60, 1),
             "figures": result,

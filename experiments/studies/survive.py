@@ -2,8 +2,8 @@
 
     python -m experiments.studies.survive OUT [--kills 25] [--steps 120] [--seed 0]
 
-The run is the real command line: EfficientNet-B0 on small views of the bundled pictures, with queue, bank, a data
-worker, a named pipe and a broken picture among its data. The killer sends SIGKILL to the whole process group, two times
+The run is the real command line: EfficientNet-B0 on small views of the bundled images, with queue, bank, a data
+worker, a named pipe and a broken image among its data. The killer sends SIGKILL to the whole process group, two times
 out of three at a uniformly random moment, else during a save. Every injection is a line of OUT/injections.jsonl; the
 result goes to experiments/results/survive.json.
 """
@@ -42,7 +42,7 @@ class Run:
     def __init__(self, out: pathlib.Path, name: str, steps: int, **changes: object):
         self.workdir = out / name
         self.log = out / f"{name}.log"
-        self.config = f"{ROOT / 'configs' / 'rdcd.py'}:smoke,dim=32,data={out / 'pictures'}"
+        self.config = f"{ROOT / 'configs' / 'rdcd.py'}:smoke,dim=32,data={out / 'images'}"
         changes = {
             "teacher.features": out / "features.npz",
             "schedule.max_steps": steps,
@@ -145,7 +145,7 @@ def differing(run: Run, whole: Run) -> list[str]:
 
 
 def prepare(out: pathlib.Path) -> None:
-    """Pictures to train on, one of them broken and one a pipe, and descriptors that stand for the teacher's."""
+    """Images to train on, one of them broken and one a pipe, and descriptors that stand for the teacher's."""
     images = find_images("sample:train")
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     for path in images.paths[:96]:
@@ -153,7 +153,7 @@ def prepare(out: pathlib.Path) -> None:
     (out / "pictures" / "broken.jpg").write_bytes(pathlib.Path(images.paths[96]).read_bytes()[:500])
     if not (out / "pictures" / "pipe.jpg").exists():
         os.mkfifo(out / "pictures" / "pipe.jpg")
-    # Any unit vectors do. The pipe and the broken picture have some too, so that the run meets them.
+    # Any unit vectors do. The pipe and the broken image have some too, so that the run meets them.
     names = sorted(path.stem for path in (out / "pictures").iterdir())
     rows = np.random.default_rng(0).normal(size=(len(names), 64)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)

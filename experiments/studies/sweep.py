@@ -1,11 +1,11 @@
 """Trains and evaluates every run of a config's `sweep(add)`, and writes one result file for each.
 
     python -m experiments.studies.sweep CONFIG[:ARG] OUT [--only=TEXT] [--config.a.b=VALUE ...]
-    python -m experiments.studies.sweep configs/baselines.py:pictures=9145,epochs=20,data=BENCHMARK/train OUT
+    python -m experiments.studies.sweep configs/baselines.py:images=9145,epochs=20,data=BENCHMARK/train OUT
 
 ARG and the --config words hold for all runs. OUT/NAME is a run's workdir, named by what the run sets, and
 OUT/results/NAME.json its result: studies/tables.py makes tables and plots of these. The same command goes on with
-a run that was stopped and passes over those that have their result. A run that fails is told, and the others go on;
+a run that was stopped and passes over those that have their result. A run that fails is reported, and the others go on;
 the exit status is then 1.
 """
 
@@ -45,9 +45,9 @@ def finish(run: Run, shared: str, words: list[str], out: pathlib.Path) -> str | 
     if path.is_file():
         require_same(path, config.to_dict())
         return "done before"
-    if not config.evaluate.data:
+    if not config.evals.disc.data:
         raise UserError(
-            "config.evaluate.data is empty; give a benchmark, as --config.evaluate.data=FOLDER."
+            "config.evals.disc.data is empty; give a benchmark, as --config.evals.disc.data=FOLDER."
         )
     state = train_and_evaluate(config, out / run.name)
     result = run_result(out / run.name, int(state.step), overrides)
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     for number, run in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {run.name}", flush=True)
         try:
-            told = finish(run, options.config, words, options.out)
+            stored = finish(run, options.config, words, options.out)
         except Exception as error:
             # Whatever it was, the other runs may do.
             if not isinstance(error, UserError | OSError):
@@ -93,10 +93,10 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{run.name} failed: {one_line(str(error))}", file=sys.stderr, flush=True)
             failed.append(run.name)
             continue
-        if told is None:
+        if stored is None:
             print(f"{run.name} was stopped and saved; the same command continues.")
             return 0
-        print(f"    {told}", flush=True)
+        print(f"    {stored}", flush=True)
     if failed:
         print(
             f"sweep: {len(failed)} of {len(runs)} runs failed: {', '.join(failed)}", file=sys.stderr

@@ -17,14 +17,13 @@ from collections.abc import Iterable
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_aside, write_text
-from rdcd_jax.training.loop import WATCHING
-from rdcd_jax.training.record import flat
-from rdcd_jax.training.results import Result, read_results
+from rdcd_jax.core.options import flat
+from rdcd_jax.training.results import WATCHING, Result, read_results
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 NO_NORM = "None"
-# What is set to train on more pictures, and to train longer.
+# What is set to train on more images, and to train longer.
 DATA = {"data", "data.train", "data.share", "pictures"}
 LENGTH = {"epochs", "schedule.epochs", "schedule.max_steps"}
 
@@ -86,7 +85,7 @@ def table(results: list[Result]) -> str:
     alike, names = settings(results)
     norms = norms_of(results)
     several = len({result.benchmark for result in results}) > 1
-    header = [*names, "codec", "seeds", "pictures", "steps", "minutes"]
+    header = [*names, "codec", "seeds", "images", "steps", "minutes"]
     header += ["benchmark"] * several
     header += ["µAP" if norm == NO_NORM else f"µAP, SN {norm}" for norm in norms]
     lines = []
@@ -100,9 +99,9 @@ def table(results: list[Result]) -> str:
             cells += [spread(figure(each, codec, norm) for each in same) for norm in norms]
             lines.append(cells)
     rows = [header, ["---"] * len(header), *lines]
-    told = ", ".join(f"{name} = {value}" for name, value in alike.items())
+    stored = ", ".join(f"{name} = {value}" for name, value in alike.items())
     about = "µAP in percent: mean ± sample standard deviation over seeds."
-    about += f" The same in all: {told}." if told else ""
+    about += f" The same in all: {stored}." if stored else ""
     return about + "\n\n" + "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
 
 
@@ -128,7 +127,7 @@ def curves(
             values = [v for each in same if (v := figure(each, codec, norm)) is not None]
             label = ", ".join([*(f"{name}={setting(first, name)}" for name in names), codec])
             points = lines.setdefault(label, {})
-            # Of runs of several lengths on the same pictures, the longest.
+            # Of runs of several lengths on the same images, the longest.
             if values and x > 0 and (x not in points or points[x][0] < first.steps):
                 points[x] = first.steps, values
     return {

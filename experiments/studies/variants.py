@@ -2,7 +2,7 @@
 
     python -m experiments.studies.variants BENCHMARK [--models rdcd-effb0-128 ...]
 
-Of every third picture of the bundled references three copies are made: with wide white borders, as a phone's screenshot
+Of every third image of the bundled references three copies are made: with wide white borders, as a phone's screenshot
 shows it, and a quarter of its area. They are looked for among all references; and the queries of BENCHMARK, a
 DISC-shaped folder, among its references. Thresholds are the models' own, of 90 % precision. The result goes to
 experiments/results/variants.json.
@@ -29,14 +29,14 @@ CHOICES = ((), ("trim",), ("crops",))
 
 
 def bordered(image: Image.Image) -> Image.Image:
-    """The picture in the middle of a white page, whose half it covers."""
+    """The image in the middle of a white page, whose half it covers."""
     page = Image.new("RGB", (round(1.13 * image.width), round(2 * image.height)), "white")
     page.paste(image, ((page.width - image.width) // 2, (page.height - image.height) // 2))
     return page
 
 
 def screenshot(image: Image.Image) -> Image.Image:
-    """The picture as wide as a phone's screen, below a bar with words in it."""
+    """The image as wide as a phone's screen, below a bar with words in it."""
     screen = Image.new("RGB", (1080, 1920), (24, 24, 28))
     draw = ImageDraw.Draw(screen)
     draw.rectangle((0, 0, 1080, 90), fill=(50, 50, 60))
@@ -58,12 +58,14 @@ KINDS = {"bordered": bordered, "screenshot": screenshot, "quarter": quarter}
 def make_copies(folder: pathlib.Path) -> int:
     """Writes the copies as `KIND/ID.jpg`; gives how many of each kind."""
     originals = find_images("sample:references")
-    places = range(0, len(originals), 3)
+    positions = range(0, len(originals), 3)
     for kind, change in KINDS.items():
         (folder / kind).mkdir(parents=True)
-        for place in places:
-            change(originals.decode(place)).save(folder / kind / f"{originals.ids[place]}.jpg")
-    return len(places)
+        for position in positions:
+            change(originals.decode(position)).save(
+                folder / kind / f"{originals.ids[position]}.jpg"
+            )
+    return len(positions)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def whitened(descriptors: pathlib.Path, benchmark: pathlib.Path, dim: int) -> Re
     """The figures of descriptors whitened to `dim` numbers, fitted to training.npz.
 
     Raises:
-        UserError: anything wrong with the files, or too few training pictures to whiten.
+        UserError: anything wrong with the files, or too few training images to whiten.
     """
     files = {name: descriptors / f"{name}.npz" for name in ("queries", "references", "training")}
     truth = find_disc_layout(benchmark).ground_truth
@@ -69,8 +69,8 @@ def main(argv: list[str] | None = None) -> int:
         for dim in options.dims:
             result = whitened(options.descriptors, options.benchmark, dim)
             result.write(options.out / f"{result.name}.json")
-            told = (f"{row['score_norm']} {100 * row['uAP']:.2f}" for row in result.figures)
-            print(f"{dim} numbers, µAP by score normalisation: {', '.join(told)}")
+            stored = (f"{row['score_norm']} {100 * row['uAP']:.2f}" for row in result.figures)
+            print(f"{dim} numbers, µAP by score normalisation: {', '.join(stored)}")
     except UserError as error:
         print(f"whitened_teacher: {error}", file=sys.stderr)
         return 1

@@ -21,7 +21,7 @@ def assets_folder() -> pathlib.Path:
     """Where AugLy's fonts and emoji lie.
 
     Raises:
-        UserError: AugLy is not installed. Nothing stands in for it: other pictures and fonts would
+        UserError: AugLy is not installed. Nothing stands in for it: other images and fonts would
             silently change what a policy trains on.
     """
     spec = importlib.util.find_spec("augly")

@@ -159,7 +159,7 @@ def find_policy(policy: str | Sequence[Step]) -> Policy:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Makes one view of a picture; what `make_view` returns, a class so that it can be pickled."""
+    """Makes one view of an image; what `make_view` returns, a class so that it can be pickled."""
 
     policy: Policy
     image_size: int
@@ -180,7 +180,7 @@ class View:
         """What is done to make one view.
 
         Args:
-            size: width and height of the picture.
+            size: width and height of the image.
             rng: where every random number comes from.
 
         Returns:
@@ -225,20 +225,20 @@ def has_overlays(policy: str | Sequence[Step]) -> bool:
 
 
 def make_view(policy: str | Sequence[Step], image_size: int) -> View:
-    """A function (RGB picture, generator) -> [image_size, image_size, 3] uint8.
+    """A function (RGB image, generator) -> [image_size, image_size, 3] uint8.
 
     Args:
         policy: see `find_policy`.
         image_size: side of the square views in pixels, at least 1.
 
     Raises:
-        UserError: see `find_policy`; or the policy overlays and the pictures for it are missing.
+        UserError: see `find_policy`; or the policy overlays and the images for it are missing.
     """
     policy = find_policy(policy)
     if image_size < 1:
         raise UserError(f"image_size={image_size}: a view needs a side of at least one pixel.")
     if has_overlays(policy):
-        assets.assets_folder()  # told here, before any worker starts
+        assets.assets_folder()  # reported here, before any worker starts
     return View(policy, image_size)
 
 

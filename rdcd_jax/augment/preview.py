@@ -1,4 +1,4 @@
-"""A sheet that shows what a policy does: pictures, some views of each, and what was done to each view."""
+"""A sheet that shows what a policy does: images, some views of each, and what was done to each view."""
 
 import os
 import pathlib
@@ -29,7 +29,7 @@ def write_contact_sheet(
     views: int = 5,
     seed: int = 0,
 ) -> None:
-    """Writes a picture with one row for each original: itself, then views of it with what made them under each.
+    """Writes an image with one row for each original: itself, then views of it with what made them under each.
 
     Args:
         images: where the originals come from; taken evenly from all, unreadable ones left out.
@@ -41,7 +41,7 @@ def write_contact_sheet(
         seed: decides the views.
 
     Raises:
-        UserError: a file of another kind, no readable picture, impossible numbers; see also `policies.make_view`.
+        UserError: a file of another kind, no readable image, impossible numbers; see also `policies.make_view`.
         OSError: `out` cannot be written.
     """
     out = pathlib.Path(out)
@@ -55,7 +55,7 @@ def write_contact_sheet(
     width = max(image_size, _NARROWEST)
     if max(rows, views + 1) * (width + 30 * _LINE) > _LARGEST:
         raise UserError(
-            f"{rows} rows of {views} views of {image_size} pixels are too large for one picture; use fewer."
+            f"{rows} rows of {views} views of {image_size} pixels are too large for one image; use fewer."
         )
     rng = np.random.default_rng(seed)
     cells: list[list[tuple[Image.Image, str]]] = []
@@ -64,15 +64,15 @@ def write_contact_sheet(
         for _ in range(views):
             drawn = view.draw(image.size, rng)
             made = Image.fromarray(view.apply(image, drawn))
-            cells[-1].append((made, "\n".join(map(describe, drawn))))
+            cells[-1].append((made, "\n".join(map(embed, drawn))))
     if not cells:
-        raise UserError(f"{images.source}: none of its pictures can be read.")
+        raise UserError(f"{images.source}: none of its images can be read.")
     sheet = _laid_out(cells, width, image_size)
     with write_aside(out) as aside:
         sheet.save(aside)
 
 
-def describe(drawn: Drawn) -> str:
+def embed(drawn: Drawn) -> str:
     """One line for a person: the operation's name and its parameters, rounded."""
     words = []
     for name, value in drawn.values.items():
@@ -98,19 +98,19 @@ def _short(number: float) -> str:
 
 def _some_readable(images: ImageSet, count: int) -> Iterator[tuple[str, Image.Image]]:
     wanted = min(count, len(images))
-    # Each row's pictures, the first readable of which is shown.
-    for places in np.array_split(np.arange(len(images)), wanted) if wanted else ():
-        for place in places.tolist():
+    # Each row's images, the first readable of which is shown.
+    for positions in np.array_split(np.arange(len(images)), wanted) if wanted else ():
+        for position in positions.tolist():
             try:
-                image = images.decode(place)
+                image = images.decode(position)
             except UnreadableImageError:
                 continue
-            yield images.ids[place], image
+            yield images.ids[position], image
             break
 
 
 def _within(image: Image.Image, side: int) -> Image.Image:
-    """The whole picture, reduced to fit."""
+    """The whole image, reduced to fit."""
     image = image.copy()
     image.thumbnail((side, side))
     return image

@@ -42,11 +42,11 @@ def best_matches(
         a copy [N, k] bool.
     """
     k = min(_CALIBRATED, len(references))
-    scores, places = backends.knn(queries.descriptors, references.descriptors, k)
+    scores, positions = backends.knn(queries.descriptors, references.descriptors, k)
     if background is not None:
         scores = scores + query_adjustment(queries.descriptors, background, DEFAULT)[:, None]
     true = set(truth.pairs)
-    found = zip(queries.ids.tolist(), references.ids[places].tolist(), strict=True)
+    found = zip(queries.ids.tolist(), references.ids[positions].tolist(), strict=True)
     correct = [[(query, reference) in true for reference in row] for query, row in found]
     return scores, np.asarray(correct, bool)
 
@@ -79,7 +79,7 @@ def write_calibration(
     path.unlink(missing_ok=True)
     # Matches of one kind, or of a model that knows nothing, calibrate nothing.
     with contextlib.suppress(UserError):
-        told = fitted(None)
+        stored = fitted(None)
         if background is not None:
-            told["normalised"] = fitted(background)
-        write_json(path, told)
+            stored["normalised"] = fitted(background)
+        write_json(path, stored)

@@ -31,7 +31,7 @@ DEFAULT_K = 100
 # What distractors' ids begin with where they stand beside originals'.
 DISTRACTORS = "distractors/"
 # Of the whole benchmark: 157 originals, 229 strong attacks, 9 JPEG qualities and 9 crops of 157.
-PICTURES, BLOCKS = 3212, 20
+IMAGES, BLOCKS = 3212, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Block:
 
     Attributes:
         name: such as "strong" or "crops/80".
-        pictures: how many queries it has.
+        images: how many queries it has.
         mean_average_precision: 0 to 1.
     """
 
     name: str
-    pictures: int
+    images: int
     mean_average_precision: float
 
 
@@ -77,7 +77,7 @@ class CopydaysRow:
 
 
 def evaluate_copydays(
-    pictures: Descriptors,
+    images: Descriptors,
     distractors: Descriptors | None = None,
     training: Descriptors | None = None,
     *,
@@ -89,22 +89,22 @@ def evaluate_copydays(
     """Evaluates descriptors by every codec.
 
     Args:
-        pictures: originals and copies, with ids such as "original/200000", "strong/200001" and "jpegqual/3/200000".
+        images: originals and copies, with ids such as "original/200000", "strong/200001" and "jpegqual/3/200000".
             All of them are queries; the originals are the database.
-        distractors: pictures that the database holds beside the originals, whatever their ids; ten thousand make
+        distractors: images that the database holds beside the originals, whatever their ids; ten thousand make
             Copydays CD10K.
-        training: descriptors of unrelated pictures; needed by whitening.
+        training: descriptors of unrelated images; needed by whitening.
         codecs: such as "Flat" or "PCAW128,L2norm,Flat".
         k: candidates a query; 100 for None, or all of the database where it is smaller.
         backend: one of `search.EXACT_BACKENDS`.
-        unreadable: ids of originals and copies that could not be described; they count as missed.
+        unreadable: ids of originals and copies that could not be embedded; they count as missed.
 
     Returns:
         One row for each codec, and the candidates behind the last row. Their scores are 1 - d^2 / 2 of the distance d,
         the inner product where descriptors have length 1; distractors' ids begin with "distractors/".
 
     Raises:
-        UserError: unknown names, sets that cannot be compared, pictures that are not Copydays', no strong attacks, no
+        UserError: unknown names, sets that cannot be compared, images that are not Copydays', no strong attacks, no
             training descriptors where they are needed, an approximate backend, k above the size of the database.
 
     Source: SSCD's evaluation of Copydays: neighbours by Euclidean distance, each query with one positive.
@@ -113,42 +113,42 @@ def evaluate_copydays(
     require_settings(codecs, [None], training is not None, k=k, backend=backend)
     optional = {"the distractors": distractors, "the training set": training}
     require_comparable(
-        {"Copydays": pictures} | {name: each for name, each in optional.items() if each is not None}
+        {"Copydays": images} | {name: each for name, each in optional.items() if each is not None}
     )
-    names = [*pictures.ids.tolist(), *unreadable]
+    names = [*images.ids.tolist(), *unreadable]
     blocks, _ = _blocks_and_originals(names)
-    own = blocks[: len(pictures)] == ORIGINAL
+    own = blocks[: len(images)] == ORIGINAL
     n_distractors = 0 if distractors is None else len(distractors)
     most = np.count_nonzero(blocks == ORIGINAL) + n_distractors
     k = min(candidate_count(k, DEFAULT_K, most), np.count_nonzero(own) + n_distractors)
 
-    ids, truth = pictures.ids[own], true_pairs(names)
+    ids, truth = images.ids[own], true_pairs(names)
     if distractors is not None:
         ids = np.concatenate([ids, np.char.add(DISTRACTORS, distractors.ids)])
 
     rows = []
     for codec in map(parse_codec, codecs):
         encode = codec.fit(None if training is None else training.descriptors)
-        queries = encode(pictures.descriptors)
+        queries = encode(images.descriptors)
         database = queries[own]
         if distractors is not None:
             database = np.concatenate([database, encode(distractors.descriptors)])
         distances, found = nearest(queries, database, k, backend)
         order = np.argsort(distances, axis=None, kind="stable")
         predictions = Predictions(
-            np.repeat(pictures.ids, k)[order],
+            np.repeat(images.ids, k)[order],
             ids[found].ravel()[order],
             (1 - distances.ravel()[order] / 2).astype(np.float32),
         )
-        told = metrics.evaluate(
+        stored = metrics.evaluate(
             truth.pairs, predictions.query_ids, predictions.reference_ids, predictions.scores
         )
-        rows.append(CopydaysRow(codec.name, *figures(names, found, distances), told))
+        rows.append(CopydaysRow(codec.name, *figures(names, found, distances), stored))
     return rows, predictions
 
 
 def true_pairs(names: Sequence[str]) -> GroundTruth:
-    """Every picture, originals too, with its original; its block stands for what was done to it.
+    """Every image, originals too, with its original; its block stands for what was done to it.
 
     Args:
         names: as in `figures`.
@@ -164,11 +164,11 @@ def true_pairs(names: Sequence[str]) -> GroundTruth:
 def figures(
     names: Sequence[str], found: np.ndarray, distances: np.ndarray
 ) -> tuple[tuple[Block, ...], float]:
-    """What the neighbours of Copydays' pictures amount to.
+    """What the neighbours of Copydays' images amount to.
 
     Args:
-        names: ids of the N pictures, see `evaluate_copydays`, and after them those of unreadable ones.
-        found: [N, k] places in the database, which begins with the N pictures' originals in their order.
+        names: ids of the N images, see `evaluate_copydays`, and after them those of unreadable ones.
+        found: [N, k] positions in the database, which begins with the N images' originals in their order.
         distances: [N, k] ascending.
 
     Returns:
@@ -181,9 +181,9 @@ def figures(
     database = (
         name for name, block in zip(names[: len(found)], blocks, strict=False) if block == ORIGINAL
     )
-    # An original that could not be described has no place and is found by nobody.
-    places = {name: place for place, name in enumerate(database)}
-    positives = np.asarray([places.get(name, -1) for name in originals[: len(found)]])
+    # An original that could not be embedded has no position and is found by nobody.
+    positions = {name: position for position, name in enumerate(database)}
+    positives = np.asarray([positions.get(name, -1) for name in originals[: len(found)]])
     relevance = found == positives[:, None]
     precisions = np.zeros(len(names))
     for query, line in enumerate(relevance):
@@ -211,7 +211,7 @@ def write_copydays_results(
     write_csv(folder / "copydays_metrics.csv", COLUMNS, (row.values() for row in cells))
     write_json(folder / "metrics.json", cells)
     lines = (
-        (row.codec, block.name, block.pictures, block.mean_average_precision)
+        (row.codec, block.name, block.images, block.mean_average_precision)
         for row in rows
         for block in row.blocks
     )
@@ -220,12 +220,12 @@ def write_copydays_results(
 
 
 def _blocks_and_originals(names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """The block of each picture, and the original that it was made from."""
+    """The block of each image, and the original that it was made from."""
     blocks = np.asarray([block_of(name, "Copydays") for name in names], np.str_)
     for needed in (ORIGINAL, STRONG):
         if needed not in blocks:
             raise UserError(
-                f"Copydays: there are no pictures of the part {needed!r}, whose ids are such as {needed}/200000; "
+                f"Copydays: there are no images of the part {needed!r}, whose ids are such as {needed}/200000; "
                 "give the whole benchmark."
             )
     originals = [name for name, block in zip(names, blocks, strict=True) if block == ORIGINAL]

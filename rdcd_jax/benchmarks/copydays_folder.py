@@ -50,8 +50,8 @@ def find_blocks(root: str | os.PathLike, *, strong: bool = False) -> dict[str, p
     return blocks
 
 
-def find_pictures(root: str | os.PathLike) -> ImageSet:
-    """Lists the pictures of a folder that is to be evaluated.
+def find_copydays_images(root: str | os.PathLike) -> ImageSet:
+    """Lists the images of a folder that is to be evaluated.
 
     Args:
         root: as in `find_blocks`, with strong attacks.
@@ -67,7 +67,7 @@ def find_pictures(root: str | os.PathLike) -> ImageSet:
     for images in blocks.values():
         if images.reader is not None:
             raise UserError(
-                f"{images.source}: holds packed pictures; Copydays is evaluated from its own files."
+                f"{images.source}: holds packed images; Copydays is evaluated from its own files."
             )
         originals_of(images.ids, images.paths, by_start)
     return ImageSet(
@@ -78,7 +78,7 @@ def find_pictures(root: str | os.PathLike) -> ImageSet:
 
 
 def block_of(image_id: str, source: str) -> str:
-    """The block that a picture of Copydays belongs to, by its path.
+    """The block that an image of Copydays belongs to, by its path.
 
     Args:
         image_id: such as "strong/200001" or "copydays_jpeg/3/200000.jpg"; folders before these do not matter.
@@ -125,7 +125,7 @@ def originals_by_start(ids: Iterable[str], source: str) -> dict[str, str]:
         if other != image_id:
             raise UserError(
                 f"{source}: the originals {other} and {image_id} start with the same {START} characters, so their "
-                "copies cannot be told apart; leave Copydays' own pictures there."
+                "copies cannot be told apart; leave Copydays' own images there."
             )
     return by_start
 

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from rdcd_jax.benchmarks import copydays
-from rdcd_jax.benchmarks.copydays_folder import ORIGINAL, find_pictures
+from rdcd_jax.benchmarks.copydays_folder import ORIGINAL, find_copydays_images
 from rdcd_jax.benchmarks.disc_runs import DEFAULT_CODECS
 from rdcd_jax.benchmarks.record import write_record
 from rdcd_jax.benchmarks.settings import candidate_count, codec_names, needs_training
 from rdcd_jax.embedding.descriptors import Descriptors, read_sets
-from rdcd_jax.embedding.service import Progress, described_sets
-from rdcd_jax.embedding.stream import DescribingModel, Unreadable
+from rdcd_jax.embedding.service import Progress, embedded_sets
+from rdcd_jax.embedding.stream import EmbeddingModel, Unreadable
 from rdcd_jax.images.sources import find_images
 
 
 def evaluate_copydays_run(
-    model: DescribingModel,
+    model: EmbeddingModel,
     data: str | os.PathLike,
     out: str | os.PathLike,
     *,
@@ -28,32 +28,34 @@ def evaluate_copydays_run(
     k: int | None = None,
     backend: str = "jax",
     batch_size: int = 32,
+    keep_descriptors: bool = True,
     on_progress: Progress | None = None,
 ) -> tuple[list[copydays.CopydaysRow], list[Unreadable]]:
-    """Describes Copydays' pictures and evaluates them.
+    """Embeds Copydays' images and evaluates them.
 
     Args:
-        model: the model, at the size that the pictures are to have.
+        model: the model, at the size that the images are to have.
         data: the folder, see `copydays_folder.find_blocks`.
         out: folder for `copydays_metrics.csv`, `metrics.json`, `copydays_blocks.csv`, `predictions.csv` (of the
             last row), `descriptors/*.npz`, what a report is made of (see `write_record`), and `unreadable.txt` where
-            pictures were left out.
-        distractors: a source of pictures that copies are also compared with.
-        training: a source of pictures that whitening is fitted on. They are described only if a codec needs them.
+            images were left out.
+        distractors: a source of images that copies are also compared with.
+        training: a source of images that whitening is fitted on. They are embedded only if a codec needs them.
         codecs: codecs separated by `;`.
         k: candidates a query; 100 for None, or all of the database where it is smaller.
         backend: an exact search backend.
-        batch_size: pictures at a time.
-        on_progress: told "copydays", "distractors" or "training", pictures done and in all.
+        batch_size: images at a time.
+        keep_descriptors: keeps them in `descriptors/`.
+        on_progress: called with "copydays", "distractors" or "training", images done and in all.
 
     Returns:
-        The table, and the pictures left out (Copydays' own count as missed).
+        The table, and the images left out (Copydays' own count as missed).
 
     Raises:
         UserError: as `evaluate_disc_run`.
     """
     names = codec_names(codecs, [None], training is not None, k=k, backend=backend)
-    images = {"copydays": find_pictures(data)}
+    images = {"copydays": find_copydays_images(data)}
     others = {"distractors": distractors, "training": training if needs_training(names) else None}
     for name, source in others.items():
         if source is not None:
@@ -64,12 +66,15 @@ def evaluate_copydays_run(
     candidate_count(k, copydays.DEFAULT_K, originals + n_distractors)
 
     out = pathlib.Path(out)
-    with described_sets(model, images, out, batch_size, on_progress) as (described, left_out):
+    with embedded_sets(model, images, out, batch_size, on_progress, keep=keep_descriptors) as (
+        embedded,
+        left_out,
+    ):
         unreadable = [each.id for each in left_out["copydays"]]
         rows, predictions = copydays.evaluate_copydays(
-            described["copydays"],
-            described.get("distractors"),
-            described.get("training"),
+            embedded["copydays"],
+            embedded.get("distractors"),
+            embedded.get("training"),
             codecs=names,
             k=k,
             backend=backend,
@@ -79,20 +84,20 @@ def evaluate_copydays_run(
         _write_record(
             out,
             rows,
-            described["copydays"],
-            described.get("distractors"),
+            embedded["copydays"],
+            embedded.get("distractors"),
             unreadable,
             measured_on=data,
             image_size=model.image_size,
             short_edge=model.short_edge,
-            pictures={"copydays": data}
+            images={"copydays": data}
             | ({} if distractors is None else {"distractors": images["distractors"].source}),
         )
     return rows, [each for some in left_out.values() for each in some]
 
 
 def evaluate_copydays_files(
-    pictures: str | os.PathLike,
+    images: str | os.PathLike,
     out: str | os.PathLike,
     *,
     distractors: str | os.PathLike | None = None,
@@ -104,7 +109,7 @@ def evaluate_copydays_files(
     """Evaluates descriptor files of Copydays.
 
     Args:
-        pictures: a file of originals and copies, whose ids tell their part: "strong/200001", "jpegqual/3/200000".
+        images: a file of originals and copies, whose ids tell their part: "strong/200001", "jpegqual/3/200000".
         out: folder for `copydays_metrics.csv`, `metrics.json`, `copydays_blocks.csv`, `predictions.csv` and what a
             report is made of.
         distractors: a descriptor file.
@@ -120,7 +125,7 @@ def evaluate_copydays_files(
         UserError: anything wrong with the files or names.
     """
     names = codec_names(codecs, [None], training is not None, k=k, backend=backend)
-    read = read_sets({"query": pictures, "distractor": distractors, "training": training})
+    read = read_sets({"query": images, "distractor": distractors, "training": training})
     rows, predictions = copydays.evaluate_copydays(
         read["query"],
         read.get("distractor"),
@@ -130,7 +135,7 @@ def evaluate_copydays_files(
         backend=backend,
     )
     copydays.write_copydays_results(out, rows, predictions)
-    _write_record(out, rows, read["query"], read.get("distractor"), measured_on=pictures)
+    _write_record(out, rows, read["query"], read.get("distractor"), measured_on=images)
     return rows
 
 

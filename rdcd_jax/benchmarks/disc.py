@@ -82,15 +82,15 @@ def evaluate_disc(
     Args:
         queries: the queries' descriptors, those of distractors included.
         references: the references' descriptors.
-        training: descriptors of unrelated pictures; needed by whitening and score normalisation.
+        training: descriptors of unrelated images; needed by whitening and score normalisation.
         ground_truth: the true pairs.
         codecs: such as "Flat" or "PCAW128,L2norm,Flat".
         score_norms: such as "1.0[0,2]", or None for none.
         k: candidates a query; 10 for None, or all references where there are fewer.
         global_candidates: take the k * N best pairs of all N queries instead of k of each.
         backend: one of `backends.EXACT_BACKENDS`.
-        unreadable: ids of pictures that the ground truth may name although they could not be
-            described; their pairs count as missed.
+        unreadable: ids of images that the ground truth may name although they could not be
+            embedded; their pairs count as missed.
 
     Returns:
         One row for each codec and normalisation, codec by codec, and the predictions behind the
@@ -98,7 +98,7 @@ def evaluate_disc(
 
     Raises:
         UserError: unknown names, sets that cannot be compared, a ground truth that names other
-            pictures, no training descriptors where they are needed, an approximate backend, k above
+            images, no training descriptors where they are needed, an approximate backend, k above
             the number of references.
 
     Source: DISC2021 by way of SSCD's evaluation, by inner product throughout. NDEC's is the same.

@@ -6,6 +6,7 @@ import pathlib
 from rdcd_jax.benchmarks import disc
 from rdcd_jax.benchmarks.calibrating import write_calibration
 from rdcd_jax.benchmarks.ground_truth import (
+    DiscLayout,
     find_disc_layout,
     find_ndec_layout,
     read_ground_truth,
@@ -16,8 +17,8 @@ from rdcd_jax.benchmarks.settings import candidate_count, codec_names, needs_tra
 from rdcd_jax.embedding.descriptors import (
     read_sets,
 )
-from rdcd_jax.embedding.service import Progress, described_sets
-from rdcd_jax.embedding.stream import DescribingModel, Unreadable
+from rdcd_jax.embedding.service import Progress, embedded_sets
+from rdcd_jax.embedding.stream import EmbeddingModel, Unreadable
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.search.score_norm import DEFAULT, parse_score_norms
 
@@ -27,13 +28,13 @@ DEFAULT_SCORE_NORMS = {True: f"None;{DEFAULT}", False: "None"}
 
 # The benchmarks that are evaluated as DISC2021 is.
 LAYOUTS = {"disc": find_disc_layout, "ndec": find_ndec_layout}
-# Side of the pictures where a benchmark's own differs from the model's.
+# Side of the images where a benchmark's own differs from the model's.
 IMAGE_SIZES = {"ndec": 224}
 
 
 def evaluate_disc_run(
-    model: DescribingModel,
-    data: str | os.PathLike,
+    model: EmbeddingModel,
+    data: str | os.PathLike | DiscLayout,
     out: str | os.PathLike,
     *,
     benchmark: str = "disc",
@@ -44,37 +45,40 @@ def evaluate_disc_run(
     global_candidates: bool = False,
     backend: str = "jax",
     batch_size: int = 32,
+    keep_descriptors: bool = True,
     on_progress: Progress | None = None,
 ) -> tuple[list[disc.DiscRow], disc.Predictions, list[Unreadable]]:
-    """Describes the pictures of a DISC-shaped folder, or of NDEC's, and evaluates them.
+    """Embeds the images of a DISC-shaped folder, or of NDEC's, and evaluates them.
 
     Args:
-        model: the model, at the size that the pictures are to have.
-        data: the folder, see `find_disc_layout` and `find_ndec_layout`.
+        model: the model, at the size that the images are to have.
+        data: the folder, see `find_disc_layout` and `find_ndec_layout`; or its parts, any sources of images.
         out: folder for `disc_metrics.csv` (or `ndec_`), `metrics.json`, `predictions.csv` (of the last row),
             `calibration.json` (where some matches are right and some wrong: what a score of the descriptors as they are
             means, and one that the model's background normalised), `descriptors/*.npz`, what a report is made of (see
-            `write_record`), and `unreadable.txt` where pictures were left out.
+            `write_record`), and `unreadable.txt` where images were left out.
         benchmark: "disc" or "ndec".
-        training: a source of training pictures in place of the folder's own.
+        training: a source of training images in place of the folder's own.
         codecs: codecs separated by `;`.
         score_norm: normalisations separated by `;`; by default "None;1.0[0,2]", or "None" where
-            there is no training set. Training pictures are described only if something needs them.
+            there is no training set. Training images are embedded only if something needs them.
         k: candidates a query; 10 for None, or all references where there are fewer.
         global_candidates: k * N best pairs of all instead of k of each query.
         backend: an exact search backend.
-        batch_size: pictures at a time.
-        on_progress: told "queries", "references" or "training", pictures done and in all.
+        batch_size: images at a time.
+        keep_descriptors: keeps them in `descriptors/`, so that other codecs need not embed everything again.
+        on_progress: called with "queries", "references" or "training", images done and in all.
 
     Returns:
-        The table, the predictions behind its last row, and the pictures left out (their pairs count
+        The table, the predictions behind its last row, and the images left out (their pairs count
         as missed).
 
     Raises:
-        UserError: anything wrong with the folder, names or files; before any picture is described
+        UserError: anything wrong with the folder, names or files; before any image is embedded
             where that can be known.
     """
-    layout = LAYOUTS[benchmark](data)
+    layout = data if isinstance(data, DiscLayout) else LAYOUTS[benchmark](data)
+    measured_on = layout.ground_truth if data is layout else data
     training = layout.training if training is None else training
     settings = _settings(codecs, score_norm, training is not None, k=k, backend=backend)
     sources = {"queries": layout.queries, "references": layout.references}
@@ -86,12 +90,15 @@ def evaluate_disc_run(
     require_known_ids(truth, images["queries"].ids, images["references"].ids)
 
     out = pathlib.Path(out)
-    with described_sets(model, images, out, batch_size, on_progress) as (described, left_out):
+    with embedded_sets(model, images, out, batch_size, on_progress, keep=keep_descriptors) as (
+        embedded,
+        left_out,
+    ):
         unreadable = [each for some in left_out.values() for each in some]
         rows, predictions = disc.evaluate_disc(
-            described["queries"],
-            described["references"],
-            described.get("training"),
+            embedded["queries"],
+            embedded["references"],
+            embedded.get("training"),
             truth,
             global_candidates=global_candidates,
             unreadable=[each.id for each in unreadable],
@@ -99,18 +106,18 @@ def evaluate_disc_run(
         )
         disc.write_disc_results(out, rows, predictions, benchmark=benchmark)
         background = getattr(model, "background", None)
-        sets = described["queries"], described["references"]
-        write_calibration(out, *sets, truth, data, background)
+        sets = embedded["queries"], embedded["references"]
+        write_calibration(out, *sets, truth, measured_on, background)
         write_record(
             out,
             rows,
             truth,
-            described["references"],
-            queries=len(described["queries"]),
-            measured_on=data,
+            embedded["references"],
+            queries=len(embedded["queries"]),
+            measured_on=measured_on,
             image_size=model.image_size,
             short_edge=model.short_edge,
-            pictures={name: images[name].source for name in ("queries", "references")},
+            images={name: images[name].source for name in ("queries", "references")},
         )
     return rows, predictions, unreadable
 
@@ -138,7 +145,7 @@ def evaluate_disc_files(
         out: folder for `disc_metrics.csv` (or `ndec_`), `metrics.json`, `predictions.csv` (of the last row),
             `calibration.json` and what a report is made of.
         benchmark: as in `evaluate_disc_run`.
-        training: a descriptor file of unrelated pictures.
+        training: a descriptor file of unrelated images.
         codecs: as in `evaluate_disc_run`.
         score_norm: as in `evaluate_disc_run`.
         k: as in `evaluate_disc_run`.

@@ -47,9 +47,9 @@ class DiscLayout:
     """The parts of a benchmark folder.
 
     Attributes:
-        queries: folder of query pictures.
-        references: folder of reference pictures.
-        training: folder of unrelated training pictures; None where there is none.
+        queries: folder of query images.
+        references: folder of reference images.
+        training: folder of unrelated training images; None where there is none.
         ground_truth: CSV file.
     """
 
@@ -105,7 +105,7 @@ def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
 
 
 def read_edits(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
-    """Reads what was done to each query, where it is told beside a ground truth.
+    """Reads what was done to each query, where it is reported beside a ground truth.
 
     Args:
         path: the ground truth's. `PATH.edits` has lines of a query, its reference and its edits, separated by tabs;
@@ -174,7 +174,7 @@ def find_disc_layout(root: str | os.PathLike) -> DiscLayout:
     """Finds the parts of a DISC-shaped folder by the names in use.
 
     Args:
-        root: a folder with the picture folders in it or in its `images` folder, and the
+        root: a folder with the image folders in it or in its `images` folder, and the
             ground-truth CSV.
 
     Returns:
@@ -193,7 +193,7 @@ def find_disc_layout(root: str | os.PathLike) -> DiscLayout:
 
 
 def find_ndec_layout(root: str | os.PathLike) -> DiscLayout:
-    """Finds the parts of an NDEC folder, in which references and training pictures are DISC2021's.
+    """Finds the parts of an NDEC folder, in which references and training images are DISC2021's.
 
     Args:
         root: as in `find_disc_layout`. NDEC's own names are preferred to DISC2021's.
@@ -245,8 +245,8 @@ def find_part(
     Raises:
         UserError: a required part that is missing, or several that could be meant.
     """
-    places = [folder / name for folder in (root, root / "images") for name in names]
-    found = [p for p in places if (p.is_file() if p.suffix == ".csv" else p.is_dir())]
+    positions = [folder / name for folder in (root, root / "images") for name in names]
+    found = [p for p in positions if (p.is_file() if p.suffix == ".csv" else p.is_dir())]
     if len(found) > 1:
         raise UserError(
             f"{root}: more than one {what}: {', '.join(str(p.relative_to(root)) for p in found)}; "

@@ -123,7 +123,7 @@ def trapezoid_average_precision(ranks: Sequence[int], n_positive: int) -> float:
     """Returns the average precision of one query, the area in trapezoids below its precision-recall curve.
 
     Args:
-        ranks: zero-based places of the positives among what was found, all different, in any order.
+        ranks: zero-based positions of the positives among what was found, all different, in any order.
         n_positive: positives there are; those that were not found count as missed.
 
     Returns:
@@ -214,8 +214,8 @@ def _true_ranks(
     rank[by_query] = tie_end - query_start - 1
 
     by_pair = np.argsort(pairs)
-    place = np.searchsorted(pairs, true_pairs, sorter=by_pair)
-    candidate = by_pair[np.minimum(place, len(pairs) - 1)]
+    position = np.searchsorted(pairs, true_pairs, sorter=by_pair)
+    candidate = by_pair[np.minimum(position, len(pairs) - 1)]
     predicted = pairs[candidate] == true_pairs
     ranks[predicted] = rank[candidate[predicted]]
     return ranks

@@ -50,11 +50,11 @@ class Record:
 
     Attributes:
         model: what its descriptors are called by; empty where a foreign file did not tell.
-        numbers: in a descriptor.
-        image_size: side of the pictures described; None where the evaluation was of descriptor files.
-        short_edge: whether it is the short side's of pictures that kept their aspect.
+        dim: D, of a descriptor.
+        image_size: side of the images embedded; None where the evaluation was of descriptor files.
+        short_edge: whether it is the short side's of images that kept their aspect.
         measured_on: name of the data.
-        pictures: sources of the `queries` and `references`, or of `copydays` and its `distractors`; empty where the
+        images: sources of the `queries` and `references`, or of `copydays` and its `distractors`; empty where the
             evaluation was of descriptor files.
         queries: how many.
         references: how many.
@@ -65,11 +65,11 @@ class Record:
     """
 
     model: str
-    numbers: int
+    dim: int
     image_size: int | None
     short_edge: bool
     measured_on: str
-    pictures: Mapping[str, str]
+    images: Mapping[str, str]
     queries: int
     references: int
     rows: tuple[Row, ...]
@@ -88,7 +88,7 @@ def write_record(
     measured_on: str | os.PathLike,
     image_size: int | None = None,
     short_edge: bool = False,
-    pictures: Mapping[str, str | os.PathLike] | None = None,
+    images: Mapping[str, str | os.PathLike] | None = None,
 ) -> None:
     """Writes `pairs.csv` (true pairs with their edits), `curves.csv`, and last `evaluation.json`.
 
@@ -99,9 +99,9 @@ def write_record(
         references: the references' descriptors as the model gives them.
         queries: how many there are.
         measured_on: the data's folder or ground truth.
-        image_size: side of the pictures that were described.
-        short_edge: whether it is the short side's of pictures that kept their aspect.
-        pictures: as in `Record`; None where descriptor files were evaluated.
+        image_size: side of the images that were embedded.
+        short_edge: whether it is the short side's of images that kept their aspect.
+        images: as in `Record`; None where descriptor files were evaluated.
     """
     folder = pathlib.Path(folder)
     edits = {query: "+".join(made) for query, made in truth.edits.items()}
@@ -123,7 +123,7 @@ def write_record(
             "image_size": image_size,
             "short_edge": short_edge,
             "measured_on": pathlib.Path(os.path.abspath(measured_on)).name,
-            "pictures": {name: _absolute(source) for name, source in (pictures or {}).items()},
+            "pictures": {name: _absolute(source) for name, source in (images or {}).items()},
             "queries": queries,
             "references": len(references),
             "rows": [
@@ -160,18 +160,18 @@ def read_record(folder: str | os.PathLike) -> Record:
             " version (descriptors that are there already can be given as files)."
         )
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if int(told["format"]) > FORMAT:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if int(stored["format"]) > FORMAT:
             raise UserError(
                 f"{path}: was written by a newer version of rdcd_jax; install that one."
             )
         for name in (PAIRS, CURVES, PREDICTIONS):
-            if file_sha256(folder / name) != told["sha256"][name]:
+            if file_sha256(folder / name) != stored["sha256"][name]:
                 raise UserError(
                     f"{folder / name}: is not the file that {RECORD} was written with (it was changed, or an"
                     " evaluation cut short); evaluate again."
                 )
-        return _record(folder, told)
+        return _record(folder, stored)
     except UserError:
         raise
     except (
@@ -194,9 +194,10 @@ def curve(row: DiscRow | CopydaysRow) -> np.ndarray:
     figures = row.metrics
     found = np.flatnonzero(np.diff(figures.recalls, prepend=0.0) > 0)
     kept = np.unique(np.linspace(0, len(found) - 1, min(_POINTS, len(found))).round().astype(int))
-    places = found[kept]
+    positions = found[kept]
     return np.stack(
-        [figures.thresholds[places], figures.precisions[places], figures.recalls[places]], axis=1
+        [figures.thresholds[positions], figures.precisions[positions], figures.recalls[positions]],
+        axis=1,
     )
 
 
@@ -217,21 +218,21 @@ def _figures(row: DiscRow | CopydaysRow) -> dict[str, float | None]:
         found.recall_at_p90,
         found.threshold_at_p90,
     )
-    told = dict(zip(FIGURES, values, strict=True))
+    stored = dict(zip(FIGURES, values, strict=True))
     # Copydays' own average precision is of trapezoids.
     return (
-        told | {"uAP": row.overall, STRONG_MAP: row.strong}
+        stored | {"uAP": row.overall, STRONG_MAP: row.strong}
         if isinstance(row, CopydaysRow)
-        else told
+        else stored
     )
 
 
-def _record(folder: pathlib.Path, told: dict) -> Record:
+def _record(folder: pathlib.Path, stored: dict) -> Record:
     curves: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     for codec, norm, *point in _read_csv(folder / CURVES):
         curves.setdefault((codec, norm), []).append(tuple(map(float, point)))
     rows = []
-    for row in told["rows"]:
+    for row in stored["rows"]:
         codec, norm = str(row["codec"]), str(row["score_norm"])
         known = {name: row[name] for name in FIGURES} | {STRONG_MAP: row.get(STRONG_MAP)}
         figures = {name: None if x is None else float(x) for name, x in known.items()}
@@ -248,18 +249,18 @@ def _record(folder: pathlib.Path, told: dict) -> Record:
     )
     columns = list(zip(*_read_csv(folder / PREDICTIONS), strict=True)) or [(), (), ()]
     queries, references = (np.asarray(ids, np.str_) for ids in columns[:2])
-    size = told["image_size"]
+    size = stored["image_size"]
     return Record(
-        model=str(told["model"]),
-        numbers=int(told["numbers"]),
+        model=str(stored["model"]),
+        dim=int(stored["numbers"]),
         image_size=None if size is None else int(size),
-        short_edge=bool(told["short_edge"]),
-        measured_on=str(told["measured_on"]),
-        pictures={str(name): str(source) for name, source in told["pictures"].items()},
-        queries=int(told["queries"]),
-        references=int(told["references"]),
+        short_edge=bool(stored["short_edge"]),
+        measured_on=str(stored["measured_on"]),
+        images={str(name): str(source) for name, source in stored["pictures"].items()},
+        queries=int(stored["queries"]),
+        references=int(stored["references"]),
         rows=tuple(rows),
-        singular_values=np.asarray(told["singular_values"], np.float64),
+        singular_values=np.asarray(stored["singular_values"], np.float64),
         truth=truth,
         predictions=Predictions(queries, references, np.asarray(columns[2], np.float32)),
     )

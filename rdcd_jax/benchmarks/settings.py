@@ -49,14 +49,14 @@ def candidate_count(k: int | None, default: int, n_database: int) -> int:
     Args:
         k: as asked for; None for the protocol's own number, or all where there are fewer.
         default: the protocol's own number.
-        n_database: pictures to choose from.
+        n_database: images to choose from.
 
     Raises:
         UserError: more are asked for than there are.
     """
     if k is not None and k > n_database:
         raise UserError(
-            f"k is {k}, but queries are compared with {n_database} pictures only; choose k from 1 to {n_database}."
+            f"k is {k}, but queries are compared with {n_database} images only; choose k from 1 to {n_database}."
         )
     return min(default, n_database) if k is None else k
 

@@ -1,9 +1,9 @@
-"""`rdcd-jax data ACTION`: prepares and inspects sets of pictures."""
+"""`rdcd-jax data ACTION`: prepares and inspects sets of images."""
 
 import os
 import pathlib
 
-from rdcd_jax.cli.options import add_ids_option, positive, reported, tell_unreadable, verb
+from rdcd_jax.cli.options import add_ids_option, positive, report_unreadable, reported, verb
 
 SOURCE = "a folder, a text file of paths, a .zip or .tar, packed shards, or tfds:NAME/SPLIT"
 
@@ -13,7 +13,7 @@ def add_data(verbs) -> None:
     parser = verb(
         verbs,
         "data",
-        "Prepare and inspect sets of pictures.",
+        "Prepare and inspect sets of images.",
         "rdcd-jax data check FOLDER",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -37,7 +37,7 @@ def _add_pack(actions) -> None:
     parser = verb(
         actions,
         "pack",
-        "Pack pictures into shards of records, or go on with it where it was ended.",
+        "Pack images into shards of records, or go on with it where it was ended.",
         "rdcd-jax data pack FOLDER packed --short-side=320",
         _pack,
     )
@@ -47,14 +47,14 @@ def _add_pack(actions) -> None:
         "--short-side",
         type=positive,
         metavar="N",
-        help="reduce larger pictures to this short side in pixels, and store JPEGs; files are stored unchanged without",
+        help="reduce larger images to this short side in pixels, and store JPEGs; files are stored unchanged without",
     )
     parser.add_argument(
         "--quality", type=positive, metavar="Q", help="of these JPEGs, 1 to 100 (95)"
     )
     split = parser.add_mutually_exclusive_group()
     split.add_argument("--shards", type=positive, metavar="N", help="how many to make")
-    split.add_argument("--shard-size", type=positive, metavar="N", help="pictures in one (2048)")
+    split.add_argument("--shard-size", type=positive, metavar="N", help="images in one (2048)")
     _add_workers(parser)
     add_ids_option(parser)
 
@@ -74,8 +74,8 @@ def _pack(options, rest) -> None:
             workers=options.workers,
             on_progress=lambda done, total: report("Packing", done, total),
         )
-    tell_unreadable(len(packed.unreadable), options.out / UNREADABLE)
-    print(f"{options.out} holds {packed.pictures} pictures; shards: {packed.shards}.")
+    report_unreadable(len(packed.unreadable), options.out / UNREADABLE)
+    print(f"{options.out} holds {packed.images} images; shards: {packed.shards}.")
 
 
 def _add_prepare(actions) -> None:
@@ -116,18 +116,18 @@ def _prepare(options, rest) -> None:
             beam_options=options.beam_options,
             on_progress=report,
         )
-    what = ", ".join(f"{split} {count}" for split, count in prepared.pictures.items())
+    what = ", ".join(f"{split} {count}" for split, count in prepared.images.items())
     how = "was there already" if prepared.was_there else "is prepared"
-    print(f"{prepared.name} {how} in {prepared.folder}; pictures: {what}.")
+    print(f"{prepared.name} {how} in {prepared.folder}; images: {what}.")
     where = "" if options.data_dir is None else f", with TFDS_DATA_DIR={options.data_dir}"
-    print(f"Give it as tfds:{prepared.name}/{next(iter(prepared.pictures))}{where}.")
+    print(f"Give it as tfds:{prepared.name}/{next(iter(prepared.images))}{where}.")
 
 
 def _add_check(actions) -> None:
     parser = verb(
         actions,
         "check",
-        "Read every picture and report sizes, duplicates, what is unreadable, and what other sets hold too.",
+        "Read every image and report sizes, duplicates, what is unreadable, and what other sets hold too.",
         "rdcd-jax data check TRAINING --against=QUERIES --against=REFERENCES --out=report.json",
         _check,
     )
@@ -165,7 +165,7 @@ def _add_preview(actions) -> None:
     parser = verb(
         actions,
         "preview",
-        "Draw a sheet of pictures, views that a policy makes of them, and what was done to each.",
+        "Draw a sheet of images, views that a policy makes of them, and what was done to each.",
         "rdcd-jax data preview FOLDER --policy=ADVANCED --out=sheet.png",
         _preview,
     )
@@ -179,7 +179,7 @@ def _add_preview(actions) -> None:
     parser.add_argument(
         "--image-size", type=positive, default=224, metavar="S", help="side of a view (224)"
     )
-    parser.add_argument("--rows", type=positive, default=8, metavar="N", help="pictures (8)")
+    parser.add_argument("--rows", type=positive, default=8, metavar="N", help="images (8)")
     parser.add_argument("--views", type=positive, default=5, metavar="N", help="of each (5)")
     parser.add_argument("--seed", type=int, default=0, help="decides the views (0)")
     add_ids_option(parser)

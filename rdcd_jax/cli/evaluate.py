@@ -7,8 +7,8 @@ from rdcd_jax.cli.data import SOURCE
 from rdcd_jax.cli.options import (
     add_embedding_options,
     chosen_model,
+    report_unreadable,
     reported,
-    tell_unreadable,
     verb,
 )
 
@@ -53,12 +53,12 @@ def add_evaluate(verbs) -> None:
     parser.add_argument(
         "--training",
         metavar="SOURCE",
-        help="unrelated pictures that whitening and score normalisation are fitted on; descriptors with --queries",
+        help="unrelated images that whitening and score normalisation are fitted on; descriptors with --queries",
     )
     parser.add_argument(
         "--distractors",
         metavar="SOURCE",
-        help="of copydays: pictures beside the originals, 10,000 for CD10K; descriptors with --queries",
+        help="of copydays: images beside the originals, 10,000 for CD10K; descriptors with --queries",
     )
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder for the results")
     parser.add_argument(
@@ -77,7 +77,9 @@ def add_evaluate(verbs) -> None:
         "--backend", default="jax", help="exact search by jax, scann or numpy (the same answers)"
     )
     add_embedding_options(parser)
-    parser.epilog += f"\n\nSOURCE is {SOURCE}.\nNDEC's pictures are described at 224 pixels unless a size is given."
+    parser.epilog += (
+        f"\n\nSOURCE is {SOURCE}.\nNDEC's images are embedded at 224 pixels unless a size is given."
+    )
 
 
 def _evaluate(options, rest) -> None:
@@ -104,7 +106,7 @@ def _evaluate(options, rest) -> None:
     evaluated(options, "model" in given, shared)
 
 
-def _disc(options, pictures: bool, shared: dict) -> None:
+def _disc(options, images: bool, shared: dict) -> None:
     from rdcd_jax.benchmarks import disc_runs
 
     shared |= {
@@ -112,9 +114,9 @@ def _disc(options, pictures: bool, shared: dict) -> None:
         "score_norm": options.score_norm,
         "global_candidates": options.global_candidates,
     }
-    if pictures:
-        rows, _, unreadable = _from_pictures(options, disc_runs.evaluate_disc_run, shared)
-        tell_unreadable(len(unreadable), options.out / "unreadable.txt")
+    if images:
+        rows, _, unreadable = _from_images(options, disc_runs.evaluate_disc_run, shared)
+        report_unreadable(len(unreadable), options.out / "unreadable.txt")
     else:
         rows, _ = disc_runs.evaluate_disc_files(
             options.queries, options.references, options.ground_truth, options.out, **shared
@@ -122,20 +124,20 @@ def _disc(options, pictures: bool, shared: dict) -> None:
     print_rows(rows)
 
 
-def _copydays(options, pictures: bool, shared: dict) -> None:
+def _copydays(options, images: bool, shared: dict) -> None:
     from rdcd_jax.benchmarks import copydays_runs
 
     shared |= {"distractors": options.distractors}
-    if pictures:
-        rows, unreadable = _from_pictures(options, copydays_runs.evaluate_copydays_run, shared)
-        tell_unreadable(len(unreadable), options.out / "unreadable.txt")
+    if images:
+        rows, unreadable = _from_images(options, copydays_runs.evaluate_copydays_run, shared)
+        report_unreadable(len(unreadable), options.out / "unreadable.txt")
     else:
         rows = copydays_runs.evaluate_copydays_files(options.queries, options.out, **shared)
     print_copydays_rows(rows)
     print(f"Every kind of attack by itself: {options.out / 'copydays_blocks.csv'}")
 
 
-def _from_pictures(options, evaluated, shared: dict):
+def _from_images(options, evaluated, shared: dict):
     from rdcd_jax.benchmarks.disc_runs import IMAGE_SIZES
 
     model = chosen_model(options, IMAGE_SIZES.get(options.protocol))
@@ -173,7 +175,7 @@ def print_copydays_rows(rows) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rdcd_jax.benchmarks.copydays import BLOCKS, PICTURES
+    from rdcd_jax.benchmarks.copydays import BLOCKS, IMAGES
 
     table = Table("codec", "strong mAP", "overall µAP")
     for row in rows:
@@ -181,10 +183,10 @@ def print_copydays_rows(rows) -> None:
         table.add_row(codec, *(f"{100 * value:.1f}" for value in values))
     Console(width=100 if not sys.stdout.isatty() else None).print(table)
     blocks = rows[0].blocks
-    pictures = sum(block.pictures for block in blocks)
-    if (pictures, len(blocks)) != (PICTURES, BLOCKS):
+    images = sum(block.images for block in blocks)
+    if (images, len(blocks)) != (IMAGES, BLOCKS):
         print(
-            f"These are {pictures} pictures in {len(blocks)} parts and Copydays has {PICTURES} in {BLOCKS}: "
+            f"These are {images} images in {len(blocks)} parts and Copydays has {IMAGES} in {BLOCKS}: "
             "not to be compared with published figures.",
             file=sys.stderr,
         )

@@ -18,7 +18,7 @@ def add_index(verbs) -> None:
     parser = verb(
         verbs,
         "index",
-        "Make, grow and inspect a persistent index of pictures.",
+        "Make, grow and inspect a persistent index of images.",
         "rdcd-jax index build FOLDER --model=rdcd-effb0-128 --out=my.index",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -34,7 +34,7 @@ def _add_build(actions) -> None:
     parser = verb(
         actions,
         "build",
-        "Describe pictures and make an index of them, or go on with it where it was ended.",
+        "Embed images and make an index of them, or go on with it where it was ended.",
         "rdcd-jax index build FOLDER --model=rdcd-effb0-128 --out=my.index --dtype=int8",
         _build,
     )
@@ -81,14 +81,14 @@ def _build(options, rest) -> None:
             normalised=options.score_norm == "auto",
             on_progress=lambda done, total: report("Describing", done, total),
         )
-    _tell(options.out, len(index), added, len(images), unreadable)
+    _report(options.out, len(index), added, len(images), unreadable)
 
 
 def _add_add(actions) -> None:
     parser = verb(
         actions,
         "add",
-        "Add pictures to an index; ids that it has already are passed over (--ids=path where folders repeat names).",
+        "Add images to an index; ids that it has already are passed over (--ids=path where folders repeat names).",
         "rdcd-jax index add my.index FOLDER",
         _add,
     )
@@ -106,27 +106,27 @@ def _add(options, rest) -> None:
         added, unreadable = index.add(
             images, on_progress=lambda done, total: report("Describing", done, total)
         )
-    _tell(options.index, len(index), added, len(images), unreadable)
+    _report(options.index, len(index), added, len(images), unreadable)
 
 
-def _tell(folder, total: int, added: int, given: int, unreadable) -> None:
+def _report(folder, total: int, added: int, given: int, unreadable) -> None:
     for each in unreadable:
         print(f"left out: {one_line(each.reason)}", file=sys.stderr)
     there = given - added - len(unreadable)
-    print(f"{folder} holds {total} pictures: {added} added, {there} ids were there already.")
+    print(f"{folder} holds {total} images: {added} added, {there} ids were there already.")
 
 
 def _add_remove(actions) -> None:
     parser = verb(
         actions,
         "remove",
-        "Remove pictures from an index.",
+        "Remove images from an index.",
         "rdcd-jax index remove my.index holiday_0017 holiday_0018",
         _remove,
     )
     parser.add_argument("index", type=pathlib.Path)
     parser.add_argument(
-        "ids", nargs="+", metavar="ID", help="a picture's id, or @FILE (UTF-8) of one a line"
+        "ids", nargs="+", metavar="ID", help="an image's id, or @FILE (UTF-8) of one a line"
     )
 
 
@@ -140,7 +140,7 @@ def _remove(options, rest) -> None:
     removed = index.remove(wanted)
     if removed < len(set(wanted)):
         print(f"{len(set(wanted)) - removed} of the ids were not there.", file=sys.stderr)
-    print(f"{options.index} holds {len(index)} pictures: {removed} removed.")
+    print(f"{options.index} holds {len(index)} images: {removed} removed.")
 
 
 def _add_info(actions) -> None:
@@ -154,12 +154,12 @@ def _info(options, rest) -> None:
 
     index = Index(options.index)
     found = index.manifest
-    print(f"{options.index}: {len(index)} pictures, {index_bytes(options.index) / 1e6:.1f} MB")
-    print(f"model {found.model}, pictures of {found.image_size} pixels")
-    print(f"descriptors of {found.dim} numbers in {found.dtype}")
+    print(f"{options.index}: {len(index)} images, {index_bytes(options.index) / 1e6:.1f} MB")
+    print(f"model {found.model}, images of {found.image_size} pixels")
+    print(f"descriptors of {found.dim} dimensions in {found.dtype}")
     scoring = index.scoring()
     if scoring.background is not None:
-        print(f"scores normalised by a background of {len(scoring.background)} pictures")
+        print(f"scores normalised by a background of {len(scoring.background)} images")
     if scoring.calibration is None:
         print("no calibration")
         return
@@ -173,16 +173,16 @@ def _add_search(verbs) -> None:
     parser = verb(
         verbs,
         "search",
-        "Find the pictures of an index that queries are copies of.",
+        "Find the images of an index that queries are copies of.",
         "rdcd-jax search --index=my.index SUSPECTS --out=matches.csv",
         _search,
     )
     parser.add_argument("--index", required=True, type=pathlib.Path, help="made by index build")
     parser.add_argument(
-        "pictures", nargs="*", help=f"the queries: pictures, folders, or one {SOURCE}"
+        "pictures", nargs="*", help=f"the queries: images, folders, or one {SOURCE}"
     )
     parser.add_argument("--images", help="the same, one alone")
-    parser.add_argument("--k", type=positive, default=10, help="pictures for each query (10)")
+    parser.add_argument("--k", type=positive, default=10, help="images for each query (10)")
     parser.add_argument(
         "--threshold", type=float, help="least score; the model's at 90%% precision without"
     )
@@ -201,11 +201,11 @@ def _search(options, rest) -> None:
     from rdcd_jax.images.sources import find_all
     from rdcd_jax.index import Index
 
-    if bool(options.pictures) == (options.images is not None):
-        raise UserError("Name what to look for once: pictures, folders, or --images=SOURCE.")
+    if bool(options.images) == (options.images is not None):
+        raise UserError("Name what to look for once: images, folders, or --images=SOURCE.")
     if options.out is not None:
         _require_table(options.out)
-    images = find_all(options.pictures or [options.images], ids=options.ids)
+    images = find_all(options.images or [options.images], ids=options.ids)
     index = Index(options.index)
     with reported() as report:
         matches, unreadable = index.search(
@@ -222,7 +222,7 @@ def _search(options, rest) -> None:
         _write_table(options.out, matches)
     _print_matches(matches)
     found = len({match.query for match in matches})
-    print(f"{found} of {len(images)} queries resemble a picture of the index.")
+    print(f"{found} of {len(images)} queries resemble an image of the index.")
 
 
 def _require_table(path: pathlib.Path) -> None:
@@ -247,7 +247,7 @@ def _print_matches(matches) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("query", "picture of the index", "score", "probability", "variant")
+    table = Table("query", "image of the index", "score", "probability", "variant")
     for match in matches[:_SHOWN]:
         probability = "-" if match.probability is None else f"{100 * match.probability:.0f} %"
         # As text, since brackets would be taken for markup.
@@ -262,7 +262,7 @@ def _add_duplicates(verbs) -> None:
     parser = verb(
         verbs,
         "duplicates",
-        "Group the pictures of one set that are copies of each other.",
+        "Group the images of one set that are copies of each other.",
         "rdcd-jax duplicates FOLDER --model=rdcd-effb0-128 --out=groups.json",
         _duplicates,
     )
@@ -299,5 +299,5 @@ def _duplicates(options, rest) -> None:
         print(f"{group.score:.3f}  " + "  ".join(one_line(name) for name in group.ids))
     if len(groups) > _SHOWN:
         print(f"... and {len(groups) - _SHOWN} more; --out=FILE gets them all.")
-    pictures = sum(len(group.ids) for group in groups)
-    print(f"{len(groups)} groups of copies, {pictures} of {len(images)} pictures in all.")
+    grouped = sum(len(group.ids) for group in groups)
+    print(f"{len(groups)} groups of copies, {grouped} of {len(images)} images in all.")

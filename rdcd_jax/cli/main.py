@@ -13,8 +13,8 @@ from rdcd_jax.cli.options import (
     add_embedding_options,
     add_ids_option,
     chosen_model,
+    report_unreadable,
     reported,
-    tell_unreadable,
     verb,
 )
 from rdcd_jax.cli.report import add_report
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: the arguments; the process's own for None.
 
     Returns:
-        0 for success, 1 for a failure told in one sentence on stderr; a usage error exits with 2.
+        0 for success, 1 for a failure reported in one sentence on stderr; a usage error exits with 2.
     """
     parser = make_parser()
     options, rest = parser.parse_known_args(argv)
@@ -83,7 +83,7 @@ def _add_demo(verbs) -> None:
     parser = verb(
         verbs,
         "demo",
-        "Distil a student from the teacher on the bundled pictures, and find edited copies with it.",
+        "Distil a student from the teacher on the bundled images, and find edited copies with it.",
         "rdcd-jax demo --out=demo-out",
         _demo,
     )
@@ -135,7 +135,7 @@ def _add_embed(verbs) -> None:
     parser = verb(
         verbs,
         "embed",
-        "Describe pictures and write their descriptors, or go on where the same command was ended.",
+        "Embed images and write their descriptors, or go on where the same command was ended.",
         "rdcd-jax embed --model=runs/first/export --images=FOLDER --out=descriptors.npz",
         _embed,
     )
@@ -177,10 +177,10 @@ def _embed(options, rest) -> None:
             on_progress=report,
         )
     if found is None:
-        print(f"This process's pictures are described; the last one to end writes {options.out}.")
+        print(f"This process's images are embedded; the last one to end writes {options.out}.")
         return
-    tell_unreadable(len(found.unreadable), f"{options.out}.unreadable.txt")
-    print(f"{found.count} descriptors of {found.dim} numbers in {options.out}.")
+    report_unreadable(len(found.unreadable), f"{options.out}.unreadable.txt")
+    print(f"{found.count} descriptors of {found.dim} dimensions in {options.out}.")
 
 
 def _add_weights(verbs) -> None:
@@ -215,7 +215,7 @@ def _add_weights(verbs) -> None:
     exporter.add_argument(
         "--calibration",
         metavar="SOURCE",
-        help="pictures to set onnx-int8's ranges by; the bundled training pictures by default",
+        help="images to set onnx-int8's ranges by; the bundled training images by default",
     )
 
 
@@ -233,7 +233,7 @@ def _weights(options, rest) -> None:
     if options.action == "export":
         from rdcd_jax.weights.export import export_weights
 
-        model = library.load_describer(options.model)
+        model = library.load_embedder(options.model)
         export_weights(model, options.format, options.out, calibration=options.calibration)
         print(f"{options.model} is in {options.out} ({options.out.stat().st_size / 1e6:.1f} MB).")
         return
@@ -267,7 +267,7 @@ def print_networks(networks, student_dim: int, image_size: int) -> None:
     from rich.table import Table
 
     table = Table("network", "role")
-    for title in ("parameters", "multiply-adds", "numbers", "bytes"):
+    for title in ("parameters", "multiply-adds", "dimensions", "bytes"):
         table.add_column(title, justify="right")
     table.add_column("weights")
     for row in networks:
@@ -276,13 +276,13 @@ def print_networks(networks, student_dim: int, image_size: int) -> None:
             row.role,
             f"{row.parameters / 1e6:.1f} M",
             f"{row.multiply_adds / 1e9:.2f} G",
-            str(row.numbers),
+            str(row.dim),
             str(row.descriptor_bytes),
             ", ".join((*row.shipped, *row.kinds)),
         )
     Console(width=120 if not sys.stdout.isatty() else None).print(table)
     print(
-        f"Multiply-adds are of one picture of {image_size} pixels; a student's numbers are those you choose, here"
+        f"Multiply-adds are of one image of {image_size} pixels; a student's dimensions are those you choose, here"
         f" {student_dim}, float32. Weights are shipped, or in a file that you give as KIND:PATH."
     )
 
@@ -292,5 +292,5 @@ def _sentence(error: Exception) -> str:
         # Of two, the second is what a file written aside was to become.
         return f"{error.filename2 or error.filename}: {error.strerror}."
     if isinstance(error, MemoryError):
-        return f"There is not enough memory ({error}); use smaller batches or pictures."
+        return f"There is not enough memory ({error}); use smaller batches or images."
     return str(error)

@@ -46,7 +46,7 @@ def positive(text: str) -> int:
 def add_ids_option(parser: argparse.ArgumentParser) -> None:
     """Adds --ids."""
     parser.add_argument(
-        "--ids", choices=("name", "path"), default="name", help="what a picture is called by"
+        "--ids", choices=("name", "path"), default="name", help="what an image is called by"
     )
 
 
@@ -63,15 +63,15 @@ def add_embedding_options(parser: argparse.ArgumentParser) -> None:
         help="shorter side in pixels; the longer one is S and the nearest multiple of 32 more, 3 S at most",
     )
     parser.add_argument(
-        "--batch-size", type=positive, default=32, metavar="B", help="pictures at a time: 32"
+        "--batch-size", type=positive, default=32, metavar="B", help="images at a time: 32"
     )
 
 
 def chosen_model(options: argparse.Namespace, image_size: int | None = None):
     """The model of --model at --image-size or --short-edge; at `image_size`, or its own without either."""
-    from rdcd_jax.weights.library import load_describer
+    from rdcd_jax.weights.library import load_embedder
 
-    model = load_describer(options.model)
+    model = load_embedder(options.model)
     if options.short_edge is not None:
         return model.at_size(options.short_edge, short_edge=True)
     return model.at_size(image_size if options.image_size is None else options.image_size)
@@ -97,10 +97,10 @@ def reported() -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
-def tell_unreadable(count: int, where: object) -> None:
-    """Says on stderr how many pictures were left out, if any, and what lists them."""
+def report_unreadable(count: int, where: object) -> None:
+    """Says on stderr how many images were left out, if any, and what lists them."""
     if count:
         print(
-            f"{count} pictures could not be read and were left out; {where} lists them.",
+            f"{count} images could not be read and were left out; {where} lists them.",
             file=sys.stderr,
         )

@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Bad input, told in one sentence that names the file, field or value and the way out.
+    """Bad input, reported in one sentence that names the file, field or value and the way out.
 
     The command line prints the sentence and exits with 1; anything else that escapes is a bug.
     """
@@ -29,4 +29,4 @@ _LONGEST, _END = 1500, 500
 
 
 class UnreadableImageError(UserError):
-    """A picture that cannot be decoded; callers that read many pictures count it and go on."""
+    """An image that cannot be decoded; callers that read many images count it and go on."""

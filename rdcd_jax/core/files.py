@@ -67,7 +67,7 @@ def read_lines(
 
 
 def require_writable(path: str | os.PathLike) -> None:
-    """Refuses a path that `write_aside` cannot write, so that it is told before the work and not after.
+    """Refuses a path that `write_aside` cannot write, so that it is reported before the work and not after.
 
     Args:
         path: the file to be written; missing parent folders are made.

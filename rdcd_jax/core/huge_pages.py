@@ -28,14 +28,14 @@ def asking(
     Returns:
         The variable and its value, or nothing where asking changes nothing.
     """
-    told = environment.get(_VARIABLE, "")
-    if _TUNABLE in told or (libc or platform.libc_ver()[0]) != "glibc":
+    stored = environment.get(_VARIABLE, "")
+    if _TUNABLE in stored or (libc or platform.libc_ver()[0]) != "glibc":
         return {}
     try:
         left_to_programs = "[madvise]" in switch.read_text()
     except OSError:
         return {}
-    return {_VARIABLE: f"{told}:{_TUNABLE}=1".lstrip(":")} if left_to_programs else {}
+    return {_VARIABLE: f"{stored}:{_TUNABLE}=1".lstrip(":")} if left_to_programs else {}
 
 
 def restart_with_huge_pages() -> None:

@@ -1,4 +1,4 @@
-"""Descriptors with the ids of their pictures, in memory and as `.npz` and `.h5` files."""
+"""Descriptors with the ids of their images, in memory and as `.npz` and `.h5` files."""
 
 import collections
 import dataclasses
@@ -27,10 +27,10 @@ _LARGEST = 1e15
 
 @dataclasses.dataclass(frozen=True)
 class Descriptors:
-    """What one model says of a set of pictures.
+    """What one model says of a set of images.
 
     Attributes:
-        ids: [N] unicode, the pictures' ids, all different.
+        ids: [N] unicode, the images' ids, all different.
         descriptors: [N, D] float32, finite.
         model: the model's name; empty where a foreign file does not tell.
     """
@@ -72,7 +72,7 @@ def read_descriptors(path: str | os.PathLike, part: str | None = None) -> Descri
         raise UserError(f"{path}: cannot be read as descriptors ({error}).") from error
     rows = np.asarray(rows)
     if rows.dtype.kind == "f":
-        # What is beyond single precision becomes infinite, and is told as such.
+        # What is beyond single precision becomes infinite, and is reported as such.
         with np.errstate(over="ignore"):
             rows = rows.astype(np.float32, copy=False)
     _require_sound(Descriptors(ids, rows, model), path)
@@ -108,7 +108,7 @@ def write_descriptor_parts(
 
     Args:
         path: the file; it appears whole or not at all.
-        ids: of all N pictures, all different.
+        ids: of all N images, all different.
         parts: [n, D] float32 each, N in all, taken one after another.
         dim: D.
         model: the model's name.
@@ -152,9 +152,9 @@ def _write_npz(
     )
     with zipfile.ZipFile(path, "w") as archive:
         for name, dtype, shape, arrays in members:
-            described = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+            embedded = {"descr": dtype.str, "fortran_order": False, "shape": shape}
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array_header_1_0(member, described)
+                np.lib.format.write_array_header_1_0(member, embedded)
                 for array in arrays:
                     member.write(array.tobytes())
 
@@ -200,14 +200,14 @@ def require_comparable(named: Mapping[str, Descriptors]) -> None:
         if each.descriptors.shape[1] != first.descriptors.shape[1]:
             raise UserError(
                 f"{first_name} holds {first.descriptors.shape[1]}-d descriptors and {name} "
-                f"{each.descriptors.shape[1]}-d ones; describe both with the same model."
+                f"{each.descriptors.shape[1]}-d ones; embed both with the same model."
             )
     known = [(name, each.model) for name, each in named.items() if each.model]
     for name, model in known[1:]:
         if model != known[0][1]:
             raise UserError(
-                f"{known[0][0]} was described by {known[0][1]!r} and {name} by {model!r}; "
-                "describe both with the same model."
+                f"{known[0][0]} was embedded by {known[0][1]!r} and {name} by {model!r}; "
+                "embed both with the same model."
             )
 
 
@@ -276,7 +276,7 @@ def _require_sound(found: Descriptors, path: pathlib.Path) -> None:
         repeated, times = counts.most_common(1)[0]
         raise UserError(
             f"{path}: {len(ids) - len(counts)} ids are repeated, such as {repeated} ({times} "
-            "times); every picture needs an id of its own."
+            "times); every image needs an id of its own."
         )
 
 
@@ -292,11 +292,11 @@ def require_usable(ids: np.ndarray, rows: np.ndarray, source: object) -> None:
         UserError: some hold NaN or infinity, or are zero.
     """
     bad, zero = rows_not_finite(rows), np.flatnonzero(~rows.any(axis=1))
-    for places, told in ((bad, "hold NaN or infinity"), (zero, "are zero")):
-        if places.size:
+    for positions, what in ((bad, "hold NaN or infinity"), (zero, "are zero")):
+        if positions.size:
             raise UserError(
-                f"{source}: {places.size} of {len(rows)} descriptors {told}, the first for {ids[places[0]]}; compute"
-                " them again."
+                f"{source}: {positions.size} of {len(rows)} descriptors {what}, the first for {ids[positions[0]]};"
+                " compute them again."
             )
 
 

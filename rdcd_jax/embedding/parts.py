@@ -1,7 +1,7 @@
 """Descriptors of a large set on their way into a file, in parts that outlive whoever is killed.
 
-    OUT.parts/manifest.json     what is described, by what, and how many pictures a part is of
-    OUT.parts/000012.npz        of those pictures from place 12 * rows on: ids, descriptors [n, D] float32, and
+    OUT.parts/manifest.json     what is embedded, by what, and how many images a part is of
+    OUT.parts/000012.npz        of those images from position 12 * rows on: ids, descriptors [n, D] float32, and
                                 unreadable [m, 2], ids and reasons
     OUT.parts/process-0.lock    held by the process that makes parts 0, n, 2n, ... of n processes
 
@@ -25,11 +25,11 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_aside, write_json
 from rdcd_jax.embedding.descriptors import Descriptors, write_descriptor_parts
 from rdcd_jax.embedding.stream import (
-    DescribingModel,
+    EmbeddingModel,
     Part,
     Progress,
     Unreadable,
-    described_parts,
+    embedded_parts,
     has_fingerprint,
     none_readable,
 )
@@ -37,7 +37,7 @@ from rdcd_jax.images.sources import ImageSet, changed
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-# Pictures of a part: what is lost with a process that is killed.
+# Images of a part: what is lost with a process that is killed.
 ROWS = 2048
 
 
@@ -48,7 +48,7 @@ class Embedded:
     Attributes:
         count: descriptors.
         dim: D.
-        unreadable: pictures that were left out.
+        unreadable: images that were left out.
     """
 
     count: int
@@ -63,9 +63,9 @@ class Parts:
     Attributes:
         out: the file that they become.
         folder: they lie in.
-        images: the pictures.
-        model: the name of what describes them.
-        rows: pictures of a part.
+        images: the images.
+        model: the name of what embeds them.
+        rows: images of a part.
         process: this process's number, from 0, and the number of processes.
     """
 
@@ -76,35 +76,35 @@ class Parts:
     rows: int
     process: tuple[int, int]
 
-    def places(self, number: int) -> range:
-        """Places of a part's pictures in the set."""
+    def positions(self, number: int) -> range:
+        """Places of a part's images in the set."""
         return range(number * self.rows, min((number + 1) * self.rows, len(self.images)))
 
-    def fill(self, model: DescribingModel, batch_size: int, on_progress: Progress) -> None:
+    def fill(self, model: EmbeddingModel, batch_size: int, on_progress: Progress) -> None:
         """Makes the parts that this process has to make still; a damaged one is made again.
 
         Args:
             model: the one that they were opened for.
-            batch_size: see `described_parts`; a part's pictures at most.
-            on_progress: told pictures done and in all, of this process's share.
+            batch_size: see `embedded_parts`; a part's images at most.
+            on_progress: called with images done and in all, of this process's share.
         """
         index, count = self.process
         mine = range(index, -(-len(self.images) // self.rows), count)
         missing = [number for number in mine if self.read(number) is None]
-        places = [place for number in missing for place in self.places(number)]
-        total = sum(len(self.places(number)) for number in mine)
+        positions = [position for number in missing for position in self.positions(number)]
+        total = sum(len(self.positions(number)) for number in mine)
 
-        def told(done: int, _: int) -> None:
-            on_progress(total - len(places) + done, total)
+        def report(done: int, _: int) -> None:
+            on_progress(total - len(positions) + done, total)
 
-        told(0, 0)
-        images = self.images.subset(places)
+        report(0, 0)
+        images = self.images.subset(positions)
         # A larger batch would be filled up with black.
         batch_size = min(batch_size, self.rows)
-        described = described_parts(
-            model, images, rows=self.rows, batch_size=batch_size, on_progress=told
+        embedded = embedded_parts(
+            model, images, rows=self.rows, batch_size=batch_size, on_progress=report
         )
-        for number, part in zip(missing, described, strict=True):
+        for number, part in zip(missing, embedded, strict=True):
             self.write(number, part)
 
     def write(self, number: int, part: Part) -> None:
@@ -126,7 +126,7 @@ class Parts:
             with self._path(number).open("rb") as file, np.load(file) as arrays:
                 ids, rows, left_out = (arrays[n] for n in ("ids", "descriptors", "unreadable"))
             unreadable = [Unreadable(*each) for each in left_out.tolist()]
-            if len(ids) != len(rows) or len(ids) + len(unreadable) != len(self.places(number)):
+            if len(ids) != len(rows) or len(ids) + len(unreadable) != len(self.positions(number)):
                 return None
         except Exception:
             # Damaged files make zipfile and numpy raise nearly anything.
@@ -144,7 +144,7 @@ class Parts:
             What the file holds; None if parts of other processes are missing still, or one of them has just joined all.
 
         Raises:
-            UserError: not one picture could be read, or a part of another process is damaged.
+            UserError: not one image could be read, or a part of another process is damaged.
         """
         numbers = range(-(-len(self.images) // self.rows))
         if not all(self._path(number).exists() for number in numbers):
@@ -200,18 +200,18 @@ class Parts:
 
 @contextlib.contextmanager
 def open_parts(
-    out: str | os.PathLike, model: DescribingModel, images: ImageSet, process: tuple[int, int]
+    out: str | os.PathLike, model: EmbeddingModel, images: ImageSet, process: tuple[int, int]
 ) -> Iterator[Parts]:
     """Opens the parts of an embedding, new ones or those that are there.
 
     Args:
         out: the file that they are to become.
-        model: what describes the pictures.
-        images: the pictures.
+        model: what embeds the images.
+        images: the images.
         process: this process's number, from 0, and the number of processes.
 
     Raises:
-        UserError: there are parts of other pictures or another model, or another process makes these parts.
+        UserError: there are parts of other images or another model, or another process makes these parts.
     """
     index, count = process
     if not 0 <= index < count:
@@ -229,17 +229,17 @@ def open_parts(
     }
     if not folder.exists():
         _begin(folder, ours)
-    told = _read_manifest(folder)
-    if has_fingerprint(model, told.get("fingerprint")):
-        ours["fingerprint"] = told["fingerprint"]
-    if difference := _difference(told, ours):
+    stored = _read_manifest(folder)
+    if has_fingerprint(model, stored.get("fingerprint")):
+        ours["fingerprint"] = stored["fingerprint"]
+    if difference := _difference(stored, ours):
         if any(folder.glob("*.npz")):
             raise UserError(
                 f"{folder} holds parts of another embedding ({difference}); finish that, name another --out, or delete"
                 " the folder."
             )
         write_json(folder / MANIFEST, ours)
-        told = ours
+        stored = ours
     with open(folder / f"process-{index}.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -248,7 +248,7 @@ def open_parts(
                 f"{folder}: another process makes these parts; wait until it has ended, or give each of several"
                 " processes a number of its own (--process=I/N)."
             ) from None
-        yield Parts(out, folder, images, model.name, told["rows"], process)
+        yield Parts(out, folder, images, model.name, stored["rows"], process)
 
 
 def _begin(folder: pathlib.Path, manifest: dict) -> None:
@@ -271,10 +271,10 @@ def _beside(folder: pathlib.Path) -> pathlib.Path:
 def _read_manifest(folder: pathlib.Path) -> dict:
     path = folder / MANIFEST
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if told["format"] != FORMAT or type(told["rows"]) is not int or told["rows"] < 1:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["format"] != FORMAT or type(stored["rows"]) is not int or stored["rows"] < 1:
             raise ValueError("another format")
-        return told
+        return stored
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); delete {folder} to begin anew, or name another --out."
@@ -287,11 +287,9 @@ def _difference(before: dict, now: dict) -> str:
         "model": f"by {before.get('model')!r}, not {now['model']!r}",
         "fingerprint": f"by other weights of {now['model']!r}",
         "image_size": f"of {before.get('image_size')} pixels, not {now['image_size']}",
-        "short_edge": "of square pictures"
-        if now["short_edge"]
-        else "of pictures by their short edge",
+        "short_edge": "of square images" if now["short_edge"] else "of images by their short edge",
     }
-    for name, told in words.items():
+    for name, stored in words.items():
         if before.get(name) != now[name]:
-            return told
+            return stored
     return changed(before.get("pictures", {}), now["pictures"])

@@ -15,15 +15,15 @@ from rdcd_jax.embedding.descriptors import (
     read_descriptors,
 )
 from rdcd_jax.embedding.parts import Embedded, Parts, open_parts
-from rdcd_jax.embedding.stream import DescribingModel, Unreadable
+from rdcd_jax.embedding.stream import EmbeddingModel, Unreadable
 from rdcd_jax.images.sources import ImageSet, find_images
 
-# Called with what is being described, pictures done and pictures in all.
+# Called with what is being embedded, images done and images in all.
 Progress = Callable[[str, int, int], None]
 
 
 def embed_to_file(
-    model: DescribingModel,
+    model: EmbeddingModel,
     images: str | os.PathLike | ImageSet,
     out: str | os.PathLike,
     *,
@@ -31,34 +31,34 @@ def embed_to_file(
     process: tuple[int, int] | None = None,
     on_progress: Progress | None = None,
 ) -> Embedded | None:
-    """Describes pictures and writes the descriptors, as many pictures as there may be.
+    """Embeds images and writes the descriptors, as many images as there may be.
 
-    What is described lies in the folder `<out>.parts` until all is (see `parts`): the same call goes on with what
+    What is embedded lies in the folder `<out>.parts` until all is (see `parts`): the same call goes on with what
     is there, and several processes share the work.
 
     Args:
         model: the model.
-        images: a source of pictures, or pictures found already.
-        out: an `.npz` or `.h5` file. Where pictures are unreadable, `<out>.unreadable.txt` lists
+        images: a source of images, or images found already.
+        out: an `.npz` or `.h5` file. Where images are unreadable, `<out>.unreadable.txt` lists
             them, one sentence a line.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
         process: this process's number, from 0, and the number of processes that share the work; for None what JAX says.
-        on_progress: told the source, pictures done and in all, of this process's share.
+        on_progress: called with the source, images done and in all, of this process's share.
 
     Returns:
         What the file holds; None where another process will write it, or has.
 
     Raises:
-        UserError: no pictures, none readable, `out` of another kind, parts of another embedding beside it.
+        UserError: no images, none readable, `out` of another kind, parts of another embedding beside it.
         OSError: `out` cannot be written.
     """
-    # Told before the pictures are described.
+    # Reported before the images are embedded.
     descriptor_suffix(out)
     require_writable(out)
     images = images if isinstance(images, ImageSet) else find_images(images)
     process = process or (jax.process_index(), jax.process_count())
     with open_parts(out, model, images, process) as parts:
-        parts.fill(model, batch_size, told_as(on_progress, images.source))
+        parts.fill(model, batch_size, report_as(on_progress, images.source))
         found = parts.join()
     if found is not None:
         list_unreadable(pathlib.Path(f"{out}.unreadable.txt"), found.unreadable)
@@ -66,26 +66,28 @@ def embed_to_file(
 
 
 @contextlib.contextmanager
-def described_sets(
-    model: DescribingModel,
+def embedded_sets(
+    model: EmbeddingModel,
     images: Mapping[str, ImageSet],
     out: pathlib.Path,
     batch_size: int,
     on_progress: Progress | None,
+    *,
+    keep: bool = True,
 ) -> Iterator[tuple[dict[str, Descriptors], dict[str, list[Unreadable]]]]:
-    """Describes the sets of a benchmark; whatever ends the block early, the same call need not describe them again.
+    """Embeds the sets of a benchmark; whatever ends the block early, the same call need not embed them again.
 
     Args:
         model: the model.
         images: sets by name.
-        out: folder for `descriptors/NAME.npz`, and for `unreadable.txt` where pictures were left out.
-        batch_size: pictures at a time.
-        on_progress: told the set's name, pictures done and in all.
+        out: folder for `descriptors/NAME.npz`, and for `unreadable.txt` where images were left out.
+        batch_size: images at a time.
+        on_progress: called with the set's name, images done and in all.
+        keep: leaves the descriptors' files there after the block.
 
     Yields:
-        Descriptors and the pictures left out, by the sets' names.
+        Descriptors and the images left out, by the sets' names.
     """
-    # Kept, so that other codecs and normalisations need not describe everything again.
     paths = {name: out / "descriptors" / f"{name}.npz" for name in images}
     with contextlib.ExitStack() as opened:
         parts: dict[str, Parts] = {}
@@ -93,17 +95,22 @@ def described_sets(
             require_writable(paths[name])
             parts[name] = opened.enter_context(open_parts(paths[name], model, each, (0, 1)))
         for name, each in parts.items():
-            each.fill(model, batch_size, told_as(on_progress, name))
+            each.fill(model, batch_size, report_as(on_progress, name))
         left_out = {name: each.join(keep=True).unreadable for name, each in parts.items()}
-        described = {name: read_descriptors(path) for name, path in paths.items()}
+        embedded = {name: read_descriptors(path) for name, path in paths.items()}
         every = [each for some in left_out.values() for each in some]
         list_unreadable(out / "unreadable.txt", every)
-        yield described, left_out
+        yield embedded, left_out
         for each in parts.values():
             each.remove()
+    if not keep:
+        for path in paths.values():
+            path.unlink()
+        with contextlib.suppress(OSError):  # Something else may lie there.
+            (out / "descriptors").rmdir()
 
 
-def told_as(on_progress: Progress | None, name: str) -> Callable[[int, int], None]:
+def report_as(on_progress: Progress | None, name: str) -> Callable[[int, int], None]:
     """The callback of one set."""
     return lambda done, total: None if on_progress is None else on_progress(name, done, total)
 

@@ -1,4 +1,4 @@
-"""The shapes that pictures are described in, and batches of one shape each. Numpy and Pillow only."""
+"""The shapes that images are embedded in, and batches of one shape each. Numpy and Pillow only."""
 
 from collections.abc import Iterable, Iterator
 
@@ -11,24 +11,24 @@ from rdcd_jax.images.decode import resize_square
 # three times as many from 720 on, and so forth.
 STEP = 32
 _OF = 288
-# A longer picture is squeezed to this: so there are 37 shapes at 288 pixels, and at most 53 at any size.
+# A longer image is squeezed to this: so there are 37 shapes at 288 pixels, and at most 53 at any size.
 MOST_ASPECT = 3
-# Batches' worth of pictures that wait for others of their shape.
+# Batches' worth of images that wait for others of their shape.
 _MOST_WAITING = 8
 
 
 def rounded_shape(size: tuple[int, int], short: int) -> tuple[int, int]:
-    """The shape that a picture is resized to by its short edge.
+    """The shape that an image is resized to by its short edge.
 
     Args:
-        size: the picture's width and height.
+        size: the image's width and height.
         short: S, what the short edge becomes.
 
     Returns:
-        Width and height: one is S; the other S and the number of whole steps that is nearest to the picture's aspect,
+        Width and height: one is S; the other S and the number of whole steps that is nearest to the image's aspect,
         at most `MOST_ASPECT` times S.
 
-    Differs: the reference's long edge is int(S * long / short), and it describes pictures one by one. A network is
+    Differs: the reference's long edge is int(S * long / short), and it embeds images one by one. A network is
     compiled for every shape, so here there are few. At 288 pixels an edge is at most 5.3 % off.
     """
     step = STEP * max(1, (short + _OF // 2) // _OF)
@@ -39,7 +39,7 @@ def rounded_shape(size: tuple[int, int], short: int) -> tuple[int, int]:
 
 
 def resized(image: Image.Image, size: int, short_edge: bool) -> np.ndarray:
-    """A picture as a model takes it.
+    """An image as a model takes it.
 
     Args:
         image: RGB.
@@ -56,25 +56,25 @@ def resized(image: Image.Image, size: int, short_edge: bool) -> np.ndarray:
 
 
 def batches(
-    pictures: Iterable[tuple[int, np.ndarray]], batch_size: int, least: int
+    images: Iterable[tuple[int, np.ndarray]], batch_size: int, least: int
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Gathers pictures of one shape into batches of two sizes, so that few programs are compiled.
+    """Gathers images of one shape into batches of two sizes, so that few programs are compiled.
 
     Args:
-        pictures: each with its place, in any shapes.
+        images: each with its position, in any shapes.
         batch_size: B.
         least: size of the batches that take what is left of a shape, filled up with black.
 
     Yields:
-        The places of n pictures, and [B or least, H, W, 3] uint8, of which the first n are those. Batches are full
-        until the end, or until the pictures that wait would fill `_MOST_WAITING` batches: then those of the most
+        The positions of n images, and [B or least, H, W, 3] uint8, of which the first n are those. Batches are full
+        until the end, or until the images that wait would fill `_MOST_WAITING` batches: then those of the most
         frequent shape wait no longer.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
     count = 0
-    for place, picture in pictures:
-        shape = picture.shape
-        waiting.setdefault(shape, []).append((place, picture))
+    for position, image in images:
+        shape = image.shape
+        waiting.setdefault(shape, []).append((position, image))
         count += 1
         full = len(waiting[shape]) == batch_size
         if full or count == _MOST_WAITING * batch_size:
@@ -89,10 +89,10 @@ def batches(
 def _filled(
     bucket: list[tuple[int, np.ndarray]], batch_size: int, least: int
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """At most B pictures of one shape: as one whole batch where smaller ones would be as much work."""
+    """At most B images of one shape: as one whole batch where smaller ones would be as much work."""
     size = batch_size if len(bucket) > batch_size - least else least
     for start in range(0, len(bucket), size):
-        places, pictures = zip(*bucket[start : start + size], strict=True)
-        batch = np.zeros((size, *pictures[0].shape), np.uint8)
-        batch[: len(pictures)] = pictures
-        yield list(places), batch
+        positions, images = zip(*bucket[start : start + size], strict=True)
+        batch = np.zeros((size, *images[0].shape), np.uint8)
+        batch[: len(images)] = images
+        yield list(positions), batch

@@ -1,4 +1,4 @@
-"""Descriptors of many pictures: decoding in the background, the model a batch at a time."""
+"""Descriptors of many images: decoding in the background, the model a batch at a time."""
 
 import concurrent.futures
 import contextlib
@@ -19,20 +19,20 @@ from rdcd_jax.search.exact import rows_not_finite
 
 _MAX_THREADS = 16
 _BATCHES_AHEAD = 2
-NOTHING = "the model describes it by nothing but zeros"
+NOTHING = "the model embeds it by nothing but zeros"
 
-# Called with pictures done and pictures in all.
+# Called with images done and images in all.
 Progress = Callable[[int, int], None]
 
 
-class DescribingModel(Protocol):
-    """A model ready to describe pictures.
+class EmbeddingModel(Protocol):
+    """A model ready to embed images.
 
     Attributes:
         name: what its descriptors are called by.
-        fingerprint: what tells it from others of that name, such as a digest of its weights.
-        image_size: S, the side of the square pictures that it takes, or their short edge.
-        short_edge: pictures keep their aspect, see `shapes.rounded_shape`.
+        fingerprint: what distinguishes it from others of that name, such as a digest of its weights.
+        image_size: S, the side of the square images that it takes, or their short edge.
+        short_edge: images keep their aspect, see `shapes.rounded_shape`.
     """
 
     name: str
@@ -40,23 +40,23 @@ class DescribingModel(Protocol):
     image_size: int
     short_edge: bool
 
-    def describe(self, pictures: np.ndarray) -> np.ndarray:
-        """Maps uint8 RGB pictures [B, H, W, 3] to descriptors [B, D] float32."""
+    def embed_batch(self, images: np.ndarray) -> np.ndarray:
+        """Maps uint8 RGB images [B, H, W, 3] to descriptors [B, D] float32."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Describer:
-    """A function as a `DescribingModel`; see there."""
+class Embedder:
+    """A function as an `EmbeddingModel`; see there."""
 
-    describe: Callable[[np.ndarray], np.ndarray]
+    embed_batch: Callable[[np.ndarray], np.ndarray]
     image_size: int = 288
     short_edge: bool = False
     name: str = ""
     fingerprint: str = ""
 
 
-def has_fingerprint(model: DescribingModel, fingerprint: str) -> bool:
+def has_fingerprint(model: EmbeddingModel, fingerprint: str) -> bool:
     """Whether a digest that was kept is that of the model's weights; version 0.1 made another one of the same."""
     known = model.fingerprint == fingerprint
     return known or getattr(model, "attribute_fingerprint", None) == fingerprint
@@ -64,7 +64,7 @@ def has_fingerprint(model: DescribingModel, fingerprint: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Unreadable:
-    """A picture that was left out.
+    """An image that was left out.
 
     Attributes:
         id: its id.
@@ -77,7 +77,7 @@ class Unreadable:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What became of some pictures that follow each other in a set.
+    """What became of some images that follow each other in a set.
 
     Attributes:
         found: descriptors of those that can be read, in the set's order; None where none can.
@@ -89,56 +89,56 @@ class Part:
 
 
 def embed_images(
-    model: DescribingModel,
+    model: EmbeddingModel,
     images: ImageSet,
     *,
     batch_size: int = 32,
     on_progress: Progress | None = None,
 ) -> tuple[Descriptors, list[Unreadable]]:
-    """Describes every readable picture of a set.
+    """Embeds every readable image of a set.
 
     Args:
-        model: what describes them.
-        images: the pictures.
-        batch_size: B, see `described_parts`.
-        on_progress: told pictures done and in all after each batch.
+        model: what embeds them.
+        images: the images.
+        batch_size: B, see `embedded_parts`.
+        on_progress: reported images done and in all after each batch.
 
     Returns:
-        The descriptors in the set's order, and the pictures that could not be read.
+        The descriptors in the set's order, and the images that could not be read.
 
     Raises:
-        UserError: not one picture can be read, or the model gives NaN.
+        UserError: not one image can be read, or the model gives NaN.
     """
-    (part,) = described_parts(model, images, batch_size=batch_size, on_progress=on_progress)
+    (part,) = embedded_parts(model, images, batch_size=batch_size, on_progress=on_progress)
     if part.found is None:
         raise UserError(none_readable(images, part.unreadable[0].reason))
     return part.found, part.unreadable
 
 
 def none_readable(images: ImageSet, reason: str) -> str:
-    """Says that not one picture of a set can be read, and why the first cannot."""
+    """Says that not one image of a set can be read, and why the first cannot."""
     return f"{images.source}: none of the {len(images)} images can be read; the first: {reason}"
 
 
-def described_parts(
-    model: DescribingModel,
+def embedded_parts(
+    model: EmbeddingModel,
     images: ImageSet,
     *,
     rows: int | None = None,
     batch_size: int = 32,
     on_progress: Progress | None = None,
 ) -> Iterator[Part]:
-    """Describes a set part by part; only a part's descriptors and a few batches of pictures are in memory.
+    """Embeds a set part by part; only a part's descriptors and a few batches of images are in memory.
 
-    A descriptor depends on its picture alone, and its last bits on the part that the picture is in.
+    A descriptor depends on its image alone, and its last bits on the part that the image is in.
 
     Args:
-        model: what describes them.
-        images: the pictures.
-        rows: pictures of a part; of the last one as many as are left. None for all in one.
-        batch_size: B. Square pictures come in batches of B alone, the last of a part filled up with black. With
+        model: what embeds them.
+        images: the images.
+        rows: images of a part; of the last one as many as are left. None for all in one.
+        batch_size: B. Square images come in batches of B alone, the last of a part filled up with black. With
             `short_edge` what is left of a shape comes in batches of a quarter of B.
-        on_progress: told pictures done and in all after each batch.
+        on_progress: reported images done and in all after each batch.
 
     Yields:
         The parts in the set's order.
@@ -153,73 +153,73 @@ def described_parts(
         for start in range(0, len(images), rows):
             ids = images.ids[start : start + rows]
             unreadable: list[Unreadable] = []
-            described, count, told = None, 0, 0
+            embedded, count, reported = None, 0, 0
             done = np.zeros(len(ids), bool)
             part = _readable(zip(ids, itertools.islice(decoded, len(ids)), strict=True), unreadable)
-            for places, batch in batches(part, batch_size, least):
-                found = np.asarray(model.describe(batch), np.float32)
-                if described is None:
-                    described = np.empty((len(ids), found.shape[1]), np.float32)
-                described[places] = found[: len(places)]
-                done[places] = True
-                count += len(places)
-                told = _tell(on_progress, start + count + len(unreadable), len(images))
-            if told < start + len(ids):
-                _tell(on_progress, start + len(ids), len(images))
-            if described is not None:
+            for positions, batch in batches(part, batch_size, least):
+                found = np.asarray(model.embed_batch(batch), np.float32)
+                if embedded is None:
+                    embedded = np.empty((len(ids), found.shape[1]), np.float32)
+                embedded[positions] = found[: len(positions)]
+                done[positions] = True
+                count += len(positions)
+                reported = _report(on_progress, start + count + len(unreadable), len(images))
+            if reported < start + len(ids):
+                _report(on_progress, start + len(ids), len(images))
+            if embedded is not None:
                 # What has no direction resembles nothing.
-                for place in np.flatnonzero(done & ~described.any(axis=1)).tolist():
-                    done[place] = False
-                    unreadable.append(Unreadable(ids[place], f"{ids[place]}: {NOTHING}"))
-            yield Part(_checked(model, images, ids, described, done), unreadable)
+                for position in np.flatnonzero(done & ~embedded.any(axis=1)).tolist():
+                    done[position] = False
+                    unreadable.append(Unreadable(ids[position], f"{ids[position]}: {NOTHING}"))
+            yield Part(_checked(model, images, ids, embedded, done), unreadable)
 
 
 def _readable(
     decoded: Iterator[tuple[str, np.ndarray | UnreadableImageError]], unreadable: list[Unreadable]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Each readable picture with its place; the others go into the list."""
-    for place, (image_id, picture) in enumerate(decoded):
-        if isinstance(picture, UnreadableImageError):
-            unreadable.append(Unreadable(image_id, str(picture)))
+    """Each readable image with its position; the others go into the list."""
+    for position, (image_id, image) in enumerate(decoded):
+        if isinstance(image, UnreadableImageError):
+            unreadable.append(Unreadable(image_id, str(image)))
         else:
-            yield place, picture
+            yield position, image
 
 
-def _tell(on_progress: Progress | None, done: int, total: int) -> int:
+def _report(on_progress: Progress | None, done: int, total: int) -> int:
     if on_progress is not None:
         on_progress(done, total)
     return done
 
 
 def _checked(
-    model: DescribingModel,
+    model: EmbeddingModel,
     images: ImageSet,
     ids: tuple[str, ...],
-    described: np.ndarray | None,
+    embedded: np.ndarray | None,
     done: np.ndarray,
 ) -> Descriptors | None:
     if not done.any():
         return None
     kept = np.asarray(list(itertools.compress(ids, done)), np.str_)
     # Not copied where everything could be read: it may be most of what is in memory.
-    described = described if done.all() else described[done]
-    bad = rows_not_finite(described)
+    embedded = embedded if done.all() else embedded[done]
+    bad = rows_not_finite(embedded)
     if bad.size:
         raise UserError(
-            f"{images.source}: the model {model.name or 'given'} describes {bad.size} of {len(kept)} "
+            f"{images.source}: the model {model.name or 'given'} embeds {bad.size} of {len(kept)} "
             f"images by NaN or infinity, the first {kept[bad[0]]}; its weights are damaged."
         )
-    return Descriptors(kept, described, model.name)
+    return Descriptors(kept, embedded, model.name)
 
 
 def _decoded(
-    model: DescribingModel, images: ImageSet, ahead: int
+    model: EmbeddingModel, images: ImageSet, ahead: int
 ) -> Iterator[np.ndarray | UnreadableImageError]:
-    """Yields the pictures [H, W, 3] uint8, `ahead` of them being decoded meanwhile."""
+    """Yields the images [H, W, 3] uint8, `ahead` of them being decoded meanwhile."""
 
-    def load(place: int) -> np.ndarray | UnreadableImageError:
+    def load(position: int) -> np.ndarray | UnreadableImageError:
         try:
-            return resized(images.decode(place), model.image_size, model.short_edge)
+            return resized(images.decode(position), model.image_size, model.short_edge)
         except UnreadableImageError as error:
             return error
 

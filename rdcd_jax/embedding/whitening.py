@@ -82,7 +82,7 @@ class PCAWhitening:
         if whiten and n_useful < dim:
             raise UserError(
                 f"the training descriptors differ in only {n_useful} directions, so {dim} cannot "
-                f"be whitened; keep at most {n_useful} dimensions or train on other pictures."
+                f"be whitened; keep at most {n_useful} dimensions or train on other images."
             )
         components = vectors[:, :dim].T
         if whiten:

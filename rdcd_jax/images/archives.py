@@ -1,4 +1,4 @@
-"""Pictures in a zip or tar archive, read where they lie: nothing is unpacked."""
+"""Images in a zip or tar archive, read where they lie: nothing is unpacked."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ _MOST_BYTES = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class ArchiveReader:
-    """Reads the pictures of an archive by the paths ARCHIVE:MEMBER.
+    """Reads the images of an archive by the paths ARCHIVE:MEMBER.
 
     Attributes:
         archive: its path.
@@ -34,7 +34,7 @@ class ArchiveReader:
     kind = "archive"
 
     def __call__(self, path: str) -> bytes:
-        """The bytes of the picture at `path`."""
+        """The bytes of the image at `path`."""
         read, lock = _open(self.archive)
         try:
             with lock:
@@ -82,7 +82,7 @@ def list_archive(path: str) -> tuple[list[str], ArchiveReader]:
             with tarfile.open(path, "r:") as archive:
                 entries = archive.getmembers()
             names = [each.name for each in entries]
-            # A link or device holds no picture.
+            # A link or device holds no image.
             members = [(each.name, each.size) for each in entries if each.isreg()]
             locked = []
     except (ValueError, EOFError, OverflowError, *_BROKEN) as error:

@@ -1,4 +1,4 @@
-"""What a set of pictures holds: counts, sizes, what cannot be read, duplicates, and pictures of other sets in it."""
+"""What a set of images holds: counts, sizes, what cannot be read, duplicates, and images of other sets in it."""
 
 import collections
 import concurrent.futures
@@ -20,10 +20,10 @@ from rdcd_jax.images.near_duplicates import ROW, Group, Overlap, find_duplicates
 from rdcd_jax.images.perceptual import perceptual_hash
 from rdcd_jax.images.sources import ImageSet, find_images
 
-# Called with the source being read, pictures done and in all.
+# Called with the source being read, images done and in all.
 Progress = Callable[[str, int, int], None]
 
-# How the kinds of duplicates are told.
+# How the kinds of duplicates are reported.
 _KINDS = {"bytes": "same files", "pixels": "same pixels", "near": "look-alikes"}
 _CHUNK = 64
 _CHUNKS_AHEAD = 4
@@ -46,7 +46,7 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True)
 class Unreadable:
-    """A picture that cannot be read.
+    """An image that cannot be read.
 
     Attributes:
         source: the set it is in.
@@ -65,20 +65,20 @@ class SetReport:
 
     Attributes:
         source: the set.
-        pictures: how many it lists.
+        images: how many it lists.
         readable: how many of them can be read.
-        formats: readable pictures by format.
-        sizes: width, height, megapixels and file_bytes of the readable pictures.
+        formats: readable images by format.
+        sizes: width, height, megapixels and file_bytes of the readable images.
         total_bytes: of all readable files together.
-        without_structure: readable pictures of nearly one colour, which are left out of the search for near ones.
+        without_structure: readable images of nearly one colour, which are left out of the search for near ones.
         unreadable: those of the set, and then of the others.
-        groups: duplicates within the set; a picture may be in one group of each kind.
-        against: number of pictures of each other set, by source.
-        overlaps: pictures of the set that are also in another, at most one line a picture and other set.
+        groups: duplicates within the set; an image may be in one group of each kind.
+        against: number of images of each other set, by source.
+        overlaps: images of the set that are also in another, at most one line an image and other set.
     """
 
     source: str
-    pictures: int
+    images: int
     readable: int
     formats: dict[str, int]
     sizes: dict[str, Spread]
@@ -101,7 +101,7 @@ def check_images(
     workers: int | None = None,
     on_progress: Progress | None = None,
 ) -> SetReport:
-    """Reads every picture once and reports what the set holds.
+    """Reads every image once and reports what the set holds.
 
     Near duplicates are found by a perceptual hash that stands recompression, resizing and small overlays but not crops,
     rotations or mirroring: what it finds is nearly always true, what it does not find may still be a copy.
@@ -110,7 +110,7 @@ def check_images(
         source: the set.
         against: other sets, such as the references and queries that a training set must not hold.
         workers: processes that decode; None is one per CPU core, 1 decodes in this process.
-        on_progress: told the source, pictures done and in all.
+        on_progress: called with the source, images done and in all.
 
     Returns:
         The report.
@@ -131,7 +131,7 @@ def check_images(
     formats = collections.Counter(FORMATS[code] for code in own["format"].tolist())
     return SetReport(
         source=names[0],
-        pictures=len(sets[0]),
+        images=len(sets[0]),
         readable=len(own),
         formats=dict(formats.most_common()),
         sizes=_spreads(own),
@@ -149,14 +149,14 @@ def report_text(report: SetReport, *, lines: int = 10) -> str:
 
     Args:
         report: the report.
-        lines: how many unreadable pictures, groups and overlaps to list of each kind; the rest are counted.
+        lines: how many unreadable images, groups and overlaps to list of each kind; the rest are counted.
 
     Returns:
         Text of several lines.
     """
     formats = ", ".join(f"{count} {name}" for name, count in report.formats.items())
     text = [
-        f"{report.source}: {report.pictures} pictures, {report.readable} readable ({formats or 'none'}), "
+        f"{report.source}: {report.images} images, {report.readable} readable ({formats or 'none'}), "
         f"{report.total_bytes / 1e6:.1f} MB"
     ]
     text += [
@@ -183,7 +183,7 @@ def report_text(report: SetReport, *, lines: int = 10) -> str:
             text.append(f"  and {len(found) - lines} more")
     if report.without_structure:
         text.append(
-            f"{report.without_structure} pictures of nearly one colour were left out of the search for look-alikes"
+            f"{report.without_structure} images of nearly one colour were left out of the search for look-alikes"
         )
     return "\n".join(text)
 
@@ -191,7 +191,7 @@ def report_text(report: SetReport, *, lines: int = 10) -> str:
 def _measured(
     sets: Sequence[ImageSet], workers: int, on_progress: Progress | None
 ) -> tuple[np.ndarray, list[Unreadable]]:
-    """Rows of all pictures, one set after another, and those that cannot be read."""
+    """Rows of all images, one set after another, and those that cannot be read."""
     rows, unreadable, filled = np.zeros(sum(map(len, sets)), ROW), [], 0
     chunks = (
         images.subset(range(start, min(start + _CHUNK, len(images))))
@@ -205,8 +205,8 @@ def _measured(
             part, failed = next(measured)
             rows[filled : filled + len(part)] = part
             unreadable += [
-                Unreadable(images.source, images.ids[done + place], reason)
-                for place, reason in failed
+                Unreadable(images.source, images.ids[done + position], reason)
+                for position, reason in failed
             ]
             filled, done = filled + len(part), done + len(part)
             if on_progress is not None:
@@ -229,33 +229,33 @@ def _mapped(
         yield from mapped_ahead(pool, _measure, chunks, workers * _CHUNKS_AHEAD)
     except concurrent.futures.process.BrokenProcessPool:
         raise UserError(
-            "A process that decoded pictures was killed, probably for want of memory; use fewer workers."
+            "A process that decoded images was killed, probably for want of memory; use fewer workers."
         ) from None
 
 
 def _measure(images: ImageSet) -> tuple[np.ndarray, list[tuple[int, str]]]:
     rows, reasons = np.zeros(len(images), ROW), []
-    for place, row in enumerate(rows):
+    for position, row in enumerate(rows):
         try:
-            _fill(row, images, place)
+            _fill(row, images, position)
         except UnreadableImageError as error:
-            reasons.append((place, str(error)))
+            reasons.append((position, str(error)))
     return rows, reasons
 
 
-def _fill(row: np.void, images: ImageSet, place: int) -> None:
-    content = images.read(place)
-    picture = decode_rgb(images.paths[place], content=content)
+def _fill(row: np.void, images: ImageSet, position: int) -> None:
+    content = images.read(position)
+    image = decode_rgb(images.paths[position], content=content)
     with (
         warnings.catch_warnings(action="ignore"),
         Image.open(io.BytesIO(content), formats=FORMATS) as header,
     ):
         row["format"] = FORMATS.index(header.format)
-    row["width"], row["height"] = picture.size
+    row["width"], row["height"] = image.size
     row["file_bytes"] = len(content)
     row["content"] = _digest(content)
-    row["pixels"] = _digest(repr(picture.size).encode(), picture.tobytes())
-    hashed = perceptual_hash(picture)
+    row["pixels"] = _digest(repr(image.size).encode(), image.tobytes())
+    hashed = perceptual_hash(image)
     row["flat"] = hashed is None
     if hashed is not None:
         row["hash"], row["thumbnail"] = hashed

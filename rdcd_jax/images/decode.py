@@ -1,4 +1,4 @@
-"""Files to RGB pictures, and the two resizes used for evaluation."""
+"""Files to RGB images, and the two resizes used for evaluation."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ FORMATS = tuple(
     if name in Image.OPEN
 )
 
-# What to do so that a picture with this EXIF orientation stands upright.
+# What to do so that an image with this EXIF orientation stands upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,7 +38,7 @@ _UPRIGHT = {
 class _PillowIsSilent:
     """Pillow's warnings are ignored while any thread is within.
 
-    They are of large pictures and broken metadata, which keep no picture from being read. `catch_warnings` is not made
+    They are of large images and broken metadata, which keep no image from being read. `catch_warnings` is not made
     for threads: whichever left first would let the others' warnings through.
     """
 
@@ -60,14 +60,14 @@ class _PillowIsSilent:
 
 
 _PILLOW_IS_SILENT = _PillowIsSilent()
-# The largest pictures take over a gigabyte while they are decoded, so threads take turns with such.
+# The largest images take over a gigabyte while they are decoded, so threads take turns with such.
 _ONE_LARGE, _LARGE_PIXELS = threading.Lock(), 32e6
 
 
 def decode_rgb(
     path: str | os.PathLike, *, min_side_hint: int | None = None, content: bytes | None = None
 ) -> Image.Image:
-    """Reads a picture file as an upright RGB picture.
+    """Reads an image file as an upright RGB image.
 
     Alpha is dropped and the colours below it kept, also for palettes with transparency, as the
     reference does (`convert("RGB")`): descriptors of the published models are only comparable so.
@@ -75,17 +75,17 @@ def decode_rgb(
     Args:
         path: a JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, JPEG 2000 or AVIF file; of several frames
             the first is taken.
-        min_side_hint: a picture whose short side is at least twice this many pixels is reduced by
+        min_side_hint: an image whose short side is at least twice this many pixels is reduced by
             the largest whole factor that keeps the short side at least this long, a JPEG largely
             while it is decoded, which is several times faster. Give the side below which detail
             would be missed; None keeps every pixel.
         content: the file's bytes, where they lie elsewhere; `path` is then only the name in messages.
 
     Returns:
-        A Pillow picture of mode RGB, detached from the file.
+        A Pillow image of mode RGB, detached from the file.
 
     Raises:
-        UnreadableImageError: the file is missing, truncated, not a picture, or has more than
+        UnreadableImageError: the file is missing, truncated, not an image, or has more than
             `MAX_MEGAPIXELS`; the message names it.
 
     Differs: the reference ignores the EXIF orientation and turns 16-bit grey into white.
@@ -125,7 +125,7 @@ def decode_rgb(
 def resize_square(image: Image.Image, size: int) -> Image.Image:
     """Resizes to `size` x `size` pixels (bilinear, antialiased); the aspect is not kept.
 
-    Source: the reference's evaluation, torchvision `Resize([size, size])` on Pillow pictures.
+    Source: the reference's evaluation, torchvision `Resize([size, size])` on Pillow images.
     """
     return image.resize((size, size), Image.Resampling.BILINEAR)
 
@@ -133,7 +133,7 @@ def resize_square(image: Image.Image, size: int) -> Image.Image:
 def resize_short_edge(image: Image.Image, size: int) -> Image.Image:
     """Resizes the short edge to `size` pixels, the long one to int(size * long / short).
 
-    Source: torchvision `Resize(size)` on Pillow pictures (bilinear, antialiased).
+    Source: torchvision `Resize(size)` on Pillow images (bilinear, antialiased).
     """
     width, height = image.size
     long = int(size * max(width, height) / min(width, height))
@@ -156,7 +156,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _deep_grey(values: np.ndarray) -> Image.Image:
     """Grey of more than 8 bits as 8-bit grey; Pillow alone would clip nearly all of it to white."""
-    # In place and in single precision: in double the largest picture allowed would take 4 GB.
+    # In position and in single precision: in double the largest image allowed would take 4 GB.
     grey = np.array(values, np.float32)
     if values.dtype.kind == "f":
         # By custom floats run to 1 or to 255; which of the two, only the values tell.
@@ -172,7 +172,7 @@ def _deep_grey(values: np.ndarray) -> Image.Image:
 
 
 def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
-    # A broken EXIF block is no reason to lose the picture.
+    # A broken EXIF block is no reason to lose the image.
     with contextlib.suppress(Exception):
         turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
         return rgb if turn is None else rgb.transpose(turn)

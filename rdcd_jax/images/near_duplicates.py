@@ -1,4 +1,4 @@
-"""Which pictures of a set are the same, and which are in another set too."""
+"""Which images of a set are the same, and which are in another set too."""
 
 import bisect
 import dataclasses
@@ -9,7 +9,7 @@ import numpy as np
 from rdcd_jax.images.perceptual import near_duplicates
 from rdcd_jax.images.sources import ImageSet
 
-# What is kept of a picture: 130 bytes, so that a million fit anywhere.
+# What is kept of an image: 130 bytes, so that a million fit anywhere.
 ROW = np.dtype(
     [
         ("readable", "?"),
@@ -28,7 +28,7 @@ ROW = np.dtype(
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Pictures of the set that are the same.
+    """Images of the set that are the same.
 
     Attributes:
         kind: "bytes" where the files are the same, "pixels" where only what they decode to is, "near" where they look
@@ -42,13 +42,13 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """A picture of the set that is in another set too.
+    """An image of the set that is in another set too.
 
     Attributes:
         kind: as in `Group`.
         id: its id.
         other_source: the other set.
-        other_id: the picture there that is most like it.
+        other_id: the image there that is most like it.
         distance: bits by which their hashes differ; 0 for the same bytes or pixels.
     """
 
@@ -62,15 +62,15 @@ class Overlap:
 def find_duplicates(
     sets: Sequence[ImageSet], rows: np.ndarray
 ) -> tuple[tuple[Group, ...], tuple[Overlap, ...]]:
-    """Finds duplicates within the first set, and pictures of it that are in the others.
+    """Finds duplicates within the first set, and images of it that are in the others.
 
     Args:
         sets: the sets.
-        rows: [N] ROW, what is known of all their pictures, one set after another.
+        rows: [N] ROW, what is known of all their images, one set after another.
 
     Returns:
         The groups, strictest kind first; the overlaps in the first set's order, each with the strictest kind and then
-        the nearest picture that was found.
+        the nearest image that was found.
     """
     notes = _Notes(sets)
     readable = np.flatnonzero(rows["readable"])
@@ -78,9 +78,9 @@ def find_duplicates(
         _, which = np.unique(rows[column][readable], axis=0, return_inverse=True)
         alike = _Members(readable, which)
         for part in alike.repeated():
-            places = alike.places(part)
-            notes.group(kind, places)
-            notes.overlaps(kind, places, places, 0)
+            positions = alike.positions(part)
+            notes.group(kind, positions)
+            notes.overlaps(kind, positions, positions, 0)
 
     structured = np.flatnonzero(rows["readable"] & ~rows["flat"])
     hashes, first, which = np.unique(
@@ -88,75 +88,75 @@ def find_duplicates(
     )
     alike = _Members(structured, which)
     for part in alike.repeated():
-        places = alike.places(part)
-        notes.overlaps("near", places, places, 0)
+        positions = alike.positions(part)
+        notes.overlaps("near", positions, positions, 0)
     pairs = near_duplicates(hashes, rows["thumbnail"][structured[first]])
-    # Nearest first, since what is found first is what is told.
+    # Nearest first, since what is found first is what is reported.
     order = np.argsort(pairs[2], kind="stable")
     links = []
     for one, other, distance in zip(*(each[order].tolist() for each in pairs), strict=True):
-        here, there = alike.places(one), alike.places(other)
+        here, there = alike.positions(one), alike.positions(other)
         notes.overlaps("near", here, there, distance)
         notes.overlaps("near", there, here, distance)
-        # Two pictures of the set are not joined by a third that is elsewhere.
+        # Two images of the set are not joined by a third that is elsewhere.
         if notes.is_own(here[0]) and notes.is_own(there[0]):
             links.append((one, other))
     for parts in _joined([*((part, part) for part in alike.repeated()), *links]):
-        notes.group("near", [place for part in parts for place in alike.places(part)])
+        notes.group("near", [position for part in parts for position in alike.positions(part)])
     return tuple(notes.groups), tuple(notes.found[key] for key in sorted(notes.found))
 
 
 class _Members:
     """Places by the number of the value that they share."""
 
-    def __init__(self, places: np.ndarray, which: np.ndarray):
-        self._places = places[np.argsort(which.ravel(), kind="stable")]
+    def __init__(self, positions: np.ndarray, which: np.ndarray):
+        self._positions = positions[np.argsort(which.ravel(), kind="stable")]
         self._counts = np.bincount(which.ravel())
         self._ends = np.cumsum(self._counts)
 
     def repeated(self) -> list[int]:
-        """Values that several places share."""
+        """Values that several positions share."""
         return np.flatnonzero(self._counts > 1).tolist()
 
-    def places(self, value: int) -> list[int]:
-        """The places of a value, ascending."""
+    def positions(self, value: int) -> list[int]:
+        """The positions of a value, ascending."""
         end = self._ends[value]
-        return self._places[end - self._counts[value] : end].tolist()
+        return self._positions[end - self._counts[value] : end].tolist()
 
 
 class _Notes:
-    """What has been found so far; what is told first, of the strictest kind and the nearest, stays."""
+    """What has been found so far; what is reported first, of the strictest kind and the nearest, stays."""
 
     def __init__(self, sets: Sequence[ImageSet]):
         self._sets = sets
         self._ends = np.cumsum([len(images) for images in sets]).tolist()
         self.groups: list[Group] = []
         self.found: dict[tuple[int, int], Overlap] = {}
-        self._told: set[tuple[int, ...]] = set()
+        self._report: set[tuple[int, ...]] = set()
 
-    def is_own(self, place: int) -> bool:
-        """Whether a place is the first set's."""
-        return place < self._ends[0]
+    def is_own(self, position: int) -> bool:
+        """Whether a position is the first set's."""
+        return position < self._ends[0]
 
-    def group(self, kind: str, places: list[int]) -> None:
-        """The first set's pictures among these are the same."""
-        own = tuple(sorted(place for place in places if self.is_own(place)))
-        if len(own) > 1 and own not in self._told:
-            self._told.add(own)
-            self.groups.append(Group(kind, tuple(self._sets[0].ids[place] for place in own)))
+    def group(self, kind: str, positions: list[int]) -> None:
+        """The first set's images among these are the same."""
+        own = tuple(sorted(position for position in positions if self.is_own(position)))
+        if len(own) > 1 and own not in self._report:
+            self._report.add(own)
+            self.groups.append(Group(kind, tuple(self._sets[0].ids[position] for position in own)))
 
-    def overlaps(self, kind: str, places: list[int], others: list[int], distance: int) -> None:
-        """The first set's pictures among `places` are the same as other sets' among `others`."""
+    def overlaps(self, kind: str, positions: list[int], others: list[int], distance: int) -> None:
+        """The first set's images among `positions` are the same as other sets' among `others`."""
         theirs: dict[int, int] = {}
         for other in others:
             if not self.is_own(other):
                 theirs.setdefault(bisect.bisect_right(self._ends, other), other)
-        for place in filter(self.is_own, places):
+        for position in filter(self.is_own, positions):
             for number, other in theirs.items():
                 images = self._sets[number]
                 other_id = images.ids[other - self._ends[number - 1]]
-                line = Overlap(kind, self._sets[0].ids[place], images.source, other_id, distance)
-                self.found.setdefault((place, number), line)
+                line = Overlap(kind, self._sets[0].ids[position], images.source, other_id, distance)
+                self.found.setdefault((position, number), line)
 
 
 def _joined(links: Sequence[tuple[int, int]]) -> Iterator[list[int]]:

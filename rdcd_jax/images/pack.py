@@ -1,4 +1,4 @@
-"""`rdcd-jax data pack`: any source of pictures as shards of records, which one disk read a picture is enough for."""
+"""`rdcd-jax data pack`: any source of images as shards of records, which one disk read an image is enough for."""
 
 import concurrent.futures
 import contextlib
@@ -24,9 +24,9 @@ PLAN, UNREADABLE = "pack.json", "unreadable.txt"
 _STEM = "pictures"
 _SHARD_SIZE = 2048
 _QUALITY = 95
-# Whether a picture can be read shows at any size, and small is quick.
+# Whether an image can be read shows at any size, and small is quick.
 _GLANCE = 32
-# Pictures between two looks at what the other processes do.
+# Images between two looks at what the other processes do.
 _STRIDE = 16
 
 
@@ -35,12 +35,12 @@ class Packed:
     """What was packed.
 
     Attributes:
-        pictures: how many the shards hold.
+        images: how many the shards hold.
         shards: how many there are.
-        unreadable: one sentence for each picture that was left out.
+        unreadable: one sentence for each image that was left out.
     """
 
-    pictures: int
+    images: int
     shards: int
     unreadable: tuple[str, ...]
 
@@ -57,7 +57,7 @@ def pack_images(
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Packed:
-    """Writes pictures as shards of records with their indexes, or goes on where such work was ended.
+    """Writes images as shards of records with their indexes, or goes on where such work was ended.
 
     The shards of work that was ended anywhere and continued are, byte for byte, those of work that was not.
 
@@ -65,20 +65,20 @@ def pack_images(
         source: see `sources.find_images`.
         out: folder for the shards, `pack.json` (what is packed and how) and `unreadable.txt`.
         ids: see `sources.find_images`.
-        short_side: pictures are reduced to this short side in pixels, never enlarged, and stored as JPEG (a JPEG
+        short_side: images are reduced to this short side in pixels, never enlarged, and stored as JPEG (a JPEG
             that is small enough, unchanged); None stores every file unchanged.
         quality: of these JPEGs, 1 to 100; 95 for None.
-        shards: how many to make; pictures are spread evenly.
-        shard_size: instead, the most pictures in one; 2048 where both are None.
+        shards: how many to make; images are spread evenly.
+        shard_size: instead, the most images in one; 2048 where both are None.
         workers: processes; 1 works in this one. With more, the main script needs its `if __name__ == "__main__":`.
-        on_progress: called now and then with (pictures done, pictures in all).
+        on_progress: called now and then with (images done, images in all).
 
     Returns:
         What the shards hold.
 
     Raises:
         UserError: impossible settings; `out` holds something else, or was begun from another source or with other
-            settings; the disk is full; not one picture can be read; a worker died.
+            settings; the disk is full; not one image can be read; a worker died.
     """
     images = find_images(source, ids=ids)
     count = _shard_count(len(images), shards, shard_size)
@@ -91,7 +91,7 @@ def pack_images(
         "quality": quality,
         "shards": count,
     }
-    with _full_disk_told(out):
+    with _full_disk_stored(out):
         _begin(out, plan)
         job = _Job(images, out, count, short_side, quality)
         indexes = _all_packed(job, min(workers, count), on_progress)
@@ -108,19 +108,17 @@ def pack_images(
     return Packed(packed, count, unreadable)
 
 
-def _shard_count(pictures: int, shards: int | None, shard_size: int | None) -> int:
+def _shard_count(images: int, shards: int | None, shard_size: int | None) -> int:
     if shards is not None and shard_size is not None:
         raise UserError("Give the number of shards or the size of one, not both.")
     for name, value in [("shards", shards), ("shard_size", shard_size)]:
         if value is not None and value < 1:
             raise UserError(f"{name}={value} must be at least 1.")
     if shards is None:
-        shards = math.ceil(pictures / (shard_size or _SHARD_SIZE))
-    most = min(pictures, 99_999)
+        shards = math.ceil(images / (shard_size or _SHARD_SIZE))
+    most = min(images, 99_999)
     if shards > most:
-        raise UserError(
-            f"{shards} shards are too many for {pictures} pictures; use at most {most}."
-        )
+        raise UserError(f"{shards} shards are too many for {images} images; use at most {most}.")
     return shards
 
 
@@ -129,9 +127,7 @@ def _checked(short_side: int | None, quality: int | None, workers: int) -> int |
         raise UserError(f"workers={workers} must be at least 1.")
     if short_side is None:
         if quality is not None:
-            raise UserError(
-                "quality is for pictures that are made smaller: give short_side with it."
-            )
+            raise UserError("quality is for images that are made smaller: give short_side with it.")
         return None
     if not 8 <= short_side <= 8192:
         raise UserError(f"short_side={short_side} must be 8 to 8192 pixels.")
@@ -163,7 +159,7 @@ def _begin(out: pathlib.Path, plan: dict) -> None:
                 )
     else:
         if out.exists() and not (out.is_dir() and all(_is_left(each) for each in out.iterdir())):
-            raise UserError(f"{out} exists and is no folder of packed pictures; give a new folder.")
+            raise UserError(f"{out} exists and is no folder of packed images; give a new folder.")
         write_json(path, plan)
     for each in out.iterdir():
         if _is_left(each):
@@ -188,13 +184,13 @@ class _Job:
     def shard(self, number: int) -> pathlib.Path:
         return self.out / shard_name(_STEM, number, self.count)
 
-    def places(self, number: int) -> range:
+    def positions(self, number: int) -> range:
         total = len(self.images)
         return range(number * total // self.count, (number + 1) * total // self.count)
 
-    def stored(self, place: int) -> bytes:
-        """What the record of a picture holds."""
-        content, path = self.images.read(place), self.images.paths[place]
+    def stored(self, position: int) -> bytes:
+        """What the record of an image holds."""
+        content, path = self.images.read(position), self.images.paths[position]
         if self.short_side is None:
             decode_rgb(path, content=content, min_side_hint=_GLANCE)
             return content
@@ -220,18 +216,18 @@ def _all_packed(
     job: _Job, workers: int, on_progress: Callable[[int, int], None] | None
 ) -> list[ShardIndex]:
     total = len(job.images)
-    told = 0
+    reported = 0
 
     def report(done: int) -> None:
-        nonlocal told
-        if done != told:
-            told = done
+        nonlocal reported
+        if done != reported:
+            reported = done
             if on_progress is not None:
                 on_progress(done, total)
 
     if workers == 1:
         return [
-            _packed_shard(job, number, lambda count: report(told + count))
+            _packed_shard(job, number, lambda count: report(reported + count))
             for number in range(job.count)
         ]
     # Spawned, since the parent may have threads.
@@ -274,19 +270,19 @@ def _pack_one(number: int) -> ShardIndex:
         if _stop.is_set():
             raise _StoppedError
 
-    with _full_disk_told(_job.out):
+    with _full_disk_stored(_job.out):
         return _packed_shard(_job, number, tick)
 
 
 def _packed_shard(job: _Job, number: int, tick: Callable[[int], None]) -> ShardIndex:
     """Makes a shard and its index, unless they are there and sound."""
-    shard, places = job.shard(number), job.places(number)
+    shard, positions = job.shard(number), job.positions(number)
     with contextlib.suppress(UserError, FileNotFoundError):
         index = read_index(shard)
         ids = {*index.ids, *(id_ for id_, _ in index.unreadable)}
-        mine = ids == {job.images.ids[place] for place in places}
+        mine = ids == {job.images.ids[position] for position in positions}
         if mine and shard.stat().st_size == index.size and file_sha256(shard) == index.sha256:
-            tick(len(places))
+            tick(len(positions))
             return index
     # Never an index beside a shard that it is not of.
     index_path(shard).unlink(missing_ok=True)
@@ -294,13 +290,13 @@ def _packed_shard(job: _Job, number: int, tick: Callable[[int], None]) -> ShardI
 
     def records() -> Iterator[bytes]:
         waiting = 0
-        for place in places:
+        for position in positions:
             try:
-                content = job.stored(place)
+                content = job.stored(position)
             except UnreadableImageError as error:
-                unreadable.append((job.images.ids[place], str(error)))
+                unreadable.append((job.images.ids[position], str(error)))
             else:
-                ids.append(job.images.ids[place])
+                ids.append(job.images.ids[position])
                 yield content
             waiting += 1
             if waiting == _STRIDE:
@@ -319,16 +315,16 @@ def _packed_shard(job: _Job, number: int, tick: Callable[[int], None]) -> ShardI
 def _write_records(path: pathlib.Path, records: Iterable[bytes]) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    # One picture a chunk, since they are read in any order; they do not get smaller.
+    # One image a chunk, since they are read in any order; they do not get smaller.
     writer = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
-    # Closed also where reading the pictures failed, before the file is removed.
+    # Closed also where reading the images failed, before the file is removed.
     with contextlib.closing(writer):
         for record in records:
             writer.write(record)
 
 
 @contextlib.contextmanager
-def _full_disk_told(out: pathlib.Path) -> Iterator[None]:
+def _full_disk_stored(out: pathlib.Path) -> Iterator[None]:
     """Turns a full disk into a sentence; the record writer has an error of its own for it."""
     try:
         yield

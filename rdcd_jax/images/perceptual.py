@@ -1,4 +1,4 @@
-"""Hashes of pictures that stay nearly the same under recompression and resizing, and the search for close ones."""
+"""Hashes of images that stay nearly the same under recompression and resizing, and the search for close ones."""
 
 from collections.abc import Iterator
 
@@ -6,10 +6,10 @@ import numpy as np
 from PIL import Image
 
 BITS = 64
-# Hashes of unrelated pictures differ in 32 bits on average.
+# Hashes of unrelated images differ in 32 bits on average.
 MAX_DISTANCE = 7
 _SIDE, _BLOCK = 32, 8
-# Below this standard deviation, in grey levels, a picture has no structure to tell it by.
+# Below this standard deviation, in grey levels, an image has no structure to tell it by.
 _FLAT = 4.0
 _BANDS, _BAND_BITS = 4, 16
 # Least correlation of the thumbnails of near duplicates.
@@ -19,13 +19,13 @@ _AT_ONCE = 1 << 22
 
 
 def perceptual_hash(image: Image.Image) -> tuple[int, np.ndarray] | None:
-    """A picture's 64-bit hash (which of its low frequencies are above their median), and its grey thumbnail.
+    """An image's 64-bit hash (which of its low frequencies are above their median), and its grey thumbnail.
 
     Args:
         image: any size, mode RGB or L.
 
     Returns:
-        The hash, below 2**64, and the thumbnail [64] uint8; None for a picture without structure (one colour, or
+        The hash, below 2**64, and the thumbnail [64] uint8; None for an image without structure (one colour, or
         nearly), whose hash would be noise.
 
     Source: the DCT hash of Zauner, "Implementation and benchmarking of perceptual image hash functions" (2010).
@@ -43,7 +43,7 @@ def perceptual_hash(image: Image.Image) -> tuple[int, np.ndarray] | None:
 def near_duplicates(
     hashes: np.ndarray, thumbnails: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs that are probably the same picture: close hashes and like thumbnails.
+    """Pairs that are probably the same image: close hashes and like thumbnails.
 
     Signs of frequencies alone also agree between grids, noise and the like; the thumbnails' correlation tells most of
     these apart.
@@ -76,7 +76,7 @@ def close_pairs(
         max_distance: bits, 0 to 7.
 
     Returns:
-        first, second: [M] int64 places with first < second, each pair once, sorted.
+        first, second: [M] int64 positions with first < second, each pair once, sorted.
         distance: [M] int64 bits.
     """
     if not 0 <= max_distance <= MAX_DISTANCE:
@@ -110,7 +110,7 @@ def _in_ranges(starts: np.ndarray, ends: np.ndarray) -> Iterator[tuple[np.ndarra
         end = max(begin + 1, int(np.searchsorted(total, before + _AT_ONCE, side="right")))
         part = lengths[begin:end]
         one = np.repeat(np.arange(begin, end), part)
-        # The place within its own range: a running count less the count where the range began.
+        # The position within its own range: a running count less the count where the range began.
         within = np.arange(len(one)) - np.repeat(total[begin:end] - part - before, part)
         yield one, starts[one] + within
         begin = end

@@ -1,4 +1,4 @@
-"""Pictures in record files: the shards of `rdcd-jax data pack`, and prepared data sets of tensorflow-datasets."""
+"""Images in record files: the shards of `rdcd-jax data pack`, and prepared data sets of tensorflow-datasets."""
 
 import dataclasses
 import functools
@@ -29,13 +29,13 @@ def is_shard(name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class ShardIndex:
-    """What lies beside a shard, so that its pictures are listed without opening it.
+    """What lies beside a shard, so that its images are listed without opening it.
 
     Attributes:
-        ids: of its pictures, in order.
+        ids: of its images, in order.
         size: of the shard in bytes.
         sha256: hex digest of the shard.
-        unreadable: (id, reason) of the pictures of its part of the source that could not be read.
+        unreadable: (id, reason) of the images of its part of the source that could not be read.
     """
 
     ids: tuple[str, ...]
@@ -94,7 +94,7 @@ def read_index(shard: str | os.PathLike) -> ShardIndex:
 
 @dataclasses.dataclass(frozen=True)
 class ShardReader:
-    """Reads the pictures of `data pack`'s shards by the paths SHARD:PLACE.
+    """Reads the images of `data pack`'s shards by the paths SHARD:PLACE.
 
     Attributes:
         content: hex digest over the shards' own.
@@ -104,12 +104,12 @@ class ShardReader:
     kind = "shards"
 
     def __call__(self, path: str) -> bytes:
-        """The bytes of the picture at `path`."""
-        shard, _, place = path.rpartition(":")
+        """The bytes of the image at `path`."""
+        shard, _, position = path.rpartition(":")
         reader, lock = _open_shard(shard)
         try:
             with lock:
-                return reader.read([int(place)])[0]
+                return reader.read([int(position)])[0]
         except (RuntimeError, IndexError) as error:
             raise UnreadableImageError(
                 f"{path}: the record is damaged ({error}); {_PACK_AGAIN}"
@@ -134,13 +134,13 @@ def _open_shard(shard: str):
 
 
 def list_shards(shards: Sequence[str]) -> tuple[list[str], list[str], ShardReader]:
-    """Lists the pictures of shards from their indexes.
+    """Lists the images of shards from their indexes.
 
     Args:
         shards: paths of the shards.
 
     Returns:
-        Ids and paths of all pictures in order, and what reads them.
+        Ids and paths of all images in order, and what reads them.
 
     Raises:
         UserError: a shard is cut short or has no sound index.
@@ -154,7 +154,7 @@ def list_shards(shards: Sequence[str]) -> tuple[list[str], list[str], ShardReade
                 f"{shard} is cut short or damaged: {size} bytes instead of {index.size}; {_PACK_AGAIN}"
             )
         ids += index.ids
-        paths += [f"{shard}:{place}" for place in range(len(index.ids))]
+        paths += [f"{shard}:{position}" for position in range(len(index.ids))]
         digest.update(index.sha256.encode())
     return ids, paths, ShardReader(digest.hexdigest())
 
@@ -184,12 +184,12 @@ def shard_name(stem: str, number: int, count: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TfdsReader:
-    """Reads the pictures of a prepared tensorflow-datasets data set by the paths tfds:NAME/SPLIT:PLACE.
+    """Reads the images of a prepared tensorflow-datasets data set by the paths tfds:NAME/SPLIT:PLACE.
 
     Attributes:
         folder: where the prepared data set lies, with its version.
         split: such as train.
-        feature: name of the feature that holds the picture.
+        feature: name of the feature that holds the image.
         content: hex digest over the names and sizes of the shards.
     """
 
@@ -200,12 +200,12 @@ class TfdsReader:
     kind = "tfds"
 
     def __call__(self, path: str) -> bytes:
-        """The bytes of the picture at `path`."""
-        place = int(path.rpartition(":")[2])
+        """The bytes of the image at `path`."""
+        position = int(path.rpartition(":")[2])
         source, lock = _open_tfds(self.folder, self.split, self.feature)
         try:
             with lock:
-                return source[place][self.feature]
+                return source[position][self.feature]
         except (RuntimeError, ValueError, IndexError, KeyError) as error:
             raise UnreadableImageError(
                 f"{path}: the record is damaged ({error}); prepare the data set in {self.folder} again."
@@ -230,19 +230,19 @@ def tfds_folder() -> str:
 
 
 def list_tfds(text: str) -> tuple[list[str], list[str], TfdsReader]:
-    """Lists the pictures of tfds:NAME/SPLIT.
+    """Lists the images of tfds:NAME/SPLIT.
 
-    A picture's id is its text feature `id`, or where there is none its place. Ids lie in the records, so a set is read
+    An image's id is its text feature `id`, or else its position. Ids lie in the records, so a set is read
     through once; the cache folder keeps what was found.
 
     Args:
         text: the source. Prepared data sets are looked for in `tfds_folder`.
 
     Returns:
-        Ids and paths of all pictures in order, and what reads them.
+        Ids and paths of all images in order, and what reads them.
 
     Raises:
-        UserError: there is no such prepared data set or split, or it is not of records with a picture each.
+        UserError: there is no such prepared data set or split, or it is not of records with an image each.
     """
     import tensorflow_datasets as tfds
 
@@ -283,10 +283,10 @@ def list_tfds(text: str) -> tuple[list[str], list[str], TfdsReader]:
         there = ", ".join(builder.info.splits)
         raise UserError(f"{text}: the data set has no split {split}; it has {there}.")
     features = builder.info.features
-    pictures = [key for key, each in features.items() if isinstance(each, tfds.features.Image)]
-    if len(pictures) != 1:
+    images = [key for key, each in features.items() if isinstance(each, tfds.features.Image)]
+    if len(images) != 1:
         raise UserError(
-            f"{text}: a record should hold one picture, and those of {folder} hold {len(pictures)}."
+            f"{text}: a record should hold one image, and those of {folder} hold {len(images)}."
         )
     files = builder.info.splits[split].filepaths
     content = hashlib.sha256()
@@ -298,11 +298,11 @@ def list_tfds(text: str) -> tuple[list[str], list[str], TfdsReader]:
                 f"{text}: the shard {file} is missing; prepare the data set again."
             ) from None
         content.update(f"{os.path.basename(file)} {size}\n".encode())
-    reader = TfdsReader(folder, split, pictures[0], content.hexdigest())
+    reader = TfdsReader(folder, split, images[0], content.hexdigest())
     count = builder.info.splits[split].num_examples
     has_id = "id" in features and isinstance(features["id"], tfds.features.Text)
-    ids = _tfds_ids(text, reader) if has_id else [str(place) for place in range(count)]
-    return ids, [f"{text}:{place}" for place in range(count)], reader
+    ids = _tfds_ids(text, reader) if has_id else [str(position) for position in range(count)]
+    return ids, [f"{text}:{position}" for position in range(count)], reader
 
 
 def _tfds_ids(text: str, reader: TfdsReader) -> list[str]:

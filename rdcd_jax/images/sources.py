@@ -1,4 +1,4 @@
-"""Where pictures come from, files or records, as a fixed list of ids and paths."""
+"""Where images come from, files or records, as a fixed list of ids and paths."""
 
 import dataclasses
 import glob
@@ -20,15 +20,15 @@ from rdcd_jax.images.records import ids_sha256, is_shard, list_shards, list_tfds
 _PHOTOGRAPHS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".jp2")
 EXTENSIONS = {*_PHOTOGRAPHS, ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
 
-# Pictures inside the package, by these names instead of a folder's.
+# Images inside the package, by these names instead of a folder's.
 BUNDLED = ("sample:train", "sample:references", "sample:queries")
 
 
 class Reader(Protocol):
-    """Gives the bytes of the picture behind a path.
+    """Gives the bytes of the image behind a path.
 
     Attributes:
-        kind: what the pictures lie in, one word.
+        kind: what the images lie in, one word.
         content: hex digest of it.
     """
 
@@ -36,14 +36,14 @@ class Reader(Protocol):
     content: str
 
     def __call__(self, path: str) -> bytes:
-        """The bytes of the picture at `path`."""
+        """The bytes of the image at `path`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """Pictures in a fixed order: entry i of `ids` names the picture at entry i of `paths`.
+    """Images in a fixed order: entry i of `ids` names the image at entry i of `paths`.
 
-    It can be pickled, for processes that read: files and shards are opened where a picture is first asked for.
+    It can be pickled, for processes that read: files and shards are opened where an image is first asked for.
 
     Attributes:
         source: what the set was made from, for messages.
@@ -60,14 +60,14 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, place: int) -> bytes:
-        """The picture at a place as it is stored, not decoded.
+    def read(self, position: int) -> bytes:
+        """The image at a position as it is stored, not decoded.
 
         Raises:
             UnreadableImageError: there is no such file, or its record is damaged.
             UserError: a whole shard is gone or damaged.
         """
-        path = self.paths[place]
+        path = self.paths[position]
         if self.reader is not None:
             return self.reader(path)
         try:
@@ -79,27 +79,27 @@ class ImageSet:
             raise UnreadableImageError(f"{path}: cannot be read ({error}).") from error
         raise UnreadableImageError(f"{path}: not a file but a folder, pipe or device.")
 
-    def decode(self, place: int, *, min_side_hint: int | None = None) -> Image.Image:
-        """The picture at a place, upright and RGB.
+    def decode(self, position: int, *, min_side_hint: int | None = None) -> Image.Image:
+        """The image at a position, upright and RGB.
 
         Args:
-            place: 0 to N - 1.
+            position: 0 to N - 1.
             min_side_hint: see `decode.decode_rgb`.
 
         Raises:
             UnreadableImageError: see `decode.decode_rgb` and `read`.
             UserError: a whole shard is gone or damaged.
         """
-        content = None if self.reader is None else self.read(place)
-        return decode_rgb(self.paths[place], min_side_hint=min_side_hint, content=content)
+        content = None if self.reader is None else self.read(position)
+        return decode_rgb(self.paths[position], min_side_hint=min_side_hint, content=content)
 
-    def subset(self, places: Iterable[int]) -> "ImageSet":
-        """The pictures at some places, in that order."""
-        places = list(places)
+    def subset(self, positions: Iterable[int]) -> "ImageSet":
+        """The images at some positions, in that order."""
+        positions = list(positions)
         return dataclasses.replace(
             self,
-            ids=tuple(self.ids[place] for place in places),
-            paths=tuple(self.paths[place] for place in places),
+            ids=tuple(self.ids[position] for position in positions),
+            paths=tuple(self.paths[position] for position in positions),
         )
 
     def fingerprint(self) -> dict[str, str | int]:
@@ -112,14 +112,14 @@ class ImageSet:
 
 _CHANGES = {
     "kind": "they lay in {before}, and now lie in {now}",
-    "pictures": "there were {before} pictures, and now there are {now}",
-    "ids": "the {count} pictures have other ids, or stand in another order",
-    "records": "the {count} pictures have the same ids, but their records ({kind}) hold other content",
+    "pictures": "there were {before} images, and now there are {now}",
+    "ids": "the {count} images have other ids, or stand in another order",
+    "records": "the {count} images have the same ids, but their records ({kind}) hold other content",
 }
 
 
 def changed(before: dict, now: dict) -> str:
-    """What is another about a set of pictures, in words for people.
+    """What is another about a set of images, in words for people.
 
     Args:
         before: a fingerprint that was kept.
@@ -128,21 +128,21 @@ def changed(before: dict, now: dict) -> str:
     Returns:
         A clause, or nothing where no field that both have differs.
     """
-    for name, told in _CHANGES.items():
+    for name, stored in _CHANGES.items():
         if name in before and name in now and before[name] != now[name]:
             count, kind = now.get("pictures"), now.get("kind")
-            return told.format(before=before[name], now=now[name], count=count, kind=kind)
+            return stored.format(before=before[name], now=now[name], count=count, kind=kind)
     return ""
 
 
 def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
-    """Lists the pictures of `source` without opening them.
+    """Lists the images of `source` without opening them.
 
     Args:
         source: one of
             - a folder, searched recursively for the usual image extensions (hidden files and folders are left out,
               links are followed);
-            - a picture;
+            - an image;
             - a text file (UTF-8) with one path a line, absolute or relative to the text file's folder;
             - a .zip or .tar of such images, which is read without unpacking it;
             - the folder that `rdcd-jax data pack` wrote, one of its shards, or several as a pattern with * or ?;
@@ -152,10 +152,10 @@ def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
             folder (or as the text file writes it), extension included. Records carry their ids.
 
     Returns:
-        The pictures, sorted by path for a folder, in the order written for a text file or records.
+        The images, sorted by path for a folder, in the order written for a text file or records.
 
     Raises:
-        UserError: the source is missing, of another kind or empty, or two pictures share an id.
+        UserError: the source is missing, of another kind or empty, or two images share an id.
     """
     if ids not in ("name", "path"):
         raise UserError(f"ids={ids!r} is not known: use 'name' or 'path'.")
@@ -233,12 +233,12 @@ def _matching(text: str) -> list[str]:
 
 def _record_set(text: str, ids: list[str], paths: list[str], reader: Reader) -> ImageSet:
     if not ids:
-        raise UserError(f"{text}: the records hold no pictures.")
+        raise UserError(f"{text}: the records hold no images.")
     owner: dict[str, str] = {}
     for id_, path in zip(ids, paths, strict=True):
         if owner.setdefault(id_, path) != path:
             raise UserError(
-                f"{text}: two pictures have the id {id_!r}: {owner[id_]} and {path}; give one of the shards only."
+                f"{text}: two images have the id {id_!r}: {owner[id_]} and {path}; give one of the shards only."
             )
     return ImageSet(text, tuple(ids), tuple(paths), reader)
 

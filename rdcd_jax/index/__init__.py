@@ -1,4 +1,4 @@
-"""Persistent indexes of pictures' descriptors: made, grown, searched."""
+"""Persistent indexes of images' descriptors: made, grown, searched."""
 
 from rdcd_jax.index.search import Index
 

@@ -1,4 +1,4 @@
-"""Copies within one set of pictures."""
+"""Copies within one set of images."""
 
 import dataclasses
 import os
@@ -14,15 +14,15 @@ from rdcd_jax.index.search import PRECISION, Progress
 from rdcd_jax.search import backends
 from rdcd_jax.search.scoring import Scoring, scoring_of
 
-# Neighbours looked at of each picture; copies of copies join a group through one another.
+# Neighbours looked at of each image; copies of copies join a group through one another.
 NEIGHBOURS = 20
-# Of a picture with more, no further ones are looked at than four times as many as this.
+# Of an image with more, no further ones are looked at than four times as many as this.
 _MOST = 400
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Pictures that are copies of each other, each of at least one other.
+    """Images that are copies of each other, each of at least one other.
 
     Attributes:
         ids: two or more, in the set's order.
@@ -44,32 +44,32 @@ def find_groups(
     """Groups the copies in a set.
 
     Args:
-        images: a source of pictures.
-        model: see `load_describer`.
+        images: a source of images.
+        model: see `load_embedder`.
         threshold: least score of two copies; the model's own at 90 % precision for None.
         normalised: takes off a pair's similarity how near the two are to the model's background, where it has one.
-        on_progress: told pictures done and in all.
+        on_progress: called with images done and in all.
 
     Returns:
-        The groups, the surest first, and the pictures that cannot be read.
+        The groups, the surest first, and the images that cannot be read.
 
     Raises:
-        UserError: for pictures or a model that cannot be read, or a model without a calibration where no threshold is
+        UserError: for images or a model that cannot be read, or a model without a calibration where no threshold is
             given.
     """
-    from rdcd_jax.weights.library import load_describer
+    from rdcd_jax.weights.library import load_embedder
 
-    describer = load_describer(model)
+    embedder = load_embedder(model)
     images = images if isinstance(images, ImageSet) else find_images(images)
-    background = getattr(describer, "background", None) if normalised else None
-    scoring = scoring_of(background, getattr(describer, "card", {}).get("calibration"))
+    background = getattr(embedder, "background", None) if normalised else None
+    scoring = scoring_of(background, getattr(embedder, "card", {}).get("calibration"))
     if threshold is None:
         threshold = scoring.threshold(PRECISION, len(images))
     if threshold is None:
         raise UserError(
             f"The model {model} has no calibration to choose a threshold by; give --threshold, such as 0.7."
         )
-    found, unreadable = embed_images(describer, images, on_progress=on_progress)
+    found, unreadable = embed_images(embedder, images, on_progress=on_progress)
     return groups_of(found.ids.tolist(), found.descriptors, threshold, scoring), unreadable
 
 
@@ -79,7 +79,7 @@ def groups_of(
     threshold: float,
     scoring: Scoring = Scoring(),  # noqa: B008 (it is frozen)
 ) -> list[Group]:
-    """The connected sets of pictures whose score is at least `threshold`."""
+    """The connected sets of images whose score is at least `threshold`."""
     count = len(ids)
     rows, columns, weights = _links(descriptors, threshold, scoring)
     graph = scipy.sparse.coo_array((weights, (rows, columns)), (count, count)).tocsr()
@@ -115,13 +115,13 @@ def _links(
     who, found = np.arange(count), []
     while who.size:
         k = min(k, count)
-        normalised, places = backends.knn(left[who], right, k)
-        adjustment = half[who, None] + half[places]
+        normalised, positions = backends.knn(left[who], right, k)
+        adjustment = half[who, None] + half[positions]
         scores = scoring.scores(normalised - adjustment, adjustment)
         # Where all are near there may be more; but who has so many need not be linked with each.
         more = (scores[:, -1] >= threshold) & (k < min(count, _MOST))
-        rows = np.broadcast_to(who[:, None], places.shape)
-        near = (scores >= threshold) & (rows != places) & ~more[:, None]
-        found.append((rows[near], places[near], scores[near]))
+        rows = np.broadcast_to(who[:, None], positions.shape)
+        near = (scores >= threshold) & (rows != positions) & ~more[:, None]
+        found.append((rows[near], positions[near], scores[near]))
         who, k = who[more], 4 * k
     return tuple(np.concatenate(each) for each in zip(*found, strict=True))

@@ -11,12 +11,12 @@ import numpy as np
 from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.core.workers import mapped_ahead
 from rdcd_jax.embedding.shapes import batches, resized
-from rdcd_jax.embedding.stream import NOTHING, DescribingModel, Progress, Unreadable
+from rdcd_jax.embedding.stream import NOTHING, EmbeddingModel, Progress, Unreadable
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index.variants import VARIANTS
 from rdcd_jax.search.exact import rows_not_finite
 
-# Pictures that are described at a time: of more the network would need more memory than the search.
+# Images that are embedded at a time: of more the network would need more memory than the search.
 _BATCH = 16
 _AHEAD = 32
 
@@ -44,19 +44,19 @@ class Looks:
 
 
 def embed_queries(
-    model: DescribingModel,
+    model: EmbeddingModel,
     images: ImageSet,
     variants: Sequence[str] = (),
     *,
     on_progress: Progress | None = None,
 ) -> Looks:
-    """Describes queries as they are and changed; each is decoded once.
+    """Embeds queries as they are and changed; each is decoded once.
 
     Args:
-        model: what describes them.
+        model: what embeds them.
         images: the queries.
         variants: keys of `VARIANTS`.
-        on_progress: told queries done and in all.
+        on_progress: called with queries done and in all.
 
     Raises:
         UserError: an unknown variant, or the model gives NaN.
@@ -69,34 +69,34 @@ def embed_queries(
 
     def looks() -> Iterator[tuple[int, np.ndarray]]:
         with contextlib.closing(_decoded(model, images, variants)) as decoded:
-            for place, found in enumerate(decoded):
+            for position, found in enumerate(decoded):
                 if isinstance(found, UnreadableImageError):
-                    unreadable.append(Unreadable(images.ids[place], str(found)))
+                    unreadable.append(Unreadable(images.ids[position], str(found)))
                     continue
-                for name, picture in found:
-                    rows.append((place, name))
-                    yield len(rows) - 1, picture
+                for name, image in found:
+                    rows.append((position, name))
+                    yield len(rows) - 1, image
 
-    described: dict[int, np.ndarray] = {}
-    for places, batch in batches(
+    embedded: dict[int, np.ndarray] = {}
+    for positions, batch in batches(
         looks(), _BATCH, max(1, _BATCH // 4) if model.short_edge else _BATCH
     ):
-        found = np.asarray(model.describe(batch), np.float32)[: len(places)]
-        described |= zip(places, found, strict=True)
+        found = np.asarray(model.embed_batch(batch), np.float32)[: len(positions)]
+        embedded |= zip(positions, found, strict=True)
         if on_progress is not None:
             on_progress(rows[-1][0] + 1, len(images))
     # What has no direction resembles nothing.
-    kept = [row for row in range(len(rows)) if described[row].any()]
+    kept = [row for row in range(len(rows)) if embedded[row].any()]
     seen = {rows[row][0] for row in kept}
-    for place in sorted({place for place, _ in rows} - seen):
-        name = images.ids[place]
+    for position in sorted({position for position, _ in rows} - seen):
+        name = images.ids[position]
         unreadable.append(Unreadable(name, f"{name}: {NOTHING}"))
     descriptors = (
-        np.stack([described[row] for row in kept]) if kept else np.empty((0, 0), np.float32)
+        np.stack([embedded[row] for row in kept]) if kept else np.empty((0, 0), np.float32)
     )
     if kept and rows_not_finite(descriptors).size:
         raise UserError(
-            f"{images.source}: the model {model.name or 'given'} describes images by NaN or infinity; its weights are"
+            f"{images.source}: the model {model.name or 'given'} embeds images by NaN or infinity; its weights are"
             " damaged."
         )
     query = np.asarray([rows[row][0] for row in kept], np.int64)
@@ -104,13 +104,13 @@ def embed_queries(
 
 
 def _decoded(
-    model: DescribingModel, images: ImageSet, variants: Sequence[str]
+    model: EmbeddingModel, images: ImageSet, variants: Sequence[str]
 ) -> Iterator[list[tuple[str, np.ndarray]] | UnreadableImageError]:
-    """Every query's pictures as the model takes them, the first as it is, some queries being decoded meanwhile."""
+    """Every query's images as the model takes them, the first as it is, some queries being decoded meanwhile."""
 
-    def load(place: int) -> list[tuple[str, np.ndarray]] | UnreadableImageError:
+    def load(position: int) -> list[tuple[str, np.ndarray]] | UnreadableImageError:
         try:
-            image = images.decode(place)
+            image = images.decode(position)
         except UnreadableImageError as error:
             return error
         looks = [("", image)]

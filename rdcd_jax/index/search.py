@@ -1,4 +1,4 @@
-"""An index in memory's reach: pictures in, the most similar pictures of the index out."""
+"""An index in memory's reach: images in, the most similar images of the index out."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.embedding.stream import Unreadable, described_parts, has_fingerprint
+from rdcd_jax.embedding.stream import Unreadable, embedded_parts, has_fingerprint
 from rdcd_jax.images.sources import ImageSet, find_images
 from rdcd_jax.index import store
 from rdcd_jax.index.queries import Looks, embed_queries
@@ -19,22 +19,22 @@ from rdcd_jax.search.scoring import Scoring, scoring_of
 
 # Descriptors that are searched at a time: every thread's share of the heap keeps room for as many.
 _BLOCK = 16_384
-# Of matches that are told where no threshold is given.
+# Of matches that are reported where no threshold is given.
 PRECISION = 0.9
 # It changes queries with borders alone, and costs the others nothing.
 DEFAULT_VARIANTS = ("trim",)
-# Pictures that are described and put into the index at a time: what a build that is killed has to do again.
+# Images that are embedded and put into the index at a time: what a build that is killed has to do again.
 CHUNK = 4096
 Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """A picture of the index that resembles a query.
+    """An image of the index that resembles a query.
 
     Attributes:
         query: the query's id.
-        reference: the id of the picture in the index.
+        reference: the id of the image in the index.
         score: their similarity, less how near the query is to the model's background where the index normalises scores.
         similarity: inner product of their descriptors, 1 at most.
         probability: estimated, that the one is a copy of the other; None without a calibration.
@@ -50,7 +50,7 @@ class Match:
 
 
 class Index:
-    """A persistent index of pictures.
+    """A persistent index of images.
 
         index, _, _ = Index.build("my.index", "PICTURES", model="rdcd-effb0-128")
         for match in index.search("SUSPECTS")[0]:
@@ -80,39 +80,39 @@ class Index:
         normalised: bool = True,
         on_progress: Progress | None = None,
     ) -> tuple["Index", int, list[Unreadable]]:
-        """Makes an index of pictures; the same call goes on with one that was ended.
+        """Makes an index of images; the same call goes on with one that was ended.
 
         Args:
             folder: of the index.
-            images: a source of pictures.
-            model: see `load_describer`.
+            images: a source of images.
+            model: see `load_embedder`.
             dtype: of the descriptors on disk: float32, float16 or int8.
-            image_size: side that pictures are resized to; the model's own for None.
+            image_size: side that images are resized to; the model's own for None.
             calibration: what a score means, see `calibration.read_calibration`; for None the model's own, if it has
                 one, and an index that is there keeps its own.
             normalised: normalises scores by the model's background, if it has one.
-            on_progress: told pictures done and in all.
+            on_progress: called with images done and in all.
 
         Returns:
-            The index, how many pictures were added, and those that cannot be read.
+            The index, how many images were added, and those that cannot be read.
 
         Raises:
-            UserError: for pictures or a model that cannot be read; there is an index of another model or dtype.
+            UserError: for images or a model that cannot be read; there is an index of another model or dtype.
         """
         if dtype not in store.DTYPES:
             raise UserError(f"There is no dtype '{dtype}'; use one of {', '.join(store.DTYPES)}.")
-        from rdcd_jax.weights.library import absolute_spec, load_describer_of
+        from rdcd_jax.weights.library import absolute_spec, load_embedder_of
 
         folder = pathlib.Path(folder)
         there = store.read_manifest(folder) if (folder / store.MANIFEST).exists() else None
-        describer = load_describer_of(model, there and there.fingerprint).at_size(image_size)
+        embedder = load_embedder_of(model, there and there.fingerprint).at_size(image_size)
         if there is not None and there.normalised and not normalised:
             raise UserError(
                 f"{folder} is an index whose scores are normalised; search it with --score-norm=none, or give another"
                 " folder."
             )
-        background = getattr(describer, "background", None) if normalised else None
-        meaning = calibration or getattr(describer, "card", {}).get("calibration")
+        background = getattr(embedder, "background", None) if normalised else None
+        meaning = calibration or getattr(embedder, "card", {}).get("calibration")
         scoring = scoring_of(background, meaning)  # refuses what is none
         if calibration and background is not None and scoring.calibration is None:
             raise UserError(
@@ -121,9 +121,9 @@ class Index:
             )
         new = store.Manifest(
             model=absolute_spec(model),
-            fingerprint=describer.fingerprint,
-            image_size=describer.image_size,
-            dim=describer.dim,
+            fingerprint=embedder.fingerprint,
+            image_size=embedder.image_size,
+            dim=embedder.dim,
             dtype=dtype,
             calibration=meaning and dict(meaning),
             normalised=background is not None,
@@ -137,33 +137,33 @@ class Index:
                     raise UserError(
                         f"{folder} is an index with {name} {theirs}, and this would have {ours}; give another folder."
                     )
-            _require_same_model(folder, there, describer)
+            _require_same_model(folder, there, embedder)
             if calibration is not None and new.calibration != there.calibration:
                 writer.calibrate(new.calibration)
         index = cls(folder)
-        index._describer = describer
+        index._embedder = embedder
         return index, *index.add(images, on_progress=on_progress)
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     @functools.cached_property
-    def _describer(self):
-        from rdcd_jax.weights.library import load_describer_of
+    def _embedder(self):
+        from rdcd_jax.weights.library import load_embedder_of
 
         manifest = self.manifest
-        found = load_describer_of(manifest.model, manifest.fingerprint).at_size(manifest.image_size)
+        found = load_embedder_of(manifest.model, manifest.fingerprint).at_size(manifest.image_size)
         _require_same_model(self.folder, self.manifest, found)
         return found
 
     def add(
         self, images: str | os.PathLike | ImageSet, *, on_progress: Progress | None = None
     ) -> tuple[int, list[Unreadable]]:
-        """Adds pictures whose ids are not in the index yet; what is done stays if this is ended.
+        """Adds images whose ids are not in the index yet; what is done stays if this is ended.
 
         Args:
-            images: a source of pictures.
-            on_progress: told pictures done and in all.
+            images: a source of images.
+            on_progress: called with images done and in all.
 
         Returns:
             How many were added, and those that cannot be read.
@@ -171,15 +171,15 @@ class Index:
         images = images if isinstance(images, ImageSet) else find_images(images)
         added, unreadable = 0, []
         with store.writer(self.folder) as writer:
-            _require_same_model(self.folder, writer.manifest, self._describer)
+            _require_same_model(self.folder, writer.manifest, self._embedder)
             there = writer.ids()
-            places = [place for place, name in enumerate(images.ids) if name not in there]
-            for start in range(0, len(places), CHUNK):
-                (part,) = described_parts(
-                    self._describer,
-                    images.subset(places[start : start + CHUNK]),
-                    on_progress=lambda done, _, start=start: _told(
-                        on_progress, start + done, len(places)
+            positions = [position for position, name in enumerate(images.ids) if name not in there]
+            for start in range(0, len(positions), CHUNK):
+                (part,) = embedded_parts(
+                    self._embedder,
+                    images.subset(positions[start : start + CHUNK]),
+                    on_progress=lambda done, _, start=start: _report(
+                        on_progress, start + done, len(positions)
                     ),
                 )
                 if part.found is not None:
@@ -190,7 +190,7 @@ class Index:
         return added, unreadable
 
     def remove(self, ids: Sequence[str]) -> int:
-        """Removes pictures by id; gives how many of them there were."""
+        """Removes images by id; gives how many of them there were."""
         with store.writer(self.folder) as writer:
             removed = writer.remove(ids)
             self.manifest = writer.manifest
@@ -206,17 +206,17 @@ class Index:
         normalised: bool = True,
         on_progress: Progress | None = None,
     ) -> tuple[list[Match], list[Unreadable]]:
-        """Finds the pictures of the index that resemble each query most.
+        """Finds the images of the index that resemble each query most.
 
         Args:
-            images: the queries, a source of pictures.
-            k: pictures for each query; all where the index has fewer.
+            images: the queries, a source of images.
+            k: images for each query; all where the index has fewer.
             threshold: least score; for None that of 90 % precision, see `threshold`, or none where the index has no
                 calibration.
             normalised: False for similarities as they are, where the index normalises scores.
             variants: also looks for queries changed so, keys of `variants.VARIANTS`; of the same pair the best score
                 counts. By default `trim`: queries with borders, such as screenshots, without them as well.
-            on_progress: told pictures done and in all.
+            on_progress: called with images done and in all.
 
         Returns:
             The matches, query by query, best first; and the queries that cannot be read.
@@ -226,12 +226,12 @@ class Index:
         """
         self.manifest = store.read_manifest(self.folder)
         if not len(self):
-            raise UserError(f"{self.folder} is empty; add pictures by `rdcd-jax index add`.")
+            raise UserError(f"{self.folder} is empty; add images by `rdcd-jax index add`.")
         if k < 1:
-            raise UserError(f"k is {k}; ask for at least 1 picture.")
+            raise UserError(f"k is {k}; ask for at least 1 image.")
         scoring = self.scoring(normalised)
         images = images if isinstance(images, ImageSet) else find_images(images)
-        looks = embed_queries(self._describer, images, variants, on_progress=on_progress)
+        looks = embed_queries(self._embedder, images, variants, on_progress=on_progress)
         if not len(looks.query):
             return [], looks.unreadable
         matches = store.consistently(
@@ -249,11 +249,11 @@ class Index:
         threshold: float | None,
         scoring: Scoring,
     ) -> list[Match]:
-        """The matches of all queries in no order; of a query and a picture the variant that scores best."""
+        """The matches of all queries in no order; of a query and an image the variant that scores best."""
         # Another index may lie there by now.
-        _require_same_model(self.folder, manifest, self._describer)
+        _require_same_model(self.folder, manifest, self._embedder)
         self.manifest = manifest
-        similarities, places = self._nearest(manifest, looks.descriptors, k)
+        similarities, positions = self._nearest(manifest, looks.descriptors, k)
         scores = scoring.scores(similarities, scoring.adjustment(looks.descriptors)[:, None])
         # Each look is another chance for a likeness.
         compared = len(manifest) * looks.count
@@ -264,15 +264,15 @@ class Index:
             floor = np.full(len(compared), threshold)
         # Without a calibration the floor is NaN, and nothing lies below it.
         row, column = np.nonzero(~(scores < floor[:, None]))
-        query, place = looks.query[row], places[row, column]
-        order = np.lexsort((-scores[row, column], place, query))
-        pair = np.stack([query, place])[:, order]
+        query, position = looks.query[row], positions[row, column]
+        order = np.lexsort((-scores[row, column], position, query))
+        pair = np.stack([query, position])[:, order]
         first = np.r_[True, (pair[:, 1:] != pair[:, :-1]).any(axis=0)][: len(order)]
         row, column = row[order[first]], column[order[first]]
-        ids = self._ids_of(manifest, places[row, column])
+        ids = self._ids_of(manifest, positions[row, column])
         found = zip(
             looks.query[row].tolist(),
-            places[row, column].tolist(),
+            positions[row, column].tolist(),
             scores[row, column].tolist(),
             similarities[row, column].tolist(),
             scoring.probability(scores[row, column], compared[row]),
@@ -280,8 +280,8 @@ class Index:
             strict=True,
         )
         return [
-            Match(names[query], ids[place], score, similarity, probability, looks.variant[i])
-            for query, place, score, similarity, probability, i in found
+            Match(names[query], ids[position], score, similarity, probability, looks.variant[i])
+            for query, position, score, similarity, probability, i in found
         ]
 
     def scoring(self, normalised: bool = True) -> Scoring:
@@ -319,7 +319,7 @@ class Index:
             k: neighbours of each; all where there are fewer.
 
         Returns:
-            scores [N, k] float32, descending, and places in the index [N, k] int64.
+            scores [N, k] float32, descending, and positions in the index [N, k] int64.
         """
         return store.consistently(self.folder, lambda manifest: self._nearest(manifest, queries, k))
 
@@ -327,46 +327,46 @@ class Index:
         self, manifest: store.Manifest, queries: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         scores = np.empty((len(queries), 0), np.float32)
-        places = np.empty((len(queries), 0), np.int64)
+        positions = np.empty((len(queries), 0), np.int64)
         first = 0
         for segment in self._segments(manifest):
             for start in range(0, len(segment), _BLOCK):
                 block = segment.descriptors(slice(start, start + _BLOCK))
                 found, rows = backends.knn(queries, block, min(k, len(block)))
-                scores, places = np.hstack([scores, found]), np.hstack([places, rows + first])
-                order = np.lexsort((places, -scores), axis=1)[:, :k]
-                scores, places = (np.take_along_axis(x, order, 1) for x in (scores, places))
+                scores, positions = np.hstack([scores, found]), np.hstack([positions, rows + first])
+                order = np.lexsort((positions, -scores), axis=1)[:, :k]
+                scores, positions = (np.take_along_axis(x, order, 1) for x in (scores, positions))
                 first += len(block)
-        return scores, places
+        return scores, positions
 
     def _segments(self, manifest: store.Manifest):
-        for place in range(len(manifest.segments)):
-            yield store.read_segment(self.folder, manifest, place)
+        for position in range(len(manifest.segments)):
+            yield store.read_segment(self.folder, manifest, position)
 
-    def _ids_of(self, manifest: store.Manifest, places: Sequence[int]) -> dict[int, str]:
-        """Ids by place, a segment's in memory at a time."""
-        wanted, ids, first = np.unique(np.asarray(places, np.int64)), {}, 0
+    def _ids_of(self, manifest: store.Manifest, positions: Sequence[int]) -> dict[int, str]:
+        """Ids by position, a segment's in memory at a time."""
+        wanted, ids, first = np.unique(np.asarray(positions, np.int64)), {}, 0
         for segment in self._segments(manifest):
             inside = wanted[(first <= wanted) & (wanted < first + len(segment))]
-            ids |= {place: segment.ids[place - first] for place in inside.tolist()}
+            ids |= {position: segment.ids[position - first] for position in inside.tolist()}
             first += len(segment)
         return ids
 
 
-def _require_same_model(folder: pathlib.Path, manifest: store.Manifest, describer) -> None:
-    if describer.image_size != manifest.image_size:
+def _require_same_model(folder: pathlib.Path, manifest: store.Manifest, embedder) -> None:
+    if embedder.image_size != manifest.image_size:
         raise UserError(
-            f"{folder} has become an index of pictures of {manifest.image_size} pixels, not {describer.image_size};"
+            f"{folder} has become an index of images of {manifest.image_size} pixels, not {embedder.image_size};"
             " open it anew."
         )
-    if not has_fingerprint(describer, manifest.fingerprint):
+    if not has_fingerprint(embedder, manifest.fingerprint):
         raise UserError(
             f"{folder} was made by other weights of {manifest.model} than those that are there now, whose descriptors"
             " cannot be compared with its own; bring the old ones back, or build another index."
         )
 
 
-def _told(on_progress: Progress | None, done: int, total: int) -> None:
+def _report(on_progress: Progress | None, done: int, total: int) -> None:
     if on_progress is not None:
         on_progress(done, total)
 

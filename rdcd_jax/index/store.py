@@ -47,9 +47,9 @@ class Manifest:
     """What an index is and holds.
 
     Attributes:
-        model: the model's spec, as `load_describer` takes it.
+        model: the model's spec, as `load_embedder` takes it.
         fingerprint: what tells its weights from others.
-        image_size: side of the pictures that were described.
+        image_size: side of the images that were embedded.
         dim: D.
         dtype: one of `DTYPES`.
         calibration: what tells what a score means, see `calibration.read_calibration`; None where there is none.
@@ -74,7 +74,7 @@ class Manifest:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Some of an index's pictures.
+    """Some of an index's images.
 
     Attributes:
         ids: n ids.
@@ -95,7 +95,7 @@ class Segment:
         return rows if self.scales is None else rows * self.scales[part, None]
 
     def kept(self, keep: np.ndarray) -> "Segment":
-        """The pictures where `keep` [n] is true."""
+        """The images where `keep` [n] is true."""
         ids = tuple(np.asarray(self.ids, object)[keep].tolist())
         return Segment(ids, self.rows[keep], None if self.scales is None else self.scales[keep])
 
@@ -112,15 +112,15 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
             f"{folder} is not an index: it has no {MANIFEST}; make one by `rdcd-jax index build`."
         )
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        version = told.pop("format")
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        version = stored.pop("format")
         if version not in READS:
             raise UserError(
                 f"{path} is of format {version}, and this version of rdcd-jax reads"
                 f" {' and '.join(map(str, READS))}; use the version that wrote it, or {AGAIN}."
             )
-        segments = tuple((int(number), int(rows)) for number, rows in told.pop("segments"))
-        manifest = Manifest(**told, segments=segments)
+        segments = tuple((int(number), int(rows)) for number, rows in stored.pop("segments"))
+        manifest = Manifest(**stored, segments=segments)
         sound = manifest.dtype in DTYPES and manifest.dim > 0 and manifest.image_size > 0
         sound = sound and all(rows > 0 and number < manifest.next for number, rows in segments)
         if not sound:
@@ -139,13 +139,13 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     return manifest
 
 
-def read_segment(folder: pathlib.Path, manifest: Manifest, place: int) -> Segment:
+def read_segment(folder: pathlib.Path, manifest: Manifest, position: int) -> Segment:
     """Reads the segment at a place of the manifest; the rows are mapped.
 
     Raises:
         UserError: a file is missing, cut short, or of another shape than the manifest says.
     """
-    number, count = manifest.segments[place]
+    number, count = manifest.segments[position]
     paths = _paths(folder, number)
     try:
         ids = json.loads(paths["ids"].read_text(encoding="utf-8"))
@@ -160,7 +160,7 @@ def read_segment(folder: pathlib.Path, manifest: Manifest, place: int) -> Segmen
             or (scales is not None and scales.shape != (count,))
         ):
             raise ValueError(
-                f"it does not hold {count} rows of {manifest.dim} numbers in {manifest.dtype}"
+                f"it does not hold {count} rows of {manifest.dim} dimensions in {manifest.dtype}"
             )
         return Segment(tuple(map(str, ids)), rows, scales)
     except (OSError, ValueError, EOFError, TypeError, RecursionError) as error:
@@ -236,19 +236,21 @@ class Writer:
         """All ids of the index."""
         segments = range(len(self.manifest.segments))
         return {
-            i for place in segments for i in read_segment(self.folder, self.manifest, place).ids
+            i
+            for position in segments
+            for i in read_segment(self.folder, self.manifest, position).ids
         }
 
     def add(self, found: Descriptors) -> None:
-        """Adds pictures, whose ids are not in the index; the last segment is filled up first.
+        """Adds images, whose ids are not in the index; the last segment is filled up first.
 
         Raises:
             UserError: for descriptors of another size, NaN or zeros.
         """
         if found.descriptors.shape[1] != self.manifest.dim:
             raise UserError(
-                f"{self.folder} holds descriptors of {self.manifest.dim} numbers, and these of {found.model} have"
-                f" {found.descriptors.shape[1]}; describe the pictures with {self.manifest.model}."
+                f"{self.folder} holds descriptors of {self.manifest.dim} dimensions, and these of {found.model} have"
+                f" {found.descriptors.shape[1]}; embed the images with {self.manifest.model}."
             )
         require_usable(found.ids, found.descriptors, found.model)
         fresh = _stored(found, self.manifest.dtype)
@@ -270,11 +272,11 @@ class Writer:
         self._publish(dataclasses.replace(self.manifest, calibration=calibration))
 
     def remove(self, ids: Sequence[str]) -> int:
-        """Removes pictures; gives how many of them there were."""
+        """Removes images; gives how many of them there were."""
         unwanted, removed = set(ids), 0
         segments, number = [], self.manifest.next
-        for place, (old, count) in enumerate(self.manifest.segments):
-            segment = read_segment(self.folder, self.manifest, place)
+        for position, (old, count) in enumerate(self.manifest.segments):
+            segment = read_segment(self.folder, self.manifest, position)
             keep = np.asarray([i not in unwanted for i in segment.ids])
             if keep.all():
                 segments.append((old, count))

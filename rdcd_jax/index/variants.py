@@ -1,4 +1,4 @@
-"""What may be done to a query before it is described, as well as nothing, so that copies so changed are found."""
+"""What may be done to a query before it is embedded, as well as nothing, so that copies so changed are found."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,13 +9,13 @@ from PIL import Image
 _LEVELS = 16
 # Of a row's pixels so many may differ from the others, at either end of the scale.
 _SHARE = 0.01
-# Borders are looked for in a picture reduced to this long side.
+# Borders are looked for in an image reduced to this long side.
 _SIDE = 512
 # What is cut off must be worth it, and what is left must show something.
 _LEAST_CUT, _LEAST_LEFT = 0.03, 0.02
-# Border within a picture, such as a clear sky, does not part it until it is this share of the side.
+# Border within an image, such as a clear sky, does not part it until it is this share of the side.
 _GAP = 0.04
-# Parts of a picture: of its sides so much, at the corners and in the middle.
+# Parts of an image: of its sides so much, at the corners and in the middle.
 _PART = 2 / 3
 
 
@@ -24,7 +24,7 @@ def _turned(how: Image.Transpose) -> Callable[[Image.Image], list[Image.Image]]:
 
 
 def trimmed(image: Image.Image) -> list[Image.Image]:
-    """The picture without uniform borders, and without the bars above and below one that a screenshot shows.
+    """The image without uniform borders, and without the bars above and below one that a screenshot shows.
 
     Rows, then columns, are border where they have one colour. Of the rest the longest run counts, over and over, until
     nothing more can be cut off.
@@ -33,7 +33,7 @@ def trimmed(image: Image.Image) -> list[Image.Image]:
         image: RGB.
 
     Returns:
-        One picture; none where there is no border, or next to nothing within.
+        One image; none where there is no border, or next to nothing within.
     """
     small = image.copy()
     small.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
@@ -80,18 +80,18 @@ def _longest_run(pixels: np.ndarray) -> tuple[int, int]:
 
 
 def parts(image: Image.Image) -> list[Image.Image]:
-    """Five parts of a picture, each two thirds as wide and high: at its corners and in the middle.
+    """Five parts of an image, each two thirds as wide and high: at its corners and in the middle.
 
     Args:
         image: RGB.
     """
     width, height = (max(1, round(_PART * side)) for side in image.size)
     right, bottom = image.width - width, image.height - height
-    places = [(0, 0), (right, 0), (0, bottom), (right, bottom), (right // 2, bottom // 2)]
-    return [image.crop((x, y, x + width, y + height)) for x, y in places]
+    positions = [(0, 0), (right, 0), (0, bottom), (right, bottom), (right // 2, bottom // 2)]
+    return [image.crop((x, y, x + width, y + height)) for x, y in positions]
 
 
-# Each gives the pictures to look for besides the query itself.
+# Each gives the images to look for besides the query itself.
 VARIANTS: Mapping[str, Callable[[Image.Image], list[Image.Image]]] = {
     "flip": _turned(Image.Transpose.FLIP_LEFT_RIGHT),
     "rotate90": _turned(Image.Transpose.ROTATE_90),

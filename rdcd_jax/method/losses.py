@@ -68,7 +68,7 @@ def relational_kl(
         teacher: [B, F] teacher features of the same views. Takes no gradient.
         bank: [K, F] past teacher features. Takes no gradient.
         temperature: of both softmaxes (0.04 in the paper).
-        student_bank: [K, D] the student's own descriptors, row i of the picture of the bank's row i, for the student to
+        student_bank: [K, D] the student's own descriptors, row i of the image of the bank's row i, for the student to
             be compared with; the bank itself where not given. Takes no gradient.
 
     Returns:
@@ -89,19 +89,19 @@ def sscd_info_nce(descriptors: jax.Array, labels: jax.Array, *, temperature: flo
     """SSCD's InfoNCE with repeated augmentation inside one batch.
 
     Args:
-        descriptors: [N, D], several views of each picture.
-        labels: [N] int, the picture each view is of; or [N, P], how much of each picture a mixed view shows.
+        descriptors: [N, D], several views of each image.
+        labels: [N] int, the image each view is of; or [N, P], how much of each image a mixed view shows.
         temperature: divides the similarities (0.05 in the paper).
 
     Returns:
         Scalar, mean over views of the sum (of mixed views: the mean) over their positives j of
         -log(x_j / (x_j + sum of negatives + 1e-6)), with x = exp(similarity / temperature). Positives are the other
-        views that show some of the same picture, negatives those that show none.
+        views that show some of the same image, negatives those that show none.
 
     Source: SSCD, eq. 2 (one process; global batch under a mesh), and section 3.4 for mixed views.
     """
     logits = _product(descriptors, descriptors.T) / temperature
-    same = _same_picture(labels)
+    same = _same_image(labels)
     positive = same & ~jnp.eye(len(labels), dtype=bool)
     # log(sum of negatives + 1e-6), where a view may have no negative at all.
     floor = jnp.full((len(labels), 1), jnp.log(jnp.asarray(1e-6, logits.dtype)))
@@ -113,8 +113,8 @@ def sscd_info_nce(descriptors: jax.Array, labels: jax.Array, *, temperature: flo
     return jnp.sum(terms) / len(labels)
 
 
-def _same_picture(labels: jax.Array) -> jax.Array:
-    """[N, N]: whether two views show some of the same picture."""
+def _same_image(labels: jax.Array) -> jax.Array:
+    """[N, N]: whether two views show some of the same image."""
     if labels.ndim == 1:
         return labels[:, None] == labels[None, :]
     shows = (labels > 0).astype(jnp.float32)
@@ -122,21 +122,21 @@ def _same_picture(labels: jax.Array) -> jax.Array:
 
 
 def differential_entropy(descriptors: jax.Array, labels: jax.Array) -> jax.Array:
-    """SSCD's entropy term: minus the mean log distance to the nearest view of another picture.
+    """SSCD's entropy term: minus the mean log distance to the nearest view of another image.
 
     Args:
-        descriptors: [N, D], several views of each picture.
+        descriptors: [N, D], several views of each image.
         labels: as of `sscd_info_nce`.
 
     Returns:
-        Scalar, mean of -log sqrt(max(2 - 2 max_k <i, k>, 1e-6)) over views k of other pictures, without its weight
+        Scalar, mean of -log sqrt(max(2 - 2 max_k <i, k>, 1e-6)) over views k of other images, without its weight
         (30 in the paper).
 
     Source: SSCD, eq. 4 (the Kozachenko-Leonenko estimator, after Sablayrolles et al. 2019).
     """
     similarity = _product(descriptors, descriptors.T)
-    same = _same_picture(labels)
-    # -2 is below any similarity, and keeps a view without other pictures finite. Of equally near views the first
+    same = _same_image(labels)
+    # -2 is below any similarity, and keeps a view without other images finite. Of equally near views the first
     # takes the gradient, as in torch; `max` would share it out.
     others = jnp.where(same, -2, similarity)
     first = jnp.argmax(others, axis=-1, keepdims=True)

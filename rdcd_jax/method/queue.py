@@ -40,6 +40,6 @@ def enqueue(
             f"A batch of {count} does not fit a queue of {size} rows; make the queue at least as large as the batch."
         )
     position = jnp.asarray(position, jnp.int32)
-    places = (position + jnp.arange(count, dtype=jnp.int32)) % size
+    positions = (position + jnp.arange(count, dtype=jnp.int32)) % size
     rows = jax.lax.stop_gradient(rows).astype(queue.dtype)
-    return queue.at[places].set(rows), (position + count) % size
+    return queue.at[positions].set(rows), (position + count) % size

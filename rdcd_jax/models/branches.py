@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rdcd_jax.models.convolution import picture_by_picture
+from rdcd_jax.models.convolution import image_by_image
 from rdcd_jax.models.layers import BatchNorm, ConvNorm, conv, torch_conv
 
 
@@ -82,7 +82,7 @@ class Branches(nnx.Module):
             rngs=nnx.Rngs(0),
         )
         if largest.feature_group_count > 1:
-            merged.conv_general_dilated = picture_by_picture
+            merged.conv_general_dilated = image_by_image
         return merged
 
 

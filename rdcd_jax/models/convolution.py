@@ -57,16 +57,16 @@ def convolution(
     )
 
 
-def picture_by_picture(
+def image_by_image(
     inputs: jax.Array,
     kernel: jax.Array,
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
     **rest: object,
 ) -> jax.Array:
-    """`convolution` for inference: on a CPU one picture after the other.
+    """`convolution` for inference: on a CPU one image after the other.
 
-    A picture stays in the cache; and XLA has to finish what is convolved before. Otherwise it sees that the middle one
+    An image stays in the cache; and XLA has to finish what is convolved before. Otherwise it sees that the middle one
     of the shifted products reads the input itself, and computes that anew there, with all residuals before it.
 
     Args and Returns: as of `convolution`.
@@ -240,7 +240,7 @@ def _shifted_sum(inputs, kernel, *, strides, padding):
     inputs = inputs if times == 1 else jnp.repeat(inputs, times, axis=-1)
     padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
     size = [(padded.shape[1 + axis] - kernel.shape[axis]) // strides[axis] + 1 for axis in range(2)]
-    # Sums are kept in float32 also of bfloat16 pictures, as accelerators do.
+    # Sums are kept in float32 also of bfloat16 images, as accelerators do.
     wide = jnp.float32 if inputs.dtype.itemsize < 4 else inputs.dtype
     taps = kernel.reshape(-1, kernel.shape[-1]).astype(wide)
     shifts = _shifts(padded, kernel.shape, strides, size)
@@ -286,14 +286,14 @@ def _shifted_gradients(inputs, kernel, gradient, *, strides, padding):
         form = functools.partial(_shifted_sum, strides=strides, padding=padding)
         (input_gradient,) = jax.linear_transpose(lambda x: form(x, kernel), inputs)(gradient)
 
-    # One picture at a time: its shifted products are summed while they are still in the cache.
-    def add_picture(total, picture):
-        image, image_gradient = picture
+    # One image at a time: its shifted products are summed while they are still in the cache.
+    def add_image(total, pixels):
+        image, image_gradient = pixels
         padded = jnp.pad(image, (*padding, (0, 0)))
         shifts = _shifts(padded, kernel.shape, strides, image_gradient.shape[:2])
         sums = [jnp.sum(part * image_gradient, axis=(0, 1)) for part in shifts]
         return total + jnp.stack(sums), None
 
     start = jnp.zeros((kernel.shape[0] * kernel.shape[1], kernel.shape[-1]), kernel.dtype)
-    total, _ = lax.scan(add_picture, start, (inputs, gradient))
+    total, _ = lax.scan(add_image, start, (inputs, gradient))
     return input_gradient, total.reshape(kernel.shape)

@@ -15,11 +15,11 @@ def parameter_count(module: nnx.Module) -> int:
 
 
 def multiply_adds(module: nnx.Module, image_size: int) -> int:
-    """Multiply-adds of the convolutions and matrix products for one picture, in the form for inference.
+    """Multiply-adds of the convolutions and matrix products for one image, in the form for inference.
 
     Args:
         module: a network of `models.build`; it may be abstract, and stays as it is.
-        image_size: side of the picture.
+        image_size: side of the image.
 
     Returns:
         The number; what acts on one number at a time (norms, activations, pooling) is left out, as is usual.
@@ -32,10 +32,8 @@ def multiply_adds(module: nnx.Module, image_size: int) -> int:
     learned = nnx.state(module, (nnx.Param, nnx.BatchStat))
     nnx.update(module, jax.tree.map(lambda x: np.broadcast_to(np.float32(1), x.shape), learned))
     graph, state = nnx.split(reparameterised(module))
-    picture = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
-    program = jax.make_jaxpr(lambda state, x: nnx.merge(graph, state)(x))(
-        nnx.as_pure(state), picture
-    )
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
+    program = jax.make_jaxpr(lambda state, x: nnx.merge(graph, state)(x))(nnx.as_pure(state), image)
     return _multiply_adds(program)
 
 

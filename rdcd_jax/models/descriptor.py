@@ -1,4 +1,4 @@
-"""What every network here is in the end: pictures to two unit vectors."""
+"""What every network here is in the end: images to two unit vectors."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def normalize_images(images: jax.Array) -> jax.Array:
     """What every network here takes, on the device.
 
     Args:
-        images: [B, H, W, 3], uint8; float pictures are taken to be normalised already and pass.
+        images: [B, H, W, 3], uint8; float images are taken to be normalised already and pass.
 
     Returns:
         [B, H, W, 3] float32, by ImageNet's mean and deviation.
@@ -42,7 +42,7 @@ class DescriptorNet(nnx.Module):
     def __call__(
         self, images: jax.Array, rngs: nnx.Rngs | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Describes pictures.
+        """Embeds images.
 
         Args:
             images: [B, H, W, 3] float, normalised by ImageNet's mean and deviation.
@@ -51,7 +51,7 @@ class DescriptorNet(nnx.Module):
         Returns:
             The relational feature [B, F] and the descriptor [B, D], both float32 of unit length.
         """
-        return _described(at_least_float32(self.backbone(images, rngs)), self.projector)
+        return _embedded(at_least_float32(self.backbone(images, rngs)), self.projector)
 
 
 class DescriptorHead(nnx.Module):
@@ -68,10 +68,10 @@ class DescriptorHead(nnx.Module):
         self, features: jax.Array, rngs: nnx.Rngs | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """As `DescriptorNet`, of its backbone's features [B, F] float32, not normalised."""
-        return _described(features, self.projector)
+        return _embedded(features, self.projector)
 
 
-def _described(feature: jax.Array, projector: nnx.Module | None) -> tuple[jax.Array, jax.Array]:
+def _embedded(feature: jax.Array, projector: nnx.Module | None) -> tuple[jax.Array, jax.Array]:
     unit_feature = l2_normalize(feature)
     if projector is None:
         return unit_feature, unit_feature

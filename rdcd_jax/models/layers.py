@@ -212,5 +212,5 @@ class SqueezeExcite(nnx.Module):
 
 
 def stochastic_depth(rate: float) -> nnx.Dropout:
-    """Drops a residual branch of whole pictures with probability `rate`, scaling the others by 1/(1 - rate)."""
+    """Drops a residual branch of whole images with probability `rate`, scaling the others by 1/(1 - rate)."""
     return nnx.Dropout(rate, broadcast_dims=(1, 2, 3))

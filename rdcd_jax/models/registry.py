@@ -25,7 +25,7 @@ class Network:
         backbone: makes the trunk of `feature_dim`, `dtype` and `rngs`.
         feature_dim: F, as published.
         role: `student` or `teacher`, as published; each can be the other.
-        patch: the sides of its pictures are multiples of this.
+        patch: the sides of its images are multiples of this.
     """
 
     backbone: Callable[..., nnx.Module]
@@ -53,7 +53,7 @@ def network(name: str) -> Network:
 
 
 def refuse_image_size(name: str, image_size: int) -> None:
-    """Refuses a side of pictures that the network cannot take, before anything runs.
+    """Refuses a side of images that the network cannot take, before anything runs.
 
     Args:
         name: a network's; one that is not in `NETWORKS` passes.
@@ -98,7 +98,7 @@ def build(
         raise UserError(f"feature_dim is {feature_dim}; a feature needs at least one number.")
     if dim is not None and not 1 <= dim <= feature_dim:
         raise UserError(
-            f"dim is {dim}, but a compact descriptor has between 1 and feature_dim = {feature_dim} numbers."
+            f"dim is {dim}, but a compact descriptor has between 1 and feature_dim = {feature_dim} dimensions."
         )
     return _drawn(row.backbone, dim, feature_dim, dtype, rngs)
 

@@ -116,10 +116,10 @@ class ResNet(nnx.Module):
 
 
 def resnet50(**settings) -> ResNet:
-    """ResNet-50: SSCD's network, with 512 numbers; `settings` as of `ResNet`."""
+    """ResNet-50: SSCD's network, with 512 dimensions; `settings` as of `ResNet`."""
     return ResNet(BLOCKS, **settings)
 
 
 def resnext101_32x4d(**settings) -> ResNet:
-    """ResNeXt-101 with 32 groups of 4 channels: SSCD-large, with 1024 numbers; `settings` as of `ResNet`."""
+    """ResNeXt-101 with 32 groups of 4 channels: SSCD-large, with 1024 dimensions; `settings` as of `ResNet`."""
     return ResNet(BLOCKS_101, groups=32, group_width=4, **settings)

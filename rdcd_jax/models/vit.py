@@ -1,4 +1,4 @@
-"""ViT-B as DINO trains it (Dosovitskiy et al. 2020, Caron et al. 2021); class token and pooled patches describe."""
+"""ViT-B as DINO trains it (Dosovitskiy et al. 2020, Caron et al. 2021); class token and pooled patches embed."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ WIDTH = 768
 HEADS = 12
 MLP_RATIO = 4
 EPSILON = 1e-6
-# The side of the pictures that the position embeddings are learned for.
+# The side of the images that the position embeddings are learned for.
 LEARNED_SIZE = 224
 
 _normal = nnx.initializers.truncated_normal(0.02)
@@ -114,7 +114,7 @@ class ViT(nnx.Module):
         if feature_dim != 2 * WIDTH:
             raise UserError(
                 f"feature_dim is {feature_dim}, but a ViT-B has no head to choose it by: its feature has {2 * WIDTH}"
-                " numbers."
+                " dimensions."
             )
         self.patch = patch
         tokens = (LEARNED_SIZE // patch) ** 2
@@ -125,7 +125,7 @@ class ViT(nnx.Module):
         self.norm = LayerNorm(rngs=rngs)
 
     def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Describes pictures of any number and of any size that patches fill.
+        """Embeds images of any number and of any size that patches fill.
 
         Args:
             images: [B, H, W, 3] float, normalised.
@@ -138,7 +138,7 @@ class ViT(nnx.Module):
         Raises:
             UserError: if H or W is no multiple of the patch.
 
-        Source: RDCD's DINO teacher, which takes only 256 pictures of 224 pixels.
+        Source: RDCD's DINO teacher, which takes only 256 images of 224 pixels.
         """
         del rngs
         batch, height, width, _ = images.shape
@@ -157,14 +157,14 @@ class ViT(nnx.Module):
 
 
 def refuse_part_patches(patch: int, height: int, width: int) -> None:
-    """Refuses pictures that whole patches do not fill.
+    """Refuses images that whole patches do not fill.
 
     Raises:
         UserError: with the nearest size.
     """
     if any(side % patch or not side for side in (height, width)):
         raise UserError(
-            f"A ViT with patches of {patch} pixels takes pictures whose sides are multiples of {patch}, not"
+            f"A ViT with patches of {patch} pixels takes images whose sides are multiples of {patch}, not"
             f" {height}x{width}; an image size of {max(height // patch, 1) * patch} is the nearest."
         )
 

@@ -1,4 +1,4 @@
-"""Charts as places on a small canvas, which the page draws as SVG in its own colours."""
+"""Charts as positions on a small canvas, which the page draws as SVG in its own colours."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Axis:
         low: value at its beginning.
         high: value at its end.
         log: whether equal lengths are equal ratios.
-        percent: whether values are told in percent.
+        percent: whether values are reported in percent.
     """
 
     label: str
@@ -62,7 +62,7 @@ class Line:
     Attributes:
         name: for the legend.
         points: [P, 2] values along x and y.
-        notes: [P] what is told of each point.
+        notes: [P] what is reported of each point.
         colour: 0 to `COLOURS` - 1.
         dash: 0 to `DASHES` - 1.
         area: whether the ground below it is tinted.
@@ -106,22 +106,22 @@ class Chart:
         """Where a value of y lies on the canvas."""
         return round(float(HEIGHT - BOTTOM - self.y.share(value) * (HEIGHT - TOP - BOTTOM)), 1)
 
-    def places(self, line: Line) -> list[tuple[float, float]]:
+    def positions(self, line: Line) -> list[tuple[float, float]]:
         """Where a line's points lie on the canvas."""
         return [(self.across(x), self.down(y)) for x, y in line.points.tolist()]
 
     def path(self, line: Line) -> str:
         """A line as SVG draws it."""
-        return "M" + "L".join(f"{x:g} {y:g}" for x, y in self.places(line))
+        return "M" + "L".join(f"{x:g} {y:g}" for x, y in self.positions(line))
 
     def hover(self) -> list[dict]:
-        """What is told at which places, line by line."""
+        """What is reported at which positions, line by line."""
         return [
             {
                 "name": line.name,
                 "points": [
                     (x, y, note)
-                    for (x, y), note in zip(self.places(line), line.notes, strict=True)
+                    for (x, y), note in zip(self.positions(line), line.notes, strict=True)
                     if note
                 ],
             }
@@ -132,7 +132,7 @@ class Chart:
 def precision_recall(runs: Sequence[Run]) -> Chart:
     """Precision over recall, of every row of every run that found a copy."""
     lines = []
-    for place, run in enumerate(runs):
+    for position, run in enumerate(runs):
         for number, row in enumerate(reversed(run.record.rows)):
             notes = [
                 f"recall {100 * recall:.1f} %, precision {100 * precision:.1f} %, score {score:.3f}"
@@ -145,17 +145,19 @@ def precision_recall(runs: Sequence[Run]) -> Chart:
                         run.title(row),
                         points,
                         notes,
-                        place % COLOURS,
-                        (number + place // COLOURS) % DASHES,
+                        position % COLOURS,
+                        (number + position // COLOURS) % DASHES,
                     )
                 )
-    told = "; ".join(
+    stored = "; ".join(
         f"{run.title(row)}: µAP {100 * row.figures['uAP']:.1f} %"
         for run in runs
         for row in run.record.rows
     )
     axes = [Axis(label, 0, 1, percent=True) for label in ("Recall, %", "Precision, %")]
-    return Chart("Precision and recall", f"Precision over recall. {told}.", *axes, lines, at_y=0.9)
+    return Chart(
+        "Precision and recall", f"Precision over recall. {stored}.", *axes, lines, at_y=0.9
+    )
 
 
 def score_histogram(run: Run) -> Chart | None:
@@ -169,7 +171,7 @@ def score_histogram(run: Run) -> Chart | None:
     edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
     counts = {kind: np.histogram(scores, edges)[0] for kind, scores in kinds.items()}
     lines = []
-    for place, (kind, of_kind) in enumerate(counts.items()):
+    for position, (kind, of_kind) in enumerate(counts.items()):
         share = of_kind / max(1, of_kind.sum())
         points = np.stack([np.repeat(edges, 2)[1:-1], np.repeat(share, 2)], axis=1)
         points = np.concatenate([[[edges[0], 0]], points, [[edges[-1], 0]]])
@@ -183,14 +185,14 @@ def score_histogram(run: Run) -> Chart | None:
         ]
         # Not the colours of the first runs, which mean something else.
         lines.append(
-            Line(f"{kind}: {of_kind.sum()}", points, notes, 2 + place, dash=place, area=True)
+            Line(f"{kind}: {of_kind.sum()}", points, notes, 2 + position, dash=position, area=True)
         )
     top = max(float(line.points[:, 1].max()) for line in lines)
     threshold = run.threshold
-    told = "" if threshold is None else f" The threshold is {threshold:.3f}."
+    stored = "" if threshold is None else f" The threshold is {threshold:.3f}."
     return Chart(
         run.title(run.shown),
-        f"Scores of {len(kinds['copies'])} copies and of {len(kinds['not copies'])} other candidates.{told}",
+        f"Scores of {len(kinds['copies'])} copies and of {len(kinds['not copies'])} other candidates.{stored}",
         Axis("Score", float(edges[0]), float(edges[-1])),
         Axis("Share of its kind, %", 0, 1.05 * top, percent=True),
         lines,
@@ -201,14 +203,14 @@ def score_histogram(run: Run) -> Chart | None:
 def spectrum(runs: Sequence[Run]) -> Chart:
     """The singular values of each run's reference descriptors, as shares of its largest."""
     lines = []
-    for place, run in enumerate(runs):
+    for position, run in enumerate(runs):
         values = run.record.singular_values
         values = values / (values[0] or 1)
         order = np.arange(1, len(values) + 1)
         notes = [f"direction {i}: {v:.3g} of the largest" for i, v in enumerate(values.tolist(), 1)]
         name = f"{run.name}: effective rank {effective_rank(values):.0f} of {len(values)}"
         points = np.stack([order, values], axis=1)
-        lines.append(Line(name, points, notes, place % COLOURS, place // COLOURS % DASHES))
+        lines.append(Line(name, points, notes, position % COLOURS, position // COLOURS % DASHES))
     positive = [float(line.points[line.points[:, 1] > 1e-4, 1].min(initial=1)) for line in lines]
     low = 0.8 * min(0.5, *positive)
     longest = max(len(line.points) for line in lines)

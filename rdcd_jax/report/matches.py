@@ -1,4 +1,4 @@
-"""A picture of queries with the references found for them."""
+"""An image of queries with the references found for them."""
 
 import dataclasses
 import os
@@ -94,12 +94,12 @@ def draw_matches(
 
     Args:
         path: the PNG file to write.
-        rows: one row of pictures each, their scores beneath.
-        queries: holds the queries' pictures.
-        references: holds the references' pictures.
+        rows: one row of images each, their scores beneath.
+        queries: holds the queries' images.
+        references: holds the references' images.
 
     Raises:
-        UserError: no rows, or a picture that cannot be read.
+        UserError: no rows, or an image that cannot be read.
     """
     if not rows:
         raise UserError(f"{path}: there are no matches to draw.")
@@ -110,27 +110,27 @@ def draw_matches(
     grid = figure.subplots(len(rows), n_columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    query_place = {id_: place for place, id_ in enumerate(queries.ids)}
-    reference_place = {id_: place for place, id_ in enumerate(references.ids)}
+    query_position = {id_: position for position, id_ in enumerate(queries.ids)}
+    reference_position = {id_: position for position, id_ in enumerate(references.ids)}
     for row, line in zip(rows, grid, strict=True):
-        picture = _thumbnail(queries, query_place[row.query])
-        _show(line[0], picture, "query", "black", frame=0.5)
+        image = _thumbnail(queries, query_position[row.query])
+        _show(line[0], image, "query", "black", frame=0.5)
         for axes, found in zip(line[1:], row.found, strict=False):
             mark, colour = ("✓", _RIGHT) if found.is_right else ("✗", _WRONG)
-            picture = _thumbnail(references, reference_place[found.id])
-            _show(axes, picture, f"{found.score:.3f} {mark}", colour, frame=3)
+            image = _thumbnail(references, reference_position[found.id])
+            _show(axes, image, f"{found.score:.3f} {mark}", colour, frame=3)
     with write_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
 
 
-def _thumbnail(images: ImageSet, place: int) -> Image.Image:
-    image = images.decode(place, min_side_hint=_THUMBNAIL)
+def _thumbnail(images: ImageSet, position: int) -> Image.Image:
+    image = images.decode(position, min_side_hint=_THUMBNAIL)
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     return image
 
 
-def _show(axes: Axes, picture: Image.Image, label: str, colour: str, frame: float) -> None:
-    axes.imshow(picture)
+def _show(axes: Axes, image: Image.Image, label: str, colour: str, frame: float) -> None:
+    axes.imshow(image)
     axes.set_axis_on()
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel(label, color=colour, fontsize=8)

@@ -17,23 +17,23 @@ from rdcd_jax.report import charts, tables
 from rdcd_jax.report.runs import FALSE_POSITIVE, MISSED, Case, Run, read_runs
 from rdcd_jax.report.thumbnails import Thumbnails
 
-# Mistakes of each kind and run that are shown, and bytes that their pictures may take in all.
+# Mistakes of each kind and run that are shown, and bytes that their images may take in all.
 SHOWN, _BYTES = 12, 3_500_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A mistake with its pictures.
+    """A mistake with its images.
 
     Attributes:
         run: number of the run.
         case: the mistake.
-        pictures: data URIs of the query, the wrong reference and the true one; None where there is none to show.
+        images: data URIs of the query, the wrong reference and the true one; None where there is none to show.
     """
 
     run: int
     case: Case
-    pictures: tuple[str | None, str | None, str | None]
+    images: tuple[str | None, str | None, str | None]
 
 
 def write_report(
@@ -44,7 +44,7 @@ def write_report(
     Args:
         folders: what `rdcd-jax evaluate` wrote, at least one.
         out: the HTML file.
-        shown: the worst false positives and missed copies that are shown of each run; fewer where all their pictures
+        shown: the worst false positives and missed copies that are shown of each run; fewer where all their images
             would take more than 3.5 MB. 0 shows none.
 
     Returns:
@@ -56,7 +56,7 @@ def write_report(
     """
     require_writable(out)
     runs = read_runs(folders)
-    shown_cases, notes = _with_pictures(runs, shown)
+    shown_cases, notes = _with_images(runs, shown)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rdcd_jax.report"),
         autoescape=True,
@@ -70,7 +70,7 @@ def write_report(
         version=rdcd_jax.__version__,
         style=_template("report.css"),
         script=script,
-        # The page's own script may run, and nothing that a picture's name may have smuggled in.
+        # The page's own script may run, and nothing that an image's name may have smuggled in.
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         runs=runs,
         comparable=tables.are_comparable(runs),
@@ -94,19 +94,19 @@ def write_report(
     return runs
 
 
-def _with_pictures(runs: Sequence[Run], count: int) -> tuple[list[Shown], list[str]]:
-    """The worst mistakes with their pictures, as far as these may take room; and what runs have none to show."""
+def _with_images(runs: Sequence[Run], count: int) -> tuple[list[Shown], list[str]]:
+    """The worst mistakes with their images, as far as these may take room; and what runs have none to show."""
     if count == 0:
         return [], []
-    sources = [Thumbnails(run.record.pictures) for run in runs]
+    sources = [Thumbnails(run.record.images) for run in runs]
     notes = []
     for run, images in zip(runs, sources, strict=True):
-        if not run.record.pictures:
+        if not run.record.images:
             notes.append(
-                f"{run.name} was evaluated from descriptor files, so it has no pictures to show."
+                f"{run.name} was evaluated from descriptor files, so it has no images to show."
             )
         elif images.problem:
-            notes.append(f"{run.name} has no pictures to show any more: {one_line(images.problem)}")
+            notes.append(f"{run.name} has no images to show any more: {one_line(images.problem)}")
     lists = [
         [(number, case) for case in cases[:count]]
         for number, run in enumerate(runs)

@@ -59,7 +59,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """An evaluation with a name of its own; its copies and mistakes are told of its last row, which has predictions.
+    """An evaluation with a name of its own; its copies and mistakes are those of its last row, which has predictions.
 
     Attributes:
         name: the model's, with as much of the folder as keeps it apart from other runs.
@@ -87,17 +87,17 @@ class Run:
     @functools.cached_property
     def metrics(self) -> metrics.Metrics:
         """Every figure of the last row."""
-        told = self.record.predictions
+        stored = self.record.predictions
         return metrics.evaluate(
-            self.record.truth.pairs, told.query_ids, told.reference_ids, told.scores
+            self.record.truth.pairs, stored.query_ids, stored.reference_ids, stored.scores
         )
 
     @functools.cached_property
     def scores(self) -> dict[tuple[str, str], float]:
         """The candidates' scores by query and reference, best first."""
-        told = self.record.predictions
-        pairs = zip(told.query_ids.tolist(), told.reference_ids.tolist(), strict=True)
-        scores = dict(zip(pairs, told.scores.tolist(), strict=True))
+        stored = self.record.predictions
+        pairs = zip(stored.query_ids.tolist(), stored.reference_ids.tolist(), strict=True)
+        scores = dict(zip(pairs, stored.scores.tolist(), strict=True))
         return dict(sorted(scores.items(), key=lambda item: -item[1]))
 
     @functools.cached_property
@@ -192,9 +192,9 @@ def read_runs(folders: Sequence[str | os.PathLike]) -> list[Run]:
         UserError: a folder given twice, or see `read_record`.
     """
     paths = [pathlib.Path(os.path.realpath(folder)) for folder in folders]
-    for place, path in enumerate(paths):
-        if path in paths[:place]:
-            raise UserError(f"{folders[place]}: is given twice; name each evaluation once.")
+    for position, path in enumerate(paths):
+        if path in paths[:position]:
+            raise UserError(f"{folders[position]}: is given twice; name each evaluation once.")
     records = [read_record(folder) for folder in folders]
     models = [one_line(record.model) or "unnamed descriptors" for record in records]
     names = []

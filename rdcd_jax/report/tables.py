@@ -9,7 +9,7 @@ from rdcd_jax.core.errors import one_line
 from rdcd_jax.report.charts import COLOURS
 from rdcd_jax.report.runs import Run
 
-# (name in the record, heading, whether it is told in percent); of what is not, more is not better.
+# (name in the record, heading, whether it is reported in percent); of what is not, more is not better.
 FIGURES = (
     (STRONG_MAP, "Strong mAP", True),
     ("uAP", "µAP", True),
@@ -74,7 +74,7 @@ def metrics_table(runs: Sequence[Run]) -> Table:
     for name, _, percent in figures:
         values = [row.figures[name] for _, row in rows]
         best = max((value for value in values if value is not None), default=None)
-        texts = [_told(value, percent) for value in values]
+        texts = [_shown(value, percent) for value in values]
         columns.append(
             [
                 Cell(value, text, best=mark and percent and value is not None and value == best)
@@ -85,7 +85,7 @@ def metrics_table(runs: Sequence[Run]) -> Table:
         [
             *(_word(run.name), _word(row.codec), _word(row.score_norm)),
             *cells,
-            Cell(run.record.numbers, str(run.record.numbers)),
+            Cell(run.record.dim, str(run.record.dim)),
             _pixels(run),
             _word(run.record.measured_on),
         ]
@@ -106,16 +106,16 @@ def edit_table(runs: Sequence[Run]) -> Table:
     if all(each == copies[0] for each in copies):
         columns = [("Copies", copies[0], None)]
     for word, part in (("First", "first"), ("Above", "above")):
-        for place, (name, each) in enumerate(zip(named, found, strict=True)):
+        for position, (name, each) in enumerate(zip(named, found, strict=True)):
             counts = {kind: (getattr(recall, part), recall.copies) for kind, recall in each.items()}
             shares = {kind: n / of for kind, (n, of) in counts.items() if n is not None}
-            columns.append((f"{word}{name}", shares, place % COLOURS))
+            columns.append((f"{word}{name}", shares, position % COLOURS))
     rows = []
     for kind in kinds:
         cells = [_word(kind)]
         for _, values, colour in columns:
             value = values.get(kind)
-            text = str(value) if colour is None and value is not None else _told(value, True, 1)
+            text = str(value) if colour is None and value is not None else _shown(value, True, 1)
             cells.append(Cell(value, text, colour=colour))
         rows.append(cells)
     return Table(["Edit", *(heading for heading, _, _ in columns)], rows)
@@ -127,7 +127,7 @@ def natural_order(text: str) -> list[tuple[bool, int, str]]:
     return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
-def _told(value: float | None, percent: bool, digits: int = 2) -> str:
+def _shown(value: float | None, percent: bool, digits: int = 2) -> str:
     if value is None:
         return "-"
     return f"{100 * value:.{digits}f}" if percent else f"{value:.3f}"

@@ -1,16 +1,16 @@
-"""Small pictures inside a page."""
+"""Small images inside a page."""
 
 import base64
 import io
 from collections.abc import Mapping
 
 from rdcd_jax.benchmarks.copydays import DISTRACTORS
-from rdcd_jax.benchmarks.copydays_folder import find_pictures
+from rdcd_jax.benchmarks.copydays_folder import find_copydays_images
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.sources import ImageSet, find_images
 
 _SIDE, _QUALITY = 160, 78
-# The sources that a picture may lie in, by the part that it plays.
+# The sources that an image may lie in, by the part that it plays.
 _SOURCES = {
     "queries": ("queries", "copydays"),
     "references": ("references", "copydays", "distractors"),
@@ -18,7 +18,7 @@ _SOURCES = {
 
 
 class Thumbnails:
-    """Gives the pictures of some sources by their ids.
+    """Gives the images of some sources by their ids.
 
     Args:
         sources: of the `queries` and `references`, or of `copydays` and its `distractors`.
@@ -29,12 +29,14 @@ class Thumbnails:
 
     def __init__(self, sources: Mapping[str, str]):
         self.problem = ""
-        self._images, self._places = {}, {}
+        self._images, self._positions = {}, {}
         try:
             for part, source in sources.items():
                 images = self._images[part] = _found(part, source)
                 start = DISTRACTORS if part == "distractors" else ""
-                self._places[part] = {start + id_: place for place, id_ in enumerate(images.ids)}
+                self._positions[part] = {
+                    start + id_: position for position, id_ in enumerate(images.ids)
+                }
         except (UserError, OSError) as error:
             self.problem = str(error)
             self._images.clear()
@@ -43,17 +45,17 @@ class Thumbnails:
         return bool(self._images)
 
     def uri(self, part: str, id_: str) -> str | None:
-        """A picture of "queries" or "references" as a data URI, at most 160 pixels high and wide.
+        """An image of "queries" or "references" as a data URI, at most 160 pixels high and wide.
 
         Returns:
             None where it cannot be read.
         """
-        known = (name for name in _SOURCES[part] if id_ in self._places.get(name, ()))
+        known = (name for name in _SOURCES[part] if id_ in self._positions.get(name, ()))
         source = next(known, None)
         if source not in self._images:
             return None
         try:
-            image = self._images[source].decode(self._places[source][id_], min_side_hint=_SIDE)
+            image = self._images[source].decode(self._positions[source][id_], min_side_hint=_SIDE)
         except UserError:
             return None
         image.thumbnail((_SIDE, _SIDE))
@@ -66,5 +68,5 @@ class Thumbnails:
 
 def _found(part: str, source: str) -> ImageSet:
     if part == "copydays":
-        return find_pictures(source)
+        return find_copydays_images(source)
     return find_images(source, ids="path" if part == "distractors" else "name")

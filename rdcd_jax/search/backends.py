@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.mesh import make_mesh
 from rdcd_jax.search import exact, sharded
-from rdcd_jax.search.scann_backend import Hashing, hashing_for, make_scann
+from rdcd_jax.search.scann_backend import ScannConfig, make_scann, scann_config_for
 
 EXACT_BACKENDS = ("jax", "scann", "numpy")
 BACKENDS = (*EXACT_BACKENDS, "jax_approx", "scann_ah")
@@ -22,14 +22,14 @@ def knn(
     backend: str = "jax",
     *,
     mesh: Mesh | None = None,
-    hashing: Hashing | None = None,
+    scann_config: ScannConfig | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns each query's k rows of largest inner product.
 
     The exact backends (jax, scann, numpy) give the same answer, the order included: their float32
     candidates are scored again in float64, rounded to float32 and sorted by descending score, then
-    ascending index; queries whose k-th place float32 leaves open are compared with every row in
-    float64. So equal rows never lose their order and no tie at the k-th place is decided by chance.
+    ascending index; queries whose k-th position float32 leaves open are compared with every row in
+    float64. So equal rows never lose their order and no tie at the k-th position is decided by chance.
     The approximate backends (jax_approx, scann_ah) may miss rows and give scores as their float32
     sums had them: measure them with `recall_against_exact` and name them beside any figure.
 
@@ -42,7 +42,7 @@ def knn(
             `approx_max_k`, approximate on TPU only), `scann` (brute force), `scann_ah` (tree, asymmetric hashing,
             reordering; brute force under 16 rows) or `numpy`.
         mesh: the devices of the JAX backends, with an axis `data`; all by default.
-        hashing: settings of `scann_ah`; by default those of `hashing_for` for a recall of 0.99.
+        scann_config: settings of `scann_ah`; by default those of `scann_config_for` for a recall of 0.99.
 
     Returns:
         scores [N, k] float32, descending, and indices [N, k] int64, without repetition in a row.
@@ -51,7 +51,7 @@ def knn(
         UserError: an unknown backend, k outside 1..M, dimensions that differ, an empty side, NaN,
             or ScaNN where it is not installed.
     """
-    search = make_search(database, k, backend, mesh=mesh, hashing=hashing, keep=False)
+    search = make_search(database, k, backend, mesh=mesh, scann_config=scann_config, keep=False)
     return search(queries)
 
 
@@ -61,7 +61,7 @@ def make_search(
     backend: str = "jax",
     *,
     mesh: Mesh | None = None,
-    hashing: Hashing | None = None,
+    scann_config: ScannConfig | None = None,
     keep: bool = True,
 ) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     """Returns a function that does as `knn`, for a database that is searched more than once.
@@ -71,12 +71,12 @@ def make_search(
         k: as in `knn`.
         backend: as in `knn`.
         mesh: as in `knn`.
-        hashing: as in `knn`.
+        scann_config: as in `knn`.
         keep: keeps the database on the devices of the JAX backends between calls.
 
     Returns:
-        A function from queries to scores and indices; it also takes `hashing`, other settings of `scann_ah` with the
-        same leaves, for that call.
+        A function from queries to scores and indices; it also takes `scann_config`, other settings of `scann_ah` with
+        the same leaves, for that call.
 
     Raises:
         UserError: see `knn`.
@@ -97,19 +97,19 @@ def make_search(
     elif backend == "numpy":
         find = lambda queries, _: exact.blocked_neighbours(queries, database, wanted)  # noqa: E731
     else:
-        hashed = hashing or hashing_for(len(database), k)
+        hashed = scann_config or scann_config_for(len(database), k)
         find = make_scann(database, wanted, None if complete else hashed)
 
     def search(
-        queries: np.ndarray, hashing: Hashing | None = None
+        queries: np.ndarray, scann_config: ScannConfig | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         queries = exact.require_descriptors("queries", queries)
         if queries.shape[1] != database.shape[1]:
             raise UserError(
                 f"queries are {queries.shape[1]}-d and the database is {database.shape[1]}-d; "
-                "describe both with the same model."
+                "embed both with the same model."
             )
-        found = find(queries, hashing)
+        found = find(queries, scann_config)
         if complete:
             return exact.settled_neighbours(queries, database, k, found[1], longest)
         return exact.filled_neighbours(queries, database, found)
@@ -161,7 +161,7 @@ def best_pairs(
 def recall_against_exact(scores: np.ndarray, exact_scores: np.ndarray) -> float:
     """Returns which fraction of the nearest rows an approximate search found.
 
-    A row that scores as well as the last of the nearest is one of them: copies of a picture, or blank ones, have the
+    A row that scores as well as the last of the nearest is one of them: copies of an image, or blank ones, have the
     same descriptor, and which of them is named is chance.
 
     Args:

@@ -1,6 +1,6 @@
-"""A model's background: descriptors of unrelated pictures, which score normalisation compares with.
+"""A model's background: descriptors of unrelated images, which score normalisation compares with.
 
-How near a query is to them is taken off its scores, since what resembles many pictures resembles others by chance. They
+How near a query is to them is taken off its scores, since what resembles many images resembles others by chance. They
 belong to the descriptor and travel with its weights: a file of 8-bit integers.
 """
 
@@ -33,7 +33,7 @@ def read_background(path: str | os.PathLike, dim: int) -> np.ndarray:
 
     Args:
         path: the file.
-        dim: D; of larger descriptors, which nest, the first D numbers are taken.
+        dim: D; of larger descriptors, which nest, the first D dimensions are taken.
 
     Returns:
         [T, D] float32 of unit length.
@@ -46,7 +46,7 @@ def read_background(path: str | os.PathLike, dim: int) -> np.ndarray:
         levels, scales = tensors["levels"], tensors["scales"]
         sound = levels.dtype == np.int8 and levels.ndim == 2 and scales.shape == levels.shape[:1]
         if not sound or levels.shape[1] < dim or not np.isfinite(scales).all():
-            raise ValueError(f"it holds no descriptors of {dim} numbers")
+            raise ValueError(f"it holds no descriptors of {dim} dimensions")
         rows = levels[:, :dim].astype(np.float32)
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         if not (lengths > 0).all():

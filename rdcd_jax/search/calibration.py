@@ -13,7 +13,7 @@ from scipy.special import expit, logit
 
 from rdcd_jax.core.errors import UserError
 
-# Scores nearer to 0 or 1 are as good as at this distance: two pictures that are one file, of which a ground truth knows
+# Scores nearer to 0 or 1 are as good as at this distance: two images that are one file, of which a ground truth knows
 # nothing, must not outweigh all others.
 _EDGE = 1e-3
 # Scores of true matches that are kept.
@@ -27,7 +27,7 @@ class Calibration:
     Attributes:
         offset: log-odds of a match with score 0.5; of normalised scores, with score 0.
         exponent: by how much they rise with the log-odds of the score, above 0.
-        references: pictures that the queries were compared with when it was measured.
+        references: images that the queries were compared with when it was measured.
         measured_on: name of the set.
         copies: scores that the set's true matches had, evenly chosen, descending; empty in files of version 0.1.
         score_norm: of scores that were normalised by a background, how; these lie between -1 and 1.
@@ -45,7 +45,7 @@ class Calibration:
 
         Args:
             scores: any shape; what is not above 0 is as good as 0.
-            references: pictures that the queries are compared with; of the same shape where that differs. Of twice as
+            references: images that the queries are compared with; of the same shape where that differs. Of twice as
                 many, twice as many resemble a query by chance: so the odds fall as the collection grows.
 
         Returns:
@@ -54,7 +54,7 @@ class Calibration:
         return expit(self._log_odds(scores, references))
 
     def threshold(self, precision: float, references: int) -> float:
-        """The score from which on that share of the matches are copies; 0.999 at most, which equal pictures have.
+        """The score from which on that share of the matches are copies; 0.999 at most, which equal images have.
 
         It is the precision of all that is found, as in a benchmark's "recall at 90 % precision": the least sure matches
         are copies with a smaller probability.
@@ -88,34 +88,34 @@ class Calibration:
 
 
 def read_calibration(
-    told: Mapping[str, object] | str | os.PathLike, *, normalised: bool = False
+    stored: Mapping[str, object] | str | os.PathLike, *, normalised: bool = False
 ) -> Calibration | None:
     """A calibration from a JSON file, or from what such a file holds.
 
     Args:
-        told: the file, or its content: the calibration of inner products, and where the model has a background under
+        stored: the file, or its content: the calibration of inner products, and where the model has a background under
             `normalised` that of normalised scores.
         normalised: gives the latter, or None where there is none.
 
     Raises:
         UserError: it is something else.
     """
-    name = "This" if isinstance(told, Mapping) else told
+    name = "This" if isinstance(stored, Mapping) else stored
     try:
-        if not isinstance(told, Mapping):
-            told = json.loads(pathlib.Path(told).read_text(encoding="utf-8"))
+        if not isinstance(stored, Mapping):
+            stored = json.loads(pathlib.Path(stored).read_text(encoding="utf-8"))
         if normalised:
-            if "normalised" not in told:
+            if "normalised" not in stored:
                 return None
-            told = told["normalised"]
-        numbers = (float(told[each]) for each in ("offset", "exponent"))
-        copies = tuple(sorted(map(float, told.get("copies", ())), reverse=True))
+            stored = stored["normalised"]
+        numbers = (float(stored[each]) for each in ("offset", "exponent"))
+        copies = tuple(sorted(map(float, stored.get("copies", ())), reverse=True))
         found = Calibration(
             *numbers,
-            int(told["references"]),
-            str(told["measured_on"]),
+            int(stored["references"]),
+            str(stored["measured_on"]),
             copies,
-            str(told.get("score_norm", "")),
+            str(stored.get("score_norm", "")),
         )
         if not all(map(math.isfinite, copies)):
             raise ValueError("the scores of its copies are not finite")
@@ -164,7 +164,7 @@ def fit_calibration(
     Args:
         scores: [P] of the best matches of every query, distractors' included.
         correct: [P] bool, whether it is a copy.
-        references: how many pictures the queries were compared with.
+        references: how many images the queries were compared with.
         measured_on: name of the set.
         score_norm: see `Calibration`.
 
@@ -172,9 +172,9 @@ def fit_calibration(
         UserError: there are no copies or nothing but copies among the matches, or copies do not score higher.
 
     Source: Kull, Silva Filho and Flach, "Beta calibration", 2017, with one exponent for both sides: fitted to half of a
-        benchmark it told the other half as well as two did, or better, and better than a line in the score. The targets
-        are drawn in by one observation, for no finite set makes certain: Platt, "Probabilistic outputs for support
-        vector machines", 1999.
+        benchmark it predicted the other half as well as two did, or better, and better than a line in the score. The
+        targets are drawn in by one observation, for no finite set makes certain: Platt, "Probabilistic outputs for
+        support vector machines", 1999.
     """
     correct = np.asarray(correct, bool)
     if correct.shape != np.shape(scores):
@@ -196,9 +196,7 @@ def fit_calibration(
 
     offset, exponent = minimize(loss, np.zeros(2), jac=True).x
     if exponent <= 0:
-        raise UserError(
-            "A calibration needs a model whose copies score higher than other pictures."
-        )
+        raise UserError("A calibration needs a model whose copies score higher than other images.")
     true = np.sort(np.asarray(scores, np.float64)[correct])[::-1]
     chosen = np.linspace(0, len(true) - 1, min(len(true), _COPIES)).round().astype(int)
     copies = tuple(round(score, 4) for score in true[chosen].tolist())

@@ -89,7 +89,7 @@ def settled_neighbours(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the k best of what an exhaustive search found, scored anew, lower index first among equals.
 
-    A search in float32 rounds each product differently by backend and by place in a block, so equal
+    A search in float32 rounds each product differently by backend and by position in a block, so equal
     rows come back with unequal scores. Scoring the few candidates again in float64 gives every
     backend the same answer. Where the worst candidate lies within rounding of the k-th, rows that
     tie with it may have been left out, and the query is compared with the whole database.
@@ -99,7 +99,7 @@ def settled_neighbours(
         database: [M, D] float32, k at most M.
         k: neighbours a query.
         candidates: [N, C] integers, C at least k: the best C rows of the database by a float32
-            search, without repetition. -1 marks a place the search could not fill.
+            search, without repetition. -1 marks a position the search could not fill.
         longest: see `longest_row`, where it is known already.
 
     Returns:
@@ -134,7 +134,7 @@ def filled_neighbours(
         queries: [N, D] float32.
         database: [M, D] float32.
         found: inner products [N, k] float32 and their rows [N, k] without repetition, k at most M, in any order. Minus
-            infinity and -1 mark a place the search could not fill; its query is compared with the whole database.
+            infinity and -1 mark a position the search could not fill; its query is compared with the whole database.
 
     Returns:
         scores [N, k] float32, descending, and indices [N, k] int64.
@@ -164,9 +164,9 @@ def _keys_from(products: np.ndarray, floor: np.ndarray, offset: int) -> np.ndarr
     # After the first block few products do, and sorting only those is what makes this fast.
     rows, columns = np.nonzero(products >= np.reshape(floor, (-1, 1)))
     counts = np.bincount(rows, minlength=len(products))
-    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    position = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     keys = np.full((len(products), counts.max()), np.iinfo(np.int64).min)
-    keys[rows, place] = _keys(products[rows, columns], columns + offset)
+    keys[rows, position] = _keys(products[rows, columns], columns + offset)
     return keys
 
 

@@ -13,8 +13,8 @@ _LEAST_ROWS = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Hashing:
-    """How widely the approximate search looks; `hashing_for` gives settings by the recall wanted.
+class ScannConfig:
+    """How widely the approximate search looks; `scann_config_for` gives settings by the recall wanted.
 
     Attributes:
         leaves: parts into which the database is divided.
@@ -26,12 +26,12 @@ class Hashing:
     leaves_to_search: int
     reorder: int
 
-    def searching(self, share: float, reorder: int) -> "Hashing":
+    def searching(self, share: float, reorder: int) -> "ScannConfig":
         """The same leaves, a share of them searched, but one at least."""
-        return Hashing(self.leaves, max(1, round(share * self.leaves)), reorder)
+        return ScannConfig(self.leaves, max(1, round(share * self.leaves)), reorder)
 
 
-def hashing_for(n_rows: int, k: int, recall: float = 0.99) -> Hashing:
+def scann_config_for(n_rows: int, k: int, recall: float = 0.99) -> ScannConfig:
     """Settings for a database of descriptors.
 
     Args:
@@ -51,12 +51,12 @@ def hashing_for(n_rows: int, k: int, recall: float = 0.99) -> Hashing:
     searched = next(searched for reached, searched in _SEARCHED if recall <= reached)
     # Leaves enough to hold several times k rows.
     searched = max(searched, math.ceil(5 * k * leaves / n_rows))
-    return Hashing(leaves, min(leaves, searched), min(n_rows, max(50, 5 * k)))
+    return ScannConfig(leaves, min(leaves, searched), min(n_rows, max(50, 5 * k)))
 
 
-def numbers_a_code(dim: int) -> int:
-    """How many of a row's D numbers share a code of 4 bits."""
-    # Of many numbers coarse codes are read in half the time, and exact scores for more rows make up for them.
+def dims_per_block(dim: int) -> int:
+    """How many of a row's D dimensions share a code of 4 bits."""
+    # Of many dimensions coarse codes are read in half the time, and exact scores for more rows make up for them.
     return 2 if dim < 512 else 4
 
 
@@ -66,14 +66,14 @@ _SEARCHED = ((0.95, 16), (0.98, 32), (0.99, 48), (0.995, 80), (1.0, 256))
 
 
 def make_scann(
-    database: np.ndarray, k: int, hashing: Hashing | None
-) -> Callable[[np.ndarray, Hashing | None], tuple[np.ndarray, np.ndarray]]:
+    database: np.ndarray, k: int, scann_config: ScannConfig | None
+) -> Callable[[np.ndarray, ScannConfig | None], tuple[np.ndarray, np.ndarray]]:
     """Builds ScaNN's searcher.
 
     Args:
         database: [M, D] float32.
         k: rows wanted of each query.
-        hashing: how to approximate; None for brute force, which under 16 rows is taken anyway.
+        scann_config: how to approximate; None for brute force, which under 16 rows is taken anyway.
 
     Returns:
         A function from queries [N, D] float32, and settings for this once with the same leaves or None, to inner
@@ -91,12 +91,12 @@ def make_scann(
         ) from error
     n_rows = len(database)
     builder = scann_ops_pybind.builder(database, k, "dot_product")
-    hashed = hashing is not None and n_rows >= _LEAST_ROWS
+    hashed = scann_config is not None and n_rows >= _LEAST_ROWS
     if hashed:
-        _require_sound(hashing, hashing.leaves, n_rows, k)
+        _require_sound(scann_config, scann_config.leaves, n_rows, k)
         builder = builder.tree(
-            num_leaves=hashing.leaves,
-            num_leaves_to_search=hashing.leaves_to_search,
+            num_leaves=scann_config.leaves,
+            num_leaves_to_search=scann_config.leaves_to_search,
             training_sample_size=min(n_rows, 250_000),
             # Small leaves stay as they are: merged ones would be read for the sake of few rows.
             min_partition_size=10,
@@ -105,23 +105,25 @@ def make_scann(
             # Each row lies in a second leaf too, chosen for the queries that its first one fails (SOAR).
             soar_lambda=1.5,
         )
-        width = numbers_a_code(database.shape[1])
+        width = dims_per_block(database.shape[1])
         # Fine codes gain by doing so too; coarse ones find more without.
-        told = {"anisotropic_quantization_threshold": 0.2} if width == 2 else {}
-        builder = builder.score_ah(width, **told).reorder(hashing.reorder)
+        stored = {"anisotropic_quantization_threshold": 0.2} if width == 2 else {}
+        builder = builder.score_ah(width, **stored).reorder(scann_config.reorder)
     else:
         builder = builder.score_brute_force()
     searcher = builder.build()
 
-    def find(queries: np.ndarray, other: Hashing | None = None) -> tuple[np.ndarray, np.ndarray]:
-        told = {}
+    def find(
+        queries: np.ndarray, other: ScannConfig | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        stored = {}
         if hashed and other is not None:
-            _require_sound(other, hashing.leaves, n_rows, k)
-            told = {
+            _require_sound(other, scann_config.leaves, n_rows, k)
+            stored = {
                 "leaves_to_search": other.leaves_to_search,
                 "pre_reorder_num_neighbors": other.reorder,
             }
-        rows, scores = searcher.search_batched_parallel(queries, **told)
+        rows, scores = searcher.search_batched_parallel(queries, **stored)
         # Rows of too few neighbours are padded with index 0 and score NaN.
         missing = np.isnan(scores)
         return np.where(missing, -np.inf, scores), np.where(missing, -1, rows.astype(np.int64))
@@ -129,12 +131,12 @@ def make_scann(
     return find
 
 
-def _require_sound(hashing: Hashing, leaves: int, n_rows: int, k: int) -> None:
+def _require_sound(scann_config: ScannConfig, leaves: int, n_rows: int, k: int) -> None:
     """Refuses settings that make no sense for a database divided into so many leaves."""
-    if hashing.leaves != leaves:
-        raise UserError(f"the database is divided into {leaves} leaves, not {hashing.leaves}.")
+    if scann_config.leaves != leaves:
+        raise UserError(f"the database is divided into {leaves} leaves, not {scann_config.leaves}.")
     limits = {"leaves": n_rows, "leaves_to_search": leaves, "reorder": n_rows}
     for name, most in limits.items():
-        value, least = getattr(hashing, name), k if name == "reorder" else 1
+        value, least = getattr(scann_config, name), k if name == "reorder" else 1
         if not least <= value <= most:
             raise UserError(f"{name} of ScaNN's settings is {value}; give {least} to {most}.")

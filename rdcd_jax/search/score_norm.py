@@ -1,4 +1,4 @@
-"""Score normalisation: how near a query is to unrelated pictures is taken off its scores."""
+"""Score normalisation: how near a query is to unrelated images is taken off its scores."""
 
 import dataclasses
 import re

@@ -8,7 +8,7 @@ from rdcd_jax.search.calibration import Calibration, read_calibration
 from rdcd_jax.search.score_norm import DEFAULT, query_adjustment
 
 # From this similarity on descriptors are equal, whatever they are near to besides: copies without any edit must not be
-# lost among pictures of which many look alike.
+# lost among images of which many look alike.
 EQUAL = 0.998
 
 
@@ -49,23 +49,23 @@ class Scoring:
 
         Args:
             scores: [M].
-            references: pictures that the queries are compared with; [M] where that differs.
+            references: images that the queries are compared with; [M] where that differs.
         """
         if self.calibration is None:
             return [None] * len(scores)
         return self.calibration.probability(scores, self._compared(references)).tolist()
 
     def _compared(self, references: int | np.ndarray):
-        # Among few pictures of one's own copies are rarer than among a benchmark's.
+        # Among few images of one's own copies are rarer than among a benchmark's.
         return np.maximum(references, self.calibration.references)
 
 
-def scoring_of(background: np.ndarray | None, told: dict | None) -> Scoring:
+def scoring_of(background: np.ndarray | None, stored: dict | None) -> Scoring:
     """The scoring by a background, if there is one.
 
     Args:
         background: [T, D] float32, or None.
-        told: a card's `calibration`, if it has one.
+        stored: a card's `calibration`, if it has one.
     """
     normalised = background is not None
-    return Scoring(background, told and read_calibration(told, normalised=normalised))
+    return Scoring(background, stored and read_calibration(stored, normalised=normalised))

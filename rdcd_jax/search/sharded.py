@@ -16,7 +16,7 @@ _WIDE, _NARROW = 262_144, 65_536
 _QUERIES = 1024
 # Scores of so many rows stay in the core's cache until their maxima are taken.
 _BLOCK = 1024
-# Rows that one maximum stands for: of descriptors up to so many numbers, whose products are cheap, and of longer ones.
+# Rows that one maximum stands for: of short descriptors, whose products are cheap, and of longer ones.
 _GROUPS, _SHORT = (32, 16), 128
 
 
@@ -104,13 +104,13 @@ def nearest_rows(
     # A caller's own mesh, such as a training run's that evaluates, may have fewer devices.
     with jax.set_mesh(mesh):
         for slab in slabs:
-            place = np.asarray([slab.first, slab.count], np.int32)
+            position = np.asarray([slab.first, slab.count], np.int32)
             best = [
                 _merged(
                     *so_far,
                     block,
                     slab.rows,
-                    place,
+                    position,
                     k=k,
                     mesh=mesh,
                     by_maxima=by_maxima,
@@ -123,9 +123,9 @@ def nearest_rows(
 
 
 @functools.partial(jax.jit, static_argnames=("k", "mesh", "by_maxima", "approximate"))
-def _merged(best, where, queries, rows, place, *, k, mesh, by_maxima, approximate):
+def _merged(best, where, queries, rows, position, *, k, mesh, by_maxima, approximate):
     """Joins the best so far with those of a slab."""
-    first, count = place
+    first, count = position
     n_local = min(k, rows.shape[0] // mesh.size)
 
     def local(queries, rows, first, count):

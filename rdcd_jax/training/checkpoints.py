@@ -6,7 +6,6 @@ import json
 import logging
 import pathlib
 import shutil
-import sys
 import time
 
 import jax
@@ -22,6 +21,8 @@ DAMAGED = "checkpoints-damaged"
 # In each checkpoint, the digests of its files.
 SEAL = "sha256.json"
 
+_log = logging.getLogger(__name__)
+
 
 class Checkpoints:
     """The checkpoints below one folder, one per step, written in the background, the newest `keep` kept.
@@ -36,8 +37,7 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path, *, keep: int):
         self._folder = folder.resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
-        # Orbax logs a failure once in every thread that sees it, with its stack; here it is told once, in a sentence.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        logging.getLogger("absl").addFilter(_not_orbax)
         self._keep = keep
         self._checkpointer = self._opened()
         self._background = concurrent.futures.ThreadPoolExecutor(1)
@@ -62,7 +62,7 @@ class Checkpoints:
     def save(self, state: TrainState) -> None:
         """Saves `state` under its step, in the background; waits for the save before, if still going on.
 
-        A save that fails, as on a full disk, is told on stderr and leaves the checkpoints before it as they are.
+        A save that fails, as on a full disk, is reported on stderr and leaves the checkpoints before it as they are.
         """
         self.wait()
         step = int(state.step)
@@ -103,10 +103,12 @@ class Checkpoints:
         damaged.rename(aside)
         self._checkpointer.reload()
         going_on = "the start" if self.latest is None else f"step {self.latest}"
-        print(
-            f"Warning: the checkpoint {damaged} is damaged ({reason:.200}). It was moved to {aside}; the run goes on"
-            f" from {going_on}.",
-            file=sys.stderr,
+        _log.warning(
+            "The checkpoint %s is damaged (%.200s). It was moved to %s; the run goes on from %s.",
+            damaged,
+            reason,
+            aside,
+            going_on,
         )
 
     def _seal(self, written, step: int) -> None:
@@ -164,14 +166,21 @@ class Checkpoints:
                 f" {self.latest}. Make room there and run the same command again."
             )
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Finishes what is being written."""
         self.wait()
         self._background.shutdown()
         self._checkpointer.close()
+        logging.getLogger("absl").removeFilter(_not_orbax)
 
     def _give_up(self, error: Exception) -> None:
-        # The next save of this checkpointer would be told the same error again, so it is replaced; and what was written
+        # The next save of this checkpointer would raise the same error again, so it is replaced; and what was written
         # only takes the room that the next checkpoint needs. Orbax's other threads may still be writing it.
         with contextlib.suppress(Exception):
             self._checkpointer.close()
@@ -183,11 +192,18 @@ class Checkpoints:
                 break
             time.sleep(0.1)
         self._checkpointer = self._opened()
-        print(
-            f"Warning: the checkpoint of step {self._saving} could not be saved in {self._folder} ({error!s:.300}); the"
-            f" last good one is of step {self.latest}.",
-            file=sys.stderr,
+        _log.warning(
+            "The checkpoint of step %d could not be saved in %s (%.300s); the last good one is of step %s.",
+            self._saving,
+            self._folder,
+            error,
+            self.latest,
         )
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    # Orbax logs a failure in every thread that sees it, with its stack; here it is reported once, in a sentence.
+    return "orbax" not in record.pathname
 
 
 def _arrays(state: TrainState) -> dict:

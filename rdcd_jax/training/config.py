@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.training.record import flat
+from rdcd_jax.core.options import flat
 
 
 def find_config(name: str) -> pathlib.Path:
@@ -68,8 +68,8 @@ def _parsed(config: str, overrides: list[str]) -> ml_collections.ConfigDict:
         # A config file is a program of the user's, and may raise anything.
         lines = str(error).strip().splitlines()
         # An error inside the config file comes with its traceback, whose last line says what is wrong.
-        told = lines[-1].partition(": ")[2] if "Traceback" in str(error) else " ".join(lines)
-        raise UserError(f"{config}: {told.rstrip('.')}.") from error
+        stored = lines[-1].partition(": ")[2] if "Traceback" in str(error) else " ".join(lines)
+        raise UserError(f"{config}: {stored.rstrip('.')}.") from error
 
 
 @contextlib.contextmanager

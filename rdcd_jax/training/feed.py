@@ -19,16 +19,16 @@ from rdcd_jax.core.rng import at_step, stream
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.method.objective import Objective
 from rdcd_jax.method.step import Batch
-from rdcd_jax.training.kept import Kept, keep_pictures
+from rdcd_jax.training.kept import Kept, keep_images
 from rdcd_jax.training.pipeline import Batches, make_batches
 
 
-def picture_size(config: ml_collections.ConfigDict) -> int:
-    """Side of the squashed pictures that views are cut from on the device."""
-    return config.data.picture_size or 2 * config.image_size
+def source_size(config: ml_collections.ConfigDict) -> int:
+    """Side of the squashed images that views are cut from on the device."""
+    return config.data.source_size or 2 * config.image_size
 
 
-def views_per_picture(config: ml_collections.ConfigDict) -> int:
+def views_per_image(config: ml_collections.ConfigDict) -> int:
     """Two where a term compares views."""
     return 2 if Objective(**config.objective).compares_views else 1
 
@@ -45,25 +45,25 @@ def make_views(config: ml_collections.ConfigDict) -> Callable[[Batch, jax.Array]
     if not on_device and not mixes:
         return None
     key = stream(config.seed, "views")
-    names = ("query", "key")[: views_per_picture(config)]
+    names = ("query", "key")[: views_per_image(config)]
     view = make_device_view(config.data.policy, config.image_size) if on_device else None
 
     def make(batch: Batch, step: jax.Array) -> Batch:
         mix_key, *keys = jax.random.split(at_step(key, step), 1 + len(names))
         batch = dict(batch)
         if on_device:
-            if "pictures" in batch:
-                place = batch["index"]
-                picture, aspect = batch["pictures"][place], batch["aspects"][place]
+            if "pixels" in batch:
+                position = batch["index"]
+                image, aspect = batch["pixels"][position], batch["aspects"][position]
             else:
-                picture, aspect = batch["picture"], batch["aspect"]
+                image, aspect = batch["image"], batch["aspect"]
             for name, view_key in zip(names, keys, strict=True):
-                batch[name] = view(picture, aspect, batch.get("atlas"), view_key)
+                batch[name] = view(image, aspect, batch.get("atlas"), view_key)
         if mixes:
             views, batch["targets"] = mixed(
                 jnp.concatenate([batch["query"], batch["key"]]),
                 mix_key,
-                pictures=len(batch["query"]),
+                n_images=len(batch["query"]),
                 mixup_probability=config.data.mixup,
                 cutmix_probability=config.data.cutmix,
                 alpha=config.data.mix_alpha,
@@ -74,14 +74,14 @@ def make_views(config: ml_collections.ConfigDict) -> Callable[[Batch, jax.Array]
     return make
 
 
-def kept_pictures(config: ml_collections.ConfigDict, images: ImageSet) -> Kept | None:
+def kept_images(config: ml_collections.ConfigDict, images: ImageSet) -> Kept | None:
     """The training set in memory, where the config asks for it."""
     if not config.data.keep:
         return None
     with Reporter("Decoding", len(images), 0) as reporter:
-        return keep_pictures(
+        return keep_images(
             images,
-            picture_size(config),
+            source_size(config),
             on_device=config.data.keep == "device",
             on_progress=lambda done, total: reporter.update(done),
         )
@@ -95,11 +95,11 @@ def read_batches(
     return make_batches(
         images,
         policy=None if on_device else config.data.policy,
-        image_size=picture_size(config) if on_device else config.image_size,
+        image_size=source_size(config) if on_device else config.image_size,
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
-        views=views_per_picture(config),
+        views=views_per_image(config),
         workers=0 if kept else config.data.workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -118,7 +118,7 @@ def on_devices(
 ) -> Iterator[Batch]:
     """Batches on their devices, one ahead of the step, with the teacher's features where the host has them.
 
-    Lists the unreadable pictures that come by in `unreadable.txt`.
+    Lists the unreadable images that come by in `unreadable.txt`.
     """
     listing = workdir / "unreadable.txt"
     listed = set(listing.read_text(encoding="utf-8").splitlines()) if listing.exists() else set()
@@ -127,16 +127,16 @@ def on_devices(
     if "query" not in first and has_overlays(config.data.policy):
         constant["atlas"] = replicate(draw_atlas(), mesh)
     if kept and kept.on_device:
-        constant["pictures"] = replicate(kept.pictures, mesh)
+        constant["pixels"] = replicate(kept.pixels, mesh)
         constant["aspects"] = replicate(kept.aspects, mesh)
 
     def put(batch):
-        unreadable = {images.paths[place] for place in batch["unreadable"] if place >= 0}
+        unreadable = {images.paths[position] for position in batch["unreadable"] if position >= 0}
         if unreadable - listed:
             with listing.open("a", encoding="utf-8") as file:
                 file.writelines(f"{path}\n" for path in sorted(unreadable - listed))
             listed.update(unreadable)
-        names = ("query", "key", "picture", "aspect")
+        names = ("query", "key", "image", "aspect")
         arrays = {name: batch[name] for name in names if name in batch}
         arrays["index"] = batch["index"].astype(np.int32)
         if features_of is not None:

@@ -1,120 +1,109 @@
-"""What follows training: statistics and a projector fitted to unedited pictures, without gradients."""
+"""What becomes of a state: a model, its evaluations, an export."""
 
-import contextlib
-from collections.abc import Callable
+import dataclasses
+import logging
+import pathlib
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from flax import nnx
 
-from rdcd_jax.core.errors import UnreadableImageError, UserError
-from rdcd_jax.embedding.stream import Describer, embed_images
-from rdcd_jax.embedding.whitening import PCAWhitening
-from rdcd_jax.images.decode import resize_square
+from rdcd_jax.embedding.stream import embed_images
 from rdcd_jax.images.sources import ImageSet
-from rdcd_jax.method.state import Tree
-from rdcd_jax.models.branches import reparameterised
-from rdcd_jax.models.descriptor import normalize_images
-from rdcd_jax.models.layers import BatchNorm, at_least_float32
-from rdcd_jax.weights.model import Model, digest_of
+from rdcd_jax.method.state import TrainState
+from rdcd_jax.models.descriptor import DescriptorHead
+from rdcd_jax.training.evaluators import evaluate, evaluations
+from rdcd_jax.training.fitting import recalibrate_batch_norm, whitened_projector
+from rdcd_jax.training.frozen import ViewFeatures
+from rdcd_jax.weights.library import export_model
+from rdcd_jax.weights.model import Model, evaluation_mode
 
-BATCH = 64
-# More pictures change the whitening little.
-MOST_PICTURES = 20_000
+_log = logging.getLogger(__name__)
 
 
-def calibrate_batch_norm(model: Model, images: ImageSet, count: int) -> None:
-    """Replaces BatchNorm's running statistics by those of unedited pictures at the model's size, in place.
+@dataclasses.dataclass(frozen=True)
+class Finish:
+    """Turns states into models; evaluates and exports these.
 
-    Training views are crops, blurred and coloured, of another size: the statistics of what the model is to describe are
-    others. Each layer gets the average of its batches' means and variances.
-
-    Args:
-        model: the network.
-        images: training pictures.
-        count: how many of them to use, evenly spread; whole batches of 64 are used (one of all, if there are fewer).
-
-    Raises:
-        UserError: too few pictures can be read for one batch.
+    Attributes:
+        config: of the run.
+        student: gives the structure.
+        images: the training images, for what is fitted to them after training.
+        workdir: where results go.
+        views: features of the images, where the trunk is frozen.
     """
-    places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
-    size = min(BATCH, len(places))
-    module = nnx.view(model.module, only=BatchNorm, use_running_average=False)
-    for _, node in nnx.iter_modules(module):
-        if isinstance(node, BatchNorm):
-            node.momentum = 0.0  # The statistics after a batch are then that batch's alone.
-    graph, arrays = nnx.split(module)
 
-    @jax.jit
-    def measured(arrays, pictures):
-        network = nnx.merge(graph, arrays)
-        network(normalize_images(pictures))
-        return nnx.as_pure(nnx.state(network, nnx.BatchStat))
+    config: ml_collections.ConfigDict
+    student: nnx.Module
+    images: ImageSet
+    workdir: pathlib.Path
+    views: ViewFeatures | None = None
 
-    arrays, batch, found = nnx.as_pure(arrays), [], []
-    for place in places:
-        with contextlib.suppress(UnreadableImageError):
-            image = images.decode(int(place), min_side_hint=model.image_size)
-            batch.append(np.asarray(resize_square(image, model.image_size)))
-        # A last batch that unreadable pictures left short counts only where there is no other.
-        if len(batch) == size or (place == places[-1] and batch and not found):
-            found.append(jax.device_get(measured(arrays, np.stack(batch))))
-            batch = []
-    if not found:
-        raise UserError(f"{images.source}: too few readable pictures to calibrate BatchNorm on.")
-    average = jax.tree.map(lambda *leaves: jnp.asarray(np.mean(leaves, axis=0)), *found)
-    nnx.update(model.module, average)
+    @property
+    def untrained(self) -> Model:
+        """The student as it is at the start, at the evaluation's size."""
+        return Model(
+            name=self.workdir.resolve().name,
+            network=self.config.student.network,
+            module=evaluation_mode(self.student),
+            image_size=self.config.evaluate.image_size,
+        )
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether the config names an evaluation."""
+        return bool(evaluations(self.config))
 
-def trunk_of(model: Model) -> tuple[Callable[[Tree, jax.Array], jax.Array], Tree]:
-    """A student's trunk alone.
+    def model(self, state: TrainState) -> Model:
+        """The student of a state as it would be exported, with weights of its own."""
+        module = nnx.clone(self.student)
+        # The host's copy: one process's whole weights, free of the mesh.
+        nnx.update(module, jax.device_get(state.params), jax.device_get(state.batch_stats))
+        if self.config.student.projector == "start":
+            # Weight decay moves what no gradient reaches.
+            nnx.update(module.projector, nnx.state(self.student.projector))
+        model = dataclasses.replace(self.untrained, module=evaluation_mode(module))
+        if self.config.student.recalibrate:
+            recalibrate_batch_norm(model, self.images, self.config.student.recalibrate)
+        if self.config.student.projector == "whitened":
+            whitened_projector(model, self.images)
+        return model
 
-    Returns:
-        A function of (arrays, pictures [B, H, W, 3] uint8) to features [B, F] float32 as the projector sees them,
-        before their normalisation; the arrays.
-    """
-    graph, arrays = nnx.split(reparameterised(model.module).backbone)
+    def evaluate(self, model: Model, step: int, *, last: bool) -> list[dict]:
+        """Rows for `metrics.jsonl`: every evaluation's figures of the model after a step; none where none is asked for.
 
-    def features(arrays: Tree, pictures: jax.Array) -> jax.Array:
-        return at_least_float32(nnx.merge(graph, arrays)(normalize_images(pictures)))
+        Training goes on past an evaluation that the disk has no room for, but for the last one.
 
-    return features, nnx.as_pure(arrays)
+        Raises:
+            OSError: of the last evaluation.
+        """
+        figures: dict[str, float | None] = {}
+        for name, options in evaluations(self.config).items():
+            folder = self.workdir / "evaluations" / str(step) / name
+            try:
+                found = evaluate(model, options, folder)
+            except OSError as error:
+                if last:
+                    raise
+                _log.warning("The evaluation '%s' after step %d failed (%s).", name, step, error)
+                continue
+            figures |= {f"evaluate/{name}/{figure}": value for figure, value in found.items()}
+        return [{"step": step, **figures}] if figures else []
 
+    def export(self, model: Model, step: int) -> None:
+        """Writes `export/`."""
+        about = {"trained": {"steps": step, "images": len(self.images)}}
+        count = min(self.config.student.background, len(self.images))
+        if count:
+            model = dataclasses.replace(model, background=self._background(model, count))
+        export_model(self.workdir / "export", model, about=about)
 
-def featured(model: Model) -> Describer:
-    """What describes pictures by those features, at the model's size."""
-    features, arrays = trunk_of(model)
-    run = jax.jit(features)
-    return Describer(
-        lambda pictures: np.asarray(run(arrays, pictures)),
-        model.image_size,
-        name=model.name,
-        fingerprint=digest_of(model, "backbone."),
-    )
-
-
-def whitened_projector(model: Model, images: ImageSet) -> None:
-    """Replaces a student's projector by the whitening of its features, in place.
-
-    The descriptor is then what the codec `PCAW<dim>,L2norm,Flat` makes of the features, without a codec. It is the
-    sensible projector of a student whose training had no term on the descriptor.
-
-    Args:
-        model: the student.
-        images: training pictures; the first 20,000 are described.
-    """
-    some = images.subset(range(min(len(images), MOST_PICTURES)))
-    found, _ = embed_images(featured(model), some)
-    whiten(model.module.projector, found.descriptors)
-
-
-def whiten(projector: nnx.Linear, features: np.ndarray) -> None:
-    """Makes a projector the whitening of features [N, F], in place."""
-    whitening = PCAWhitening.fit(features, projector.out_features)
-    # Whitening's scale follows the number of pictures it was fitted to; the descriptor's length is 1 in the end, so any
-    # scale serves, and this one keeps the numbers near 1.
-    scale = np.sqrt(len(features))
-    kernel, bias = whitening.components.T, -whitening.components @ whitening.mean
-    projector.kernel.set_value(jnp.asarray(kernel * scale, jnp.float32))
-    projector.bias.set_value(jnp.asarray(bias * scale, jnp.float32))
+    def _background(self, model: Model, count: int) -> np.ndarray:
+        """Descriptors of so many training images, evenly spread, unedited."""
+        positions = np.linspace(0, len(self.images) - 1, count).round().astype(int)
+        if self.views is not None:
+            head = DescriptorHead(model.module.projector)
+            return np.asarray(head(jnp.asarray(self.views.unedited[positions]))[1])
+        return embed_images(model, self.images.subset(positions))[0].descriptors

@@ -1,7 +1,7 @@
-"""Training on a frozen trunk: the features of each picture's views are computed once, and the projector learns on them.
+"""Training on a frozen trunk: the features of each image's views are computed once, and the projector learns on them.
 
-    CACHE/features.npz          features of the unedited pictures, at the evaluation's size
-    CACHE/view_features.npy     [V, N, F] float16, of V edited views of each picture; zeros where one is unreadable
+    CACHE/features.npz          features of the unedited images, at the evaluation's size
+    CACHE/view_features.npy     [V, N, F] float16, of V edited views of each image; zeros where one is unreadable
     CACHE/view_features.json    what made them, and how many batches are done
 
 CACHE is the run's folder, or config.data.cache, which several runs may share: the views do not depend on the seed.
@@ -24,11 +24,11 @@ from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.embedding.service import embed_to_file
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.training import feed
-from rdcd_jax.training.finish import featured, trunk_of
+from rdcd_jax.training.fitting import featured, trunk_of
 from rdcd_jax.weights.model import Model, digest_of
 
 UNEDITED, EDITED, PROGRESS = "features.npz", "view_features.npy", "view_features.json"
-# Pictures whose views go through the trunk at a time.
+# Images whose views go through the trunk at a time.
 _BATCH = 64
 # Batches whose features are lost with a process that is killed.
 _KEPT_EVERY = 20
@@ -36,46 +36,46 @@ _KEPT_EVERY = 20
 
 @dataclasses.dataclass(frozen=True)
 class ViewFeatures:
-    """Features of the views of N pictures, before their normalisation.
+    """Features of the views of N images, before their normalisation.
 
     Attributes:
-        images: the pictures all of whose views could be read.
+        images: the images all of whose views could be read.
         unedited: [N, F] float32.
-        edited: [V, M, F] float16 of all M pictures of the set, mapped from the file.
-        places: [N] where in `edited` the pictures stand.
+        edited: [V, M, F] float16 of all M images of the set, mapped from the file.
+        positions: [N] where in `edited` the images stand.
     """
 
     images: ImageSet
     unedited: np.ndarray
     edited: np.ndarray
-    places: np.ndarray
+    positions: np.ndarray
 
     # They are small, and change from step to step.
     on_device = False
 
-    def __call__(self, place: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """What a batch holds of a picture: two of its views, see `pipeline.make_batches`."""
+    def __call__(self, position: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """What a batch holds of an image: two of its views, see `pipeline.make_batches`."""
         count = 1 + len(self.edited)
         first = int(rng.integers(count))
         second = (first + 1 + int(rng.integers(count - 1))) % count
         return {
-            "query": self._view(first, place),
-            "key": self._view(second, place),
-            "index": np.int64(place),
+            "query": self._view(first, position),
+            "key": self._view(second, position),
+            "index": np.int64(position),
             "unreadable": np.int64(-1),
         }
 
-    def _view(self, number: int, place: int) -> np.ndarray:
+    def _view(self, number: int, position: int) -> np.ndarray:
         if number == 0:
-            return self.unedited[place]
-        return self.edited[number - 1, self.places[place]].astype(np.float32)
+            return self.unedited[position]
+        return self.edited[number - 1, self.positions[position]].astype(np.float32)
 
     def of(self, images: ImageSet) -> "ViewFeatures":
-        """Those of some of the pictures, in their order."""
-        place = {image_id: i for i, image_id in enumerate(self.images.ids)}
-        kept = [place[image_id] for image_id in images.ids]
+        """Those of some of the images, in their order."""
+        position = {image_id: i for i, image_id in enumerate(self.images.ids)}
+        kept = [position[image_id] for image_id in images.ids]
         return dataclasses.replace(
-            self, images=images, unedited=self.unedited[kept], places=self.places[kept]
+            self, images=images, unedited=self.unedited[kept], positions=self.positions[kept]
         )
 
 
@@ -86,18 +86,18 @@ def view_features(
     mesh: Mesh,
     workdir: pathlib.Path,
 ) -> ViewFeatures:
-    """Computes the features of every picture, unedited and of its views, or goes on with what is there.
+    """Computes the features of every image, unedited and of its views, or goes on with what is there.
 
     Args:
         config: of the run. `data.cached_views` views of `image_size` are made as for any training, by the host or the
-            devices; the unedited picture is seen at `evaluate.image_size`.
-        images: the training pictures.
+            devices; the unedited image is seen at `evaluate.image_size`.
+        images: the training images.
         model: the student before training, at the evaluation's size.
         mesh: shares the batches.
         workdir: of the run, see the module.
 
     Raises:
-        UserError: the workdir holds features of other weights or views; no picture can be read.
+        UserError: the workdir holds features of other weights or views; no image can be read.
     """
     if jax.process_count() > 1:
         raise UserError(
@@ -108,10 +108,10 @@ def view_features(
     made_by = {
         "trunk": digest_of(model, "backbone."),
         "image_size": config.image_size,
-        "data": {name: config.data[name] for name in ("policy", "views", "picture_size")},
+        "data": {name: config.data[name] for name in ("policy", "views", "source_size")},
         "views": config.data.cached_views,
         "unedited_size": config.evaluate.image_size,
-        "pictures": images.fingerprint(),
+        "images": images.fingerprint(),
     }
     done = _done(folder, made_by)
     if not (folder / UNEDITED).exists():
@@ -126,14 +126,14 @@ def view_features(
     edited = _edited(config, images, model, mesh, folder, made_by, done)
     row = {image_id: i for i, image_id in enumerate(unedited.ids.tolist())}
     seen = np.all([rows.any(axis=1) for rows in edited], axis=0)
-    places = [i for i, image_id in enumerate(images.ids) if image_id in row and seen[i]]
-    kept = images.subset(places)
+    positions = [i for i, image_id in enumerate(images.ids) if image_id in row and seen[i]]
+    kept = images.subset(positions)
     rows = unedited.descriptors[[row[image_id] for image_id in kept.ids]]
-    return ViewFeatures(kept, rows, edited, np.asarray(places))
+    return ViewFeatures(kept, rows, edited, np.asarray(positions))
 
 
 def _done(folder: pathlib.Path, made_by: dict) -> int:
-    """Batches that were done by the same weights, pictures and views."""
+    """Batches that were done by the same weights, images and views."""
     path = folder / PROGRESS
     if not path.exists():
         # Of whatever lies there else nothing is known.
@@ -166,13 +166,13 @@ def _edited(
     made_by: dict,
     done: int,
 ) -> np.ndarray:
-    """Features [V, N, F] of edited views, two for each picture in each pass through the set."""
+    """Features [V, N, F] of edited views, two for each image in each pass through the set."""
     feeding = config.copy_and_resolve_references()
     feeding.seed = 0
     size = feeding.batch_size = -(-_BATCH // mesh.size) * mesh.size
-    # A pass leaves out what does not fill a batch, so the first pictures fill the last one up.
+    # A pass leaves out what does not fill a batch, so the first images fill the last one up.
     lacking = -len(images) % size
-    padded = images.subset([place % len(images) for place in range(len(images) + lacking)])
+    padded = images.subset([position % len(images) for position in range(len(images) + lacking)])
     per_pass = len(padded) // size
     total = config.data.cached_views // 2 * per_pass
     shape = (config.data.cached_views, len(images), model.feature_dim)
@@ -183,7 +183,7 @@ def _edited(
         rows = np.lib.format.open_memmap(path, "r+")
     else:
         return np.load(path, mmap_mode="r")
-    kept = feed.kept_pictures(feeding, padded)
+    kept = feed.kept_images(feeding, padded)
     compute, arrays = _features_of_views(feeding, model, mesh)
     with (
         jax.set_mesh(mesh),
@@ -192,9 +192,9 @@ def _edited(
     ):
         stream = feed.on_devices(batches, feeding, padded, kept, None, mesh, folder)
         for step, batch in zip(range(done, total), stream, strict=False):
-            places = np.asarray(batch["index"]) % len(images)
+            positions = np.asarray(batch["index"]) % len(images)
             for view, found in enumerate(compute(arrays, batch, step)):
-                rows[2 * (step // per_pass) + view, places] = np.asarray(found)
+                rows[2 * (step // per_pass) + view, positions] = np.asarray(found)
             reporter.update((step + 1) * size)
             if (step + 1) % _KEPT_EVERY == 0 or step + 1 == total:
                 rows.flush()

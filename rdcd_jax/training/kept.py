@@ -1,4 +1,4 @@
-"""Pictures for views that are made on the device: squashed to squares of one size, and perhaps decoded only once."""
+"""Images for views that are made on the device: squashed to squares of one size, and perhaps decoded only once."""
 
 import concurrent.futures
 import dataclasses
@@ -15,13 +15,13 @@ from rdcd_jax.images.sources import ImageSet
 
 # Of the machine's memory; the rest is the training's.
 _MOST_MEMORY = 0.6
-# Pictures that are decoded ahead of the progress told.
+# Images that are decoded ahead of the progress reported.
 _AHEAD = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Squash:
-    """Squashes a picture to a square; a class so that it can be pickled.
+    """Squashes an image to a square; a class so that it can be pickled.
 
     Attributes:
         size: side T in pixels.
@@ -31,43 +31,43 @@ class Squash:
 
     @property
     def useful_side(self) -> int:
-        """Short side in pixels from which on a picture need not be larger."""
+        """Short side in pixels from which on an image need not be larger."""
         return self.size
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> dict:
-        """Gives "picture" [T, T, 3] uint8 and "aspect", the true width / height."""
-        picture = np.asarray(resize_square(image, self.size))
-        return {"picture": picture, "aspect": np.float32(image.width / image.height)}
+        """Gives "image" [T, T, 3] uint8 and "aspect", the true width / height."""
+        pixels = np.asarray(resize_square(image, self.size))
+        return {"image": pixels, "aspect": np.float32(image.width / image.height)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """All pictures of a set, decoded and squashed, in memory.
+    """All images of a set, decoded and squashed, in memory.
 
     Attributes:
-        pictures: [N, T, T, 3] uint8.
+        pixels: [N, T, T, 3] uint8.
         aspects: [N] float32, true width / height.
-        shown: [N] int64, the place whose picture stands at each: its own, or, where that cannot be read, the next that
+        shown: [N] int64, the position whose image stands at each: its own, or, where that cannot be read, the next that
             can.
-        on_device: whether the pictures are to lie there, so that a batch need only say which it shows.
+        on_device: whether the images are to lie there, so that a batch need only say which it shows.
     """
 
-    pictures: np.ndarray
+    pixels: np.ndarray
     aspects: np.ndarray
     shown: np.ndarray
     on_device: bool
 
-    def __call__(self, place: int, rng: np.random.Generator | None = None) -> dict:
-        """What a batch holds of the picture at a place, see `pipeline.make_batches`."""
-        shown = self.shown[place]
-        unreadable = np.int64(-1 if shown == place else place)
+    def __call__(self, position: int, rng: np.random.Generator | None = None) -> dict:
+        """What a batch holds of the image at a position, see `pipeline.make_batches`."""
+        shown = self.shown[position]
+        unreadable = np.int64(-1 if shown == position else position)
         found = {"index": shown, "unreadable": unreadable}
         if not self.on_device:
-            found |= {"picture": self.pictures[place], "aspect": self.aspects[place]}
+            found |= {"image": self.pixels[position], "aspect": self.aspects[position]}
         return found
 
 
-def keep_pictures(
+def keep_images(
     images: ImageSet,
     size: int,
     *,
@@ -77,10 +77,10 @@ def keep_pictures(
     """Decodes a whole set.
 
     Args:
-        images: N pictures.
+        images: N images.
         size: side T to squash them to.
         on_device: see `Kept`.
-        on_progress: is told how many are done, and of how many.
+        on_progress: called with how many are done, and of how many.
 
     Raises:
         UserError: they do not fit into memory, or none can be read.
@@ -89,31 +89,31 @@ def keep_pictures(
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > _MOST_MEMORY * there:
         raise UserError(
-            f"{images.source}: {len(images)} pictures of {size} x {size} take {needed / 1e9:.1f} GB, too much for this"
-            f" machine's {there / 1e9:.1f}; set config.data.keep to '', or config.data.picture_size lower."
+            f"{images.source}: {len(images)} images of {size} x {size} take {needed / 1e9:.1f} GB, too much for this"
+            f" machine's {there / 1e9:.1f}; set config.data.keep to '', or config.data.source_size lower."
         )
     squash = Squash(size)
-    pictures = np.zeros((len(images), size, size, 3), np.uint8)
+    pixels = np.zeros((len(images), size, size, 3), np.uint8)
     aspects = np.ones(len(images), np.float32)
     readable = np.ones(len(images), bool)
 
-    def decode(place: int) -> None:
+    def decode(position: int) -> None:
         try:
-            found = squash(images.decode(place, min_side_hint=size))
+            found = squash(images.decode(position, min_side_hint=size))
         except UnreadableImageError:
-            readable[place] = False
+            readable[position] = False
         else:
-            pictures[place], aspects[place] = found["picture"], found["aspect"]
+            pixels[position], aspects[position] = found["image"], found["aspect"]
 
     # Pillow lets other threads run while it decodes.
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-    places = range(len(images))
-    for done, _ in enumerate(mapped_ahead(pool, decode, places, _AHEAD), start=1):
+    positions = range(len(images))
+    for done, _ in enumerate(mapped_ahead(pool, decode, positions, _AHEAD), start=1):
         if on_progress:
             on_progress(done, len(images))
     good = np.flatnonzero(readable)
     if not len(good):
-        raise UserError(f"{images.source}: none of the {len(images)} pictures can be read.")
+        raise UserError(f"{images.source}: none of the {len(images)} images can be read.")
     shown = good[np.searchsorted(good, np.arange(len(images))) % len(good)]
-    pictures[~readable], aspects[~readable] = pictures[shown[~readable]], aspects[shown[~readable]]
-    return Kept(pictures, aspects, shown, on_device)
+    pixels[~readable], aspects[~readable] = pixels[shown[~readable]], aspects[shown[~readable]]
+    return Kept(pixels, aspects, shown, on_device)

@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
+import logging
 import multiprocessing
 import queue
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -24,7 +24,8 @@ from rdcd_jax.training.kept import Kept, Squash
 
 Batch = dict[str, np.ndarray]
 
-# That many unreadable pictures in a row are no accident.
+# That many unreadable images in a row are no accident.
+_log = logging.getLogger(__name__)
 _MOST_IN_A_ROW = 1000
 # Workers that die again and again at one batch will do so for ever.
 _MOST_DEATHS = 3
@@ -50,37 +51,37 @@ def make_batches(
 ) -> "Batches":
     """Batches without end: every epoch is a fresh shuffle, cut to a whole number of batches.
 
-    Which pictures and views make up step k follows from `seed` and k alone. A run is continued by
+    Which images and views make up step k follows from `seed` and k alone. A run is continued by
     `start_step`; `workers`, `prefetch` and restarts change nothing, and the hosts' batches together
-    hold exactly the pictures and views of the one batch that a single host would read.
+    hold exactly the images and views of the one batch that a single host would read.
 
     Args:
-        images: the pictures.
-        policy: a name from `policies.POLICIES`, or the steps themselves; None gives the pictures, unedited and squashed
+        images: the images.
+        policy: a name from `policies.POLICIES`, or the steps themselves; None gives the images, unedited and squashed
             to a square, for views that are made on the device.
-        image_size: side S of the views, or of the squashed pictures, in pixels.
-        batch_size: over all hosts; at most as many as there are pictures.
+        image_size: side S of the views, or of the squashed images, in pixels.
+        batch_size: over all hosts; at most as many as there are images.
         seed: 0 or more.
         start_step: the first step to give, counted from 0.
-        views: 2 independent ones per picture, or 1.
+        views: 2 independent ones per image, or 1.
         workers: processes that read and augment; 0 does it in a thread of this one. With workers,
             the main script needs its `if __name__ == "__main__":`, since they are spawned.
         process_index: this host.
         process_count: all hosts; divides `batch_size`.
         prefetch: batches made ahead, by each worker.
-        timeout_s: with workers, a batch that takes longer is taken to hang on a picture.
-        kept: the same pictures, decoded before; nothing is read then, and `policy` is None and `workers` 0.
+        timeout_s: with workers, a batch that takes longer is taken to hang on an image.
+        kept: the same images, decoded before; nothing is read then, and `policy` is None and `workers` 0.
 
     Returns:
         An iterator, to be closed after use (it is its own context manager), of dicts with
-        "query" [b, S, S, 3] uint8 and, where views is 2, "key" likewise, or "picture" [b, S, S, 3] uint8 and "aspect"
+        "query" [b, S, S, 3] uint8 and, where views is 2, "key" likewise, or "image" [b, S, S, 3] uint8 and "aspect"
         [b] float32, its true width / height (neither where `kept` is on the device); "index" [b] int64, the shown
-        picture's place in `images`, and "unreadable" [b] int64, the place of the unreadable picture
+        image's position in `images`, and "unreadable" [b] int64, the place of the unreadable image
         for which the shown one stands in, or -1; b = batch_size / process_count.
 
     Raises:
         UserError: impossible arguments; see also `policies.make_view`. From the iterator: hardly
-            any picture is readable, workers keep dying, or give nothing within the time.
+            any image is readable, workers keep dying, or give nothing within the time.
     """
     _check(images, batch_size, process_index, process_count)
     for name, value, least in [
@@ -92,7 +93,7 @@ def make_batches(
         if value < least:
             raise UserError(f"{name}={value} must be at least {least}.")
     if views not in (1, 2):
-        raise UserError(f"views={views}: a picture gives 1 or 2 views.")
+        raise UserError(f"views={views}: an image gives 1 or 2 views.")
     make = Squash(image_size) if policy is None else _Views(make_view(policy, image_size), views)
     order_seed, view_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
     per_epoch = len(images) // batch_size * batch_size
@@ -102,15 +103,15 @@ def make_batches(
 
     def upcoming(step: int, transform: Callable[[grain.MapDataset], grain.MapDataset]):
         """This host's samples from a step on, without end."""
-        places = grain.MapDataset.range(len(images)).shuffle(order_seed).slice(slice(per_epoch))
-        # Hosts part here, last, so that their pictures and random numbers never coincide.
+        positions = grain.MapDataset.range(len(images)).shuffle(order_seed).slice(slice(per_epoch))
+        # Hosts part here, last, so that their images and random numbers never coincide.
         start = step * batch_size + process_index
-        return transform(places).repeat().slice(slice(start, None, process_count))
+        return transform(positions).repeat().slice(slice(start, None, process_count))
 
     def read(step: int, hanging: frozenset[int]) -> grain.DatasetIterator:
         sample = _Sample(images, make, hanging) if kept is None else kept
         # Without drop_remainder Grain rounds the endless length up to one that Python cannot hold.
-        data = upcoming(step, lambda places: places.random_map(sample, seed=view_seed)).batch(
+        data = upcoming(step, lambda positions: positions.random_map(sample, seed=view_seed)).batch(
             batch_size // process_count, drop_remainder=True
         )
         if not workers:
@@ -126,8 +127,8 @@ def make_batches(
     def due(step: int) -> list[int]:
         # What the workers may be busy with while this step's batch is waited for.
         ahead = batch_size // process_count * (1 + max(workers, 1) * (prefetch + 1))
-        places = upcoming(step, lambda places: places)
-        return list(dict.fromkeys(int(places[i]) for i in range(ahead)))
+        positions = upcoming(step, lambda positions: positions)
+        return list(dict.fromkeys(int(positions[i]) for i in range(ahead)))
 
     return Batches(read, due, images, start_step, timeout_s if workers else None)
 
@@ -135,8 +136,8 @@ def make_batches(
 class Batches(Iterator[Batch]):
     """The batches of `make_batches`; close it, or use it in a `with`, to end its workers.
 
-    A worker that dies is replaced, and one that hangs on a picture is too; what is told goes to stderr. The batches are
-    the same as if nothing had happened, except that a picture on which reading hangs counts as unreadable.
+    A worker that dies is replaced, and one that hangs on an image is too, with a warning. The batches are
+    the same as if nothing had happened, except that an image on which reading hangs counts as unreadable.
     """
 
     def __init__(
@@ -195,27 +196,24 @@ class Batches(Iterator[Batch]):
                 ' /dev/shm): use fewer workers, or none, and keep `if __name__ == "__main__":` in the main script.'
                 f" ({error})"
             ) from error
-        print(
-            f"Warning: a data worker process died; new ones go on from batch {self._step}.",
-            file=sys.stderr,
-        )
+        _log.warning("A data worker process died; new ones go on from batch %d.", self._step)
         self._start_again()
 
     def _leave_out_hanging(self) -> None:
         _kill_workers()
-        places = [place for place in self._due(self._step) if place not in self._hanging]
-        hanging = [places[i] for i in hanging_pictures(self._images.subset(places))]
+        positions = [
+            position for position in self._due(self._step) if position not in self._hanging
+        ]
+        hanging = [positions[i] for i in hanging_images(self._images.subset(positions))]
         if not hanging:
             raise UserError(
                 f"{self._images.source}: the data workers gave no batch for {self._timeout_s:.0f} seconds, though each"
-                " of its pictures can be read; use more workers (config.data.workers) or a faster disk."
+                " of its images can be read; use more workers (config.data.workers) or a faster disk."
             )
         self._hanging |= frozenset(hanging)
-        for place in hanging:
-            print(
-                f"Warning: {self._images.paths[place]} cannot be read: reading it hangs. It is left out.",
-                file=sys.stderr,
-            )
+        for position in hanging:
+            path = self._images.paths[position]
+            _log.warning("%s cannot be read: reading it hangs. It is left out.", path)
         self._start_again()
 
     def _start_again(self) -> None:
@@ -224,7 +222,7 @@ class Batches(Iterator[Batch]):
 
     def close(self) -> None:
         """Ends the workers; the iterator gives nothing more."""
-        # Grain waits for its workers, and one may be hanging on a picture that was to come later.
+        # Grain waits for its workers, and one may be hanging on an image that was to come later.
         timer = threading.Timer(_PATIENCE_S, _kill_workers)
         timer.start()
         self._batches.close()
@@ -242,8 +240,8 @@ class Batches(Iterator[Batch]):
         self.close()
 
 
-def hanging_pictures(images: ImageSet, limit_s: float = 20) -> list[int]:
-    """The places of the pictures whose decoding does not end within the limit, each tried in a process of its own."""
+def hanging_images(images: ImageSet, limit_s: float = 20) -> list[int]:
+    """The positions of the images whose decoding does not end within the limit, each tried in a process of its own."""
     # Spawned, since forking a process in which JAX runs may hang by itself.
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
@@ -266,17 +264,17 @@ def hanging_pictures(images: ImageSet, limit_s: float = 20) -> list[int]:
     return hanging
 
 
-def _decode_all(images: ImageSet, places: Sequence[int], send) -> None:
+def _decode_all(images: ImageSet, positions: Sequence[int], send) -> None:
     send.send(None)
-    for place in places:
+    for position in positions:
         with contextlib.suppress(UnreadableImageError):
-            images.decode(place)
+            images.decode(position)
         send.send(None)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Views:
-    """Makes one or two views of a picture."""
+    """Makes one or two views of an image."""
 
     view: View
     count: int
@@ -291,24 +289,24 @@ class _Views:
 
 @dataclasses.dataclass(frozen=True)
 class _Sample:
-    """Reads one picture and makes what a batch holds of it."""
+    """Reads one image and makes what a batch holds of it."""
 
     images: ImageSet
     make: _Views | Squash
     hanging: frozenset[int]
 
-    def __call__(self, place: int, rng: np.random.Generator) -> Batch:
-        image, shown = self._readable(int(place))
+    def __call__(self, position: int, rng: np.random.Generator) -> Batch:
+        image, shown = self._readable(int(position))
         return {
             **self.make(image, rng),
             "index": np.int64(shown),
-            "unreadable": np.int64(-1 if shown == place else place),
+            "unreadable": np.int64(-1 if shown == position else position),
         }
 
-    def _readable(self, place: int) -> tuple[Image.Image, int]:
-        """The picture at `place`, or the next one that can be read, and where that one is."""
+    def _readable(self, position: int) -> tuple[Image.Image, int]:
+        """The image at `position`, or the next one that can be read, and where that one is."""
         for ahead in range(min(len(self.images), _MOST_IN_A_ROW)):
-            shown = (place + ahead) % len(self.images)
+            shown = (position + ahead) % len(self.images)
             if shown in self.hanging:
                 last = UnreadableImageError(f"{self.images.paths[shown]}: reading it hangs.")
                 continue

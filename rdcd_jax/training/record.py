@@ -1,8 +1,11 @@
 """What a run writes down: `run.json`, `metrics.jsonl`, TensorBoard events."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
+import logging
+import os
 import pathlib
 import platform
 import subprocess
@@ -12,9 +15,12 @@ import jax
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json, write_text
+from rdcd_jax.core.options import flat
 from rdcd_jax.images.sources import changed
+from rdcd_jax.training.schema import is_free, present
 
-# The teacher's descriptors of the training pictures, in the workdir of a run that keeps them.
+RECORD = "run.json"
+# The teacher's descriptors of the training images, in the workdir of a run that keeps them.
 TEACHER_FEATURES = "teacher_features.npz"
 PACKAGES = (
     "rdcd-jax",
@@ -28,6 +34,8 @@ PACKAGES = (
     "pillow",
     "scann",
 )
+
+_log = logging.getLogger(__name__)
 
 
 def environment() -> dict:
@@ -68,68 +76,94 @@ def _git_revision() -> str | None:
 
 
 def begin(
-    workdir: pathlib.Path,
-    config: dict,
-    free: tuple[str, ...],
-    training_set: dict[str, str | int] | None = None,
+    workdir: pathlib.Path, config: dict, training_set: dict[str, str | int] | None = None
 ) -> None:
     """Writes `run.json`, or checks that the one there is of the same run.
 
     Args:
         workdir: the run's folder.
         config: the resolved config, JSON values only.
-        free: dotted names of fields that may change when a run is continued.
-        training_set: what tells the training pictures from others (`sources.ImageSet.fingerprint`).
+        training_set: what tells the training images from others (`sources.ImageSet.fingerprint`).
 
     Raises:
-        UserError: naming the first field that differs, or what is another about the pictures.
+        UserError: naming the first field that differs, or what is another about the images.
     """
-    path = workdir / "run.json"
-    starts = []
-    # A start that failed before it made anything binds nobody to its config.
-    if path.is_file() and _has_results(workdir):
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            theirs, starts = flat(before["config"]), list(before["starts"])
-            pictures = dict(before.get("training_set") or {})
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(
-                f"{path} is not a run's record ({type(error).__name__}: {error}); give another --workdir."
-            ) from error
-        ours = flat(json.loads(json.dumps(config)))
+    path = workdir / RECORD
+    starts, weights = [], {}
+    if (before := _before(workdir)) is not None:
+        theirs, starts, images, weights = before
+        ours = _comparable(config)
         for name in sorted(theirs.keys() | ours.keys()):
-            if name not in free and theirs.get(name) != ours.get(name):
+            if not is_free(name) and theirs.get(name) != ours.get(name):
                 raise UserError(
                     f"{workdir} holds a run with config.{name} = {theirs.get(name)!r}, and this config has"
                     f" {ours.get(name)!r}; give another --workdir, or set the field back to continue that run."
                 )
-        # Which picture a step shows follows from the list of all.
-        if change := changed(pictures, training_set or {}):
+        # Which image a step shows follows from the list of all.
+        if change := changed(images, training_set or {}):
             raise UserError(
                 f"{workdir} holds a run whose training set was another: {change}; bring that set back to continue the"
                 " run, or give another --workdir."
             )
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     start = {"time": now, "command": sys.argv, **environment()}
-    record = {"config": config, "training_set": training_set, "starts": [*starts, start]}
-    write_json(path, record)
+    record = {"config": config, "training_set": training_set, "weights": weights}
+    write_json(path, record | {"starts": [*starts, start]})
+
+
+def pin(workdir: pathlib.Path, name: str, fingerprint: str | None) -> None:
+    """Notes the weights that a run starts from or learns from; a continued run must have the same.
+
+    Args:
+        workdir: the run's folder, after `begin`.
+        name: the config's field that names them: "teacher" or "init_from".
+        fingerprint: see `Model.fingerprint`; None where there are none.
+
+    Raises:
+        UserError: the run began with others.
+    """
+    path = workdir / RECORD
+    record = json.loads(path.read_text(encoding="utf-8"))
+    before = record["weights"].get(name, fingerprint)
+    if before != fingerprint:
+        raise UserError(
+            f"{workdir} holds a run whose config.{name} had other weights than what it names now; bring the former ones"
+            " back to continue the run, or give another --workdir."
+        )
+    if name not in record["weights"]:
+        record["weights"][name] = fingerprint
+        write_json(path, record)
+
+
+def _before(workdir: pathlib.Path) -> tuple[dict, list, dict, dict] | None:
+    """The run that a folder holds: its flat config under today's names, starts, training set and weights."""
+    path = workdir / RECORD
+    # A start that failed before it made anything binds nobody to its config.
+    if not path.is_file() or not _has_results(workdir):
+        return None
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        return (
+            _comparable(before["config"]),
+            list(before["starts"]),
+            dict(before.get("training_set") or {}),
+            dict(before.get("weights") or {}),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not a run's record ({type(error).__name__}: {error}); give another --workdir."
+        ) from error
+
+
+def _comparable(config: dict) -> dict[str, object]:
+    """A config as JSON tells it, flat, under today's names, defaults filled in."""
+    return flat(json.loads(json.dumps(present(flat(config)))))
 
 
 def _has_results(workdir: pathlib.Path) -> bool:
     checkpoints = workdir / "checkpoints"
     cached = workdir / TEACHER_FEATURES
     return cached.exists() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
-
-
-def flat(tree: dict, prefix: str = "") -> dict:
-    """A nested dict as {"a.b": value}."""
-    result = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            result |= flat(value, f"{prefix}{name}.")
-        else:
-            result[prefix + name] = value
-    return result
 
 
 class Metrics:
@@ -148,6 +182,8 @@ class Metrics:
                 raise UserError(f"{self._path} is not a file; give another --workdir.")
             _drop_lines_after(self._path, step)
         self._file = self._path.open("a", encoding="utf-8")
+        self._whole = self._file.tell()
+        self._waiting: list[str] = []
         try:
             import tensorboardX
         except ImportError:
@@ -158,9 +194,30 @@ class Metrics:
             )
 
     def write(self, rows: list[dict]) -> None:
-        """Appends rows, each with `step` and JSON numbers."""
-        self._file.write("".join(json.dumps(row) + "\n" for row in rows))
-        self._file.flush()
+        """Appends rows, each with `step` and JSON numbers.
+
+        Where the disk has no room, training goes on and the rows wait for the next call.
+        """
+        self._waiting += [json.dumps(row) + "\n" for row in rows]
+        try:
+            self._file.write("".join(self._waiting))
+            self._file.flush()
+        except OSError as error:
+            _log.warning("%s cannot be written (%s); its lines wait in memory.", self._path, error)
+            self._begin_again()
+            return
+        self._whole, self._waiting = self._file.tell(), []
+        self._write_events(rows)
+
+    def _begin_again(self) -> None:
+        """Drops what was half written, in the file and in its buffer."""
+        with contextlib.suppress(OSError):
+            # Closing tries to write the buffer once more.
+            self._file.close()
+        os.truncate(self._path, self._whole)
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def _write_events(self, rows: list[dict]) -> None:
         if self._events is not None:
             for row in rows:
                 for name, value in row.items():
@@ -168,8 +225,16 @@ class Metrics:
                         self._events.add_scalar(name, value, row["step"])
             self._events.flush()
 
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files, after one more try to write what waits."""
+        if self._waiting:
+            self.write([])
         self._file.close()
         if self._events is not None:
             self._events.close()

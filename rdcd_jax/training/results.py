@@ -7,8 +7,15 @@ import pathlib
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json
-from rdcd_jax.training.loop import WATCHING
-from rdcd_jax.training.record import flat
+from rdcd_jax.core.options import flat
+from rdcd_jax.training.schema import OPTIONS, present
+
+# Fields that say how a run is watched and stored, not what comes of it.
+WATCHING = {name for name, known in OPTIONS.items() if known.free} - {
+    "schedule.max_steps",
+    "evaluate.image_size",
+    *(name for name in OPTIONS if name.startswith("evals.")),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +27,7 @@ class Result:
         overrides: what was set of its config, by the name it was set by.
         seed: the run's; None of what has none.
         config: everything resolved.
-        training_pictures: pictures trained on.
+        training_pictures: images trained on.
         steps: steps done.
         training_seconds: what the steps took over all starts, compilation included; without the teacher's descriptors
             and evaluations.
@@ -88,9 +95,10 @@ def require_same(path: pathlib.Path, config: dict) -> None:
     Raises:
         UserError: naming the first field that differs.
     """
-    theirs = flat(read_result(path).config)
-    ours = flat(portable(json.loads(json.dumps(config))))
-    for name in sorted((theirs.keys() | ours.keys()) - {*WATCHING}):
+    theirs = present(flat(read_result(path).config))
+    ours = present(flat(portable(json.loads(json.dumps(config)))))
+    theirs, ours = (json.loads(json.dumps(each)) for each in (theirs, ours))
+    for name in sorted((theirs.keys() | ours.keys()) - WATCHING):
         if theirs.get(name) != ours.get(name):
             raise UserError(
                 f"{path} is of a run with config.{name} = {theirs.get(name)!r}, and this config has"
@@ -112,7 +120,7 @@ def run_result(
         The result, or None where the run was stopped before its end.
     """
     export = workdir / "export" / "model.json"
-    figures = workdir / "evaluations" / str(step) / "metrics.json"
+    figures = workdir / "evaluations" / str(step) / "disc" / "metrics.json"
     if not export.is_file() or not figures.is_file():
         return None
     trained = _read(export)["trained"]
@@ -127,10 +135,10 @@ def run_result(
         overrides={k: portable(v) for k, v in overrides.items() if k not in WATCHING},
         seed=config["seed"],
         config=portable(config),
-        training_pictures=trained["pictures"],
+        training_pictures=trained["images"],
         steps=step,
         training_seconds=training_seconds(workdir),
-        benchmark=portable(os.path.abspath(config["evaluate"]["data"])),
+        benchmark=portable(os.path.abspath(config["evals"]["disc"]["data"])),
         figures=_read(figures),
         commits=list(commits),
         environment=environment,

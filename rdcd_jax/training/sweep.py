@@ -19,8 +19,8 @@ from collections.abc import Mapping
 import ml_collections
 
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.options import flat
 from rdcd_jax.training.config import importable, load_config
-from rdcd_jax.training.record import flat
 from rdcd_jax.training.results import portable
 
 Value = str | int | float | bool

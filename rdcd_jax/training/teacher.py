@@ -1,6 +1,8 @@
-"""The teacher of a run: live in the step or beside it, or its descriptors of the training pictures, made once."""
+"""The teacher of a run, of one of three kinds: in the step, beside it on the host, or its features of each image."""
 
 import dataclasses
+import json
+import logging
 import pathlib
 from collections.abc import Callable, Mapping
 
@@ -10,73 +12,87 @@ import numpy as np
 from flax import nnx
 
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.files import file_sha256, write_json
 from rdcd_jax.core.progress import Reporter
-from rdcd_jax.embedding.descriptors import read_descriptors, write_descriptors
-from rdcd_jax.embedding.stream import embed_images
-from rdcd_jax.images.sources import ImageSet
+from rdcd_jax.embedding.descriptors import read_descriptors
+from rdcd_jax.embedding.service import embed_to_file
+from rdcd_jax.embedding.stream import EmbeddingModel
+from rdcd_jax.images.sources import ImageSet, changed
+from rdcd_jax.method.objective import Objective
 from rdcd_jax.method.state import Tree
 from rdcd_jax.models.layers import BatchNorm
 from rdcd_jax.training.check import check_image_size
 from rdcd_jax.training.record import TEACHER_FEATURES
-from rdcd_jax.weights.library import load_describer
+from rdcd_jax.weights.library import load_embedder
 from rdcd_jax.weights.model import Model
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """What a run needs of its teacher; without one, the pictures alone.
+    """What a run needs of its teacher; without one, the images alone.
 
     Attributes:
-        images: the training pictures; with cached features, those that have one.
+        images: the training images; with cached features, those that have one.
         feature_dim: F, which the student's feature follows; None where nothing asks for a size.
-        describe: for the step: maps `arrays` and normalised images [B, H, W, 3] to features [B, F].
+        embed: for the step: maps `arrays` and normalised images [B, H, W, 3] to features [B, F].
         arrays: the teacher's weights.
         features_of: for the host: maps a batch to features [B, F] float32, where the step does not make them.
+        fingerprint: what distinguishes its weights, or its file of features, from others; None without a teacher.
     """
 
     images: ImageSet
     feature_dim: int | None = None
-    describe: Callable[[Tree, jax.Array], jax.Array] | None = None
+    embed: Callable[[Tree, jax.Array], jax.Array] | None = None
     arrays: Tree | None = None
     features_of: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
+    fingerprint: str | None = None
 
 
 def make_teacher(
-    config: ml_collections.ConfigDict, images: ImageSet, workdir: pathlib.Path, image_size: int
+    config: ml_collections.ConfigDict, objective: Objective, images: ImageSet, workdir: pathlib.Path
 ) -> Teacher:
-    """The teacher that a config's `teacher` part describes.
+    """The teacher that a run's config names, if its objective needs one.
 
     Args:
-        config: the `teacher` part of a run's config.
-        images: the training pictures.
-        workdir: see `cached_features`.
-        image_size: side of the views that a live teacher is shown.
+        config: of the run.
+        objective: of the run.
+        images: the training images.
+        workdir: see `cached_teacher`.
 
     Raises:
-        UserError: see `live_teacher` and `cached_features`; for views that the teacher cannot take.
+        UserError: see `live_teacher` and `cached_teacher`; for views that the teacher cannot take.
     """
-    if config.features != "live":
-        images, features = cached_features(config, images, workdir)
-        return Teacher(
-            images, features.shape[1], features_of=lambda batch: features[batch["index"]]
-        )
-    model = load_describer(config.model)
+    if not objective.needs_teacher:
+        bare = config.student.projector == "none"
+        return Teacher(images, config.student.dim if bare else None)
+    if config.teacher.features != "live":
+        return cached_teacher(config.teacher, images, workdir)
+    model = load_embedder(config.teacher.model)
     if isinstance(model, Model):
-        check_image_size(model.network, "image_size", image_size)
-        describe, arrays = live_teacher(model, config.bn)
-        return Teacher(images, model.feature_dim, describe=describe, arrays=arrays)
-    return Teacher(images, model.dim, features_of=lambda batch: model.describe(batch["query"]))
+        check_image_size(model.network, "image_size", config.image_size)
+        return live_teacher(model, config.teacher.bn, images)
+    return host_teacher(model, images)
 
 
-def live_teacher(model: Model, bn: str) -> tuple[Callable[[Tree, jax.Array], jax.Array], Tree]:
-    """A teacher that describes each query view inside the step.
+def host_teacher(model: EmbeddingModel, images: ImageSet) -> Teacher:
+    """A teacher that embeds each query view on the host, beside the step."""
+    return Teacher(
+        images,
+        model.dim,
+        features_of=lambda batch: model.embed_batch(batch["query"]),
+        fingerprint=model.fingerprint,
+    )
+
+
+def live_teacher(model: Model, bn: str, images: ImageSet) -> Teacher:
+    """A teacher that embeds each query view inside the step.
 
     Args:
         model: the teacher; of a student that teaches, the relational feature.
         bn: what its batch norm uses, `running` (statistics) or `batch`.
-
-    Returns:
-        A function of (arrays, normalised images [B, H, W, 3]) to features [B, F]; the arrays.
+        images: the training images.
 
     Raises:
         UserError: for `batch` with a teacher whose batch norm was folded away.
@@ -95,10 +111,16 @@ def live_teacher(model: Model, bn: str) -> tuple[Callable[[Tree, jax.Array], jax
     )
     graph, arrays = nnx.split(module)
 
-    def describe(arrays: Tree, images: jax.Array) -> jax.Array:
+    def embed(arrays: Tree, images: jax.Array) -> jax.Array:
         return nnx.merge(graph, arrays)(images)[0]
 
-    return describe, nnx.as_pure(arrays)
+    return Teacher(
+        images,
+        model.feature_dim,
+        embed=embed,
+        arrays=nnx.as_pure(arrays),
+        fingerprint=model.fingerprint,
+    )
 
 
 def is_folded(module: nnx.Module) -> bool:
@@ -109,39 +131,69 @@ def is_folded(module: nnx.Module) -> bool:
     )
 
 
-def cached_features(
+def cached_teacher(
     config: ml_collections.ConfigDict, images: ImageSet, workdir: pathlib.Path
-) -> tuple[ImageSet, np.ndarray]:
-    """The teacher's descriptor of every training picture, unedited, at the size that suits the teacher.
+) -> Teacher:
+    """A teacher that embedded every training image once, unedited, at the size that suits it.
 
     Args:
         config: the `teacher` part of a run's config; `features` is `cached` or a descriptor file.
-        images: the training pictures.
-        workdir: keeps the descriptors as `teacher_features.npz` for the next start.
-
-    Returns:
-        The pictures that have a descriptor (those that cannot be read have none), and [N, F] float32 in their order.
+        images: the training images; those that cannot be read have no descriptor and are left out.
+        workdir: keeps the descriptors as `teacher_features.npz` for the next start, and beside them what made them.
 
     Raises:
-        UserError: if a descriptor file lacks most of the pictures.
+        UserError: a descriptor file lacks most of the images; the workdir holds those of another teacher or set.
     """
-    path = workdir / TEACHER_FEATURES
-    if config.features != "cached":
+    if config.features == "cached":
+        path = workdir / TEACHER_FEATURES
+        fingerprint = _embed_all(config.model, images, path)
+    else:
         path = pathlib.Path(config.features)
-    elif not path.exists():
-        model = load_describer(config.model)
-        with Reporter("Teacher's descriptors", len(images)) as reporter:
-            found, _ = embed_images(
-                model, images, on_progress=lambda done, total: reporter.update(done)
-            )
-        write_descriptors(path, found)
+        fingerprint = file_sha256(path) if path.is_file() else None
     found = read_descriptors(path)
-    place = {image_id: i for i, image_id in enumerate(found.ids.tolist())}
-    known = [i for i, image_id in enumerate(images.ids) if image_id in place]
+    position = {image_id: i for i, image_id in enumerate(found.ids.tolist())}
+    known = [i for i, image_id in enumerate(images.ids) if image_id in position]
     if 2 * len(known) < len(images):
         raise UserError(
-            f"{path} has descriptors of only {len(known)} of the {len(images)} training pictures; make it from"
+            f"{path} has descriptors of only {len(known)} of the {len(images)} training images; make it from"
             f" {images.source} with `rdcd-jax embed`."
         )
     kept = images.subset(known)
-    return kept, found.descriptors[[place[image_id] for image_id in kept.ids]]
+    features = found.descriptors[[position[image_id] for image_id in kept.ids]]
+    return Teacher(
+        kept,
+        features.shape[1],
+        features_of=lambda batch: features[batch["index"]],
+        fingerprint=fingerprint,
+    )
+
+
+def _embed_all(spec: str, images: ImageSet, path: pathlib.Path) -> str:
+    """Makes the file of a teacher's descriptors, or makes sure that the one there is its; gives its fingerprint."""
+    model = load_embedder(spec)
+    made_by = {"teacher": model.fingerprint, "images": images.fingerprint()}
+    beside = path.with_suffix(".json")
+    if path.exists() and beside.exists():
+        try:
+            before = json.loads(beside.read_text(encoding="utf-8"))
+            same = before["teacher"] == made_by["teacher"]
+            difference = changed(before["images"], made_by["images"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"{beside} is damaged ({error}); delete it and {path.name} to embed the images again."
+            ) from error
+        if not same or difference:
+            what = difference or f"they are of another teacher than {spec}"
+            raise UserError(
+                f"{path}: the features there do not belong to this run ({what}); give another --workdir, or delete them"
+                " to embed the images again."
+            )
+    if not path.exists():
+        write_json(beside, made_by)
+        with Reporter("Teacher's descriptors", len(images)) as reporter:
+            embed_to_file(
+                model, images, path, on_progress=lambda _, done, total: reporter.update(done)
+            )
+    elif not beside.exists():
+        _log.warning("%s is of version 0.1, which did not note the teacher that made it.", path)
+    return model.fingerprint

@@ -23,9 +23,9 @@ class NetworkFacts:
     Attributes:
         name: the registry's.
         role: `student` or `teacher`, as published.
-        parameters: how many numbers it learns; of a student with a projector to `STUDENT_DIM` numbers.
-        multiply_adds: for one picture of `IMAGE_SIZE` pixels a side.
-        numbers: in its descriptor, float32.
+        parameters: how many weights it learns; of a student with a projector to `STUDENT_DIM` dimensions.
+        multiply_adds: for one image of `IMAGE_SIZE` pixels a side.
+        dim: D, of its descriptor.
         shipped: models of it that come with the package.
         kinds: kinds of foreign files that may hold its weights, keys of `KINDS`.
     """
@@ -34,14 +34,14 @@ class NetworkFacts:
     role: str
     parameters: int
     multiply_adds: int
-    numbers: int
+    dim: int
     shipped: tuple[str, ...]
     kinds: tuple[str, ...]
 
     @property
     def descriptor_bytes(self) -> int:
         """Bytes of a descriptor."""
-        return 4 * self.numbers
+        return 4 * self.dim
 
 
 def networks() -> list[NetworkFacts]:
@@ -61,7 +61,7 @@ def _facts(name: str, role: str, feature_dim: int, shipped: dict[str, str]) -> N
         role=role,
         parameters=parameter_count(module),
         multiply_adds=multiply_adds(module, IMAGE_SIZE),
-        numbers=dim or feature_dim,
+        dim=dim or feature_dim,
         shipped=tuple(model for model, network in shipped.items() if network == name),
         kinds=tuple(kind for kind, row in KINDS.items() if name in dict(row.networks)),
     )

@@ -2,7 +2,7 @@
 
 The flat dict is the common currency: readers make it, the cache keeps it, networks are filled from
 it and give it back. Every source name is used once and every leaf of the network filled once, or
-all differences are told together.
+all differences are reported together.
 """
 
 import functools
@@ -91,8 +91,8 @@ def to_state(
     ]
     groups = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(groups.values()):
-        told = "; ".join(f"{len(v)} {k}: {_listed(v)}" for k, v in groups.items() if v)
-        raise UserError(f"These are not the weights of this {name}: {told}.")
+        stored = "; ".join(f"{len(v)} {k}: {_listed(v)}" for k, v in groups.items() if v)
+        raise UserError(f"These are not the weights of this {name}: {stored}.")
     filled = [
         (path, leaf.replace(_from_torch(tensors[key], leaf)))
         for path, leaf in nnx.to_flat_state(state)
@@ -176,7 +176,7 @@ def _layers(name: str) -> dict[str, str]:
 
 
 def _torch_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    # timm's factors per channel have the sides of a picture.
+    # timm's factors per channel have the sides of an image.
     if key.endswith(".gamma"):
         return (*shape, 1, 1)
     return tuple(shape[i] for i in _TO_TORCH.get(len(shape), range(len(shape))))

@@ -38,7 +38,7 @@ def export_weights(
         model: what to write.
         kind: a key of `FORMATS`.
         path: the file; one that is there is replaced when the new one is whole.
-        calibration: a source of pictures that the ranges of `onnx-int8` are measured on; the bundled training pictures
+        calibration: a source of images that the ranges of `onnx-int8` are measured on; the bundled training images
             for None.
 
     Raises:
@@ -81,36 +81,36 @@ def write_safetensors(model: Model, path: pathlib.Path) -> None:
 
 
 def write_onnx(model: Model, path: pathlib.Path) -> None:
-    """uint8 pictures [B, H, W, 3] of any B, H, W to descriptors [B, D], in float32."""
+    """uint8 images [B, H, W, 3] of any B, H, W to descriptors [B, D], in float32."""
     onnx.save(onnx_network(model), path)
 
 
 def write_onnx_float16(model: Model, path: pathlib.Path) -> None:
-    """The same with the trunk in float16; pictures and descriptors keep their types."""
+    """The same with the trunk in float16; images and descriptors keep their types."""
     onnx.save(onnx_network(model, half=True), path)
 
 
 def write_onnx_int8(
     model: Model, path: pathlib.Path, calibration: str = DEFAULT_CALIBRATION
 ) -> None:
-    """The same in 8-bit integers, their ranges measured on the pictures of `calibration`."""
+    """The same in 8-bit integers, their ranges measured on the images of `calibration`."""
     onnx.save(onnx_int8(model, calibration), path)
 
 
 def write_stablehlo(model: Model, path: pathlib.Path) -> None:
-    """A program of `jax.export`: uint8 pictures [B, S, S, 3] of any B and the model's S to descriptors [B, D] float32.
+    """A program of `jax.export`: uint8 images [B, S, S, 3] of any B and the model's S to descriptors [B, D] float32.
 
-    `jax.export.deserialize(bytearray(FILE)).call(pictures)` runs it on any of `PLATFORMS`.
+    `jax.export.deserialize(bytearray(FILE)).call(images)` runs it on any of `PLATFORMS`.
     """
     size = model.image_size
     (batch,) = jax.export.symbolic_shape("batch")
-    pictures = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
+    images = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
 
     @jax.jit
-    def describe(pictures: jax.Array) -> jax.Array:
-        return model.module(normalize_images(pictures))[1]
+    def embed(images: jax.Array) -> jax.Array:
+        return model.module(normalize_images(images))[1]
 
-    path.write_bytes(jax.export.export(describe, platforms=PLATFORMS)(pictures).serialize())
+    path.write_bytes(jax.export.export(embed, platforms=PLATFORMS)(images).serialize())
 
 
 FORMATS: dict[str, Callable[..., None]] = {

@@ -31,7 +31,7 @@ from rdcd_jax.weights.state_dicts import read_safetensors
 
 SHIPPED = importlib.resources.files("rdcd_jax") / "students"
 WEIGHTS, CARD = "weights.safetensors", "model.json"
-# The card's entry of a student whose descriptor is the first numbers of another's, in a folder beside its own.
+# The card's entry of a student whose descriptor is the first dimensions of another's, in a folder beside its own.
 FIRST_OF = "first_of"
 # Between a shipped student's name and the version of this package that shipped it, where a later one ships another.
 VERSION = "@"
@@ -81,8 +81,8 @@ def load_model(spec: str, *, trunk: bool = False, feature_dim: int | None = None
     )
 
 
-def load_describer(spec: str) -> Model | OnnxModel:
-    """Loads whatever describes pictures: a model as `load_model` does, or an ONNX file that onnxruntime runs.
+def load_embedder(spec: str) -> Model | OnnxModel:
+    """Loads whatever embeds images: a model as `load_model` does, or an ONNX file that onnxruntime runs.
 
     Args:
         spec: see `load_model`; or `onnxruntime:PATH`, and `onnxruntime` alone for the installed package's teacher.
@@ -119,18 +119,18 @@ def _shipped() -> list[str]:
     return sorted(folder.name for folder in SHIPPED.iterdir() if (folder / CARD).is_file())
 
 
-def load_describer_of(spec: str, fingerprint: str | None) -> Model | OnnxModel:
-    """Loads what `load_describer` does; of a shipped student the version that has these weights, if one has.
+def load_embedder_of(spec: str, fingerprint: str | None) -> Model | OnnxModel:
+    """Loads what `load_embedder` does; of a shipped student the version that has these weights, if one has.
 
     Args:
-        spec: see `load_describer`.
+        spec: see `load_embedder`.
         fingerprint: a digest of weights, see `Model.fingerprint`; None for any.
     """
-    found = load_describer(spec)
+    found = load_embedder(spec)
     if fingerprint is not None and not has_fingerprint(found, fingerprint):
         for name in _shipped():
             if name.startswith(spec + VERSION):
-                earlier = load_describer(name)
+                earlier = load_embedder(name)
                 if has_fingerprint(earlier, fingerprint):
                     return earlier
     return found
@@ -284,7 +284,7 @@ def _imported(path: pathlib.Path, trunk: bool = False, feature_dim: int | None =
 
 
 def _trunk_only(what: str, spec: str) -> str:
-    return f"'{what}' is a trunk to start a student from (--init-from={spec}), not a model to describe with."
+    return f"'{what}' is a trunk to start a student from (--init-from={spec}), not a model to embed with."
 
 
 def _filled(

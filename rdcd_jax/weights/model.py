@@ -21,16 +21,16 @@ from rdcd_jax.weights.onnx_model import (
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A network with weights, ready to describe pictures.
+    """A network with weights, ready to embed images.
 
     Attributes:
         name: what its descriptors are called by.
         network: its name in the registry.
         module: in evaluation mode.
-        image_size: S, the side of the square pictures that it is best given, or their short edge.
+        image_size: S, the side of the square images that it is best given, or their short edge.
         card: what its `model.json` says.
-        short_edge: pictures should keep their aspect, see `evaluation.shapes`.
-        background: [T, D] float32, descriptors of unrelated pictures, for score normalisation; None without.
+        short_edge: images should keep their aspect, see `evaluation.shapes`.
+        background: [T, D] float32, descriptors of unrelated images, for score normalisation; None without.
     """
 
     name: str
@@ -42,20 +42,20 @@ class Model:
     background: np.ndarray | None = None
 
     @functools.cached_property
-    def _described(self) -> Callable[[np.ndarray], jax.Array]:
-        # This process's own devices: others describe other pictures.
+    def _embedded(self) -> Callable[[np.ndarray], jax.Array]:
+        # This process's own devices: others embed other images.
         mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
         whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
         graph, state = nnx.split(reparameterised(self.module))
         state = jax.device_put(nnx.as_pure(state), whole)
         run = jax.jit(lambda state, x: nnx.merge(graph, state)(normalize_images(x))[1])
 
-        def described(pictures: np.ndarray) -> jax.Array:
+        def embedded(images: np.ndarray) -> jax.Array:
             # A training run that evaluates may be over fewer devices.
             with jax.set_mesh(mesh):
-                return run(state, jax.device_put(pictures, split))
+                return run(state, jax.device_put(images, split))
 
-        return described
+        return embedded
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -84,24 +84,24 @@ class Model:
 
     @functools.cached_property
     def _sizes(self) -> tuple[int, int]:
-        pictures = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-        feature, descriptor = jax.eval_shape(self.module, pictures)
+        images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+        feature, descriptor = jax.eval_shape(self.module, images)
         return feature.shape[-1], descriptor.shape[-1]
 
-    def describe(self, pictures: np.ndarray) -> np.ndarray:
-        """Maps pictures [B, H, W, 3] uint8 to descriptors [B, D] float32 of unit length.
+    def embed_batch(self, images: np.ndarray) -> np.ndarray:
+        """Maps images [B, H, W, 3] uint8 to descriptors [B, D] float32 of unit length.
 
-        All devices of this process share them; where B is no multiple of the devices, black pictures make it one.
+        All devices of this process share them; where B is no multiple of the devices, black images make it one.
         """
-        count = len(pictures)
+        count = len(images)
         lacking = -count % jax.local_device_count()
         if lacking:
-            black = np.zeros((lacking, *pictures.shape[1:]), pictures.dtype)
-            pictures = np.concatenate([pictures, black])
-        return np.asarray(self._described(pictures))[:count]
+            black = np.zeros((lacking, *images.shape[1:]), images.dtype)
+            images = np.concatenate([images, black])
+        return np.asarray(self._embedded(images))[:count]
 
     def at_size(self, image_size: int | None, *, short_edge: bool = False) -> "Model":
-        """The same model for pictures of another side, or of another short edge; itself for None."""
+        """The same model for images of another side, or of another short edge; itself for None."""
         if image_size is None:
             return self
         require_size(image_size, short_edge)

@@ -21,7 +21,7 @@ class Graph:
     """A graph being written. Its methods add nodes and give the name of what these compute.
 
     Args:
-        dtype: what the trunk computes in, float32 or float16; pictures, pooling, heads and norms are float32 always.
+        dtype: what the trunk computes in, float32 or float16; images, pooling, heads and norms are float32 always.
     """
 
     def __init__(self, dtype: type = np.float32):
@@ -51,11 +51,11 @@ class Graph:
         self.constants[name] = np.ascontiguousarray(array, dtype)
         return name
 
-    def pixels(self, pictures: str) -> str:
+    def pixels(self, images: str) -> str:
         """uint8 [B, H, W, 3] to [B, 3, H, W] in the trunk's type, by ImageNet's mean and deviation."""
         mean, std = (np.reshape(v, (3, 1, 1)) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
         with self.precise():
-            x = self.node("Transpose", pictures, perm=[0, 3, 1, 2])
+            x = self.node("Transpose", images, perm=[0, 3, 1, 2])
             x = self.node("Sub", self.node("Cast", x, to=TensorProto.FLOAT), self.constant(mean))
             return self._cast(self.node("Mul", x, self.constant(1 / std)), self.dtype)
 
@@ -171,7 +171,7 @@ class Graph:
         return self.node("Div", x, self.node("Clip", length, self.constant(epsilon)))
 
     def model(self, descriptor: str, dim: int, metadata: dict[str, str]) -> onnx.ModelProto:
-        """The file: `pictures` uint8 [B, H, W, 3] in, `descriptors` float32 [B, dim] out."""
+        """The file: `images` uint8 [B, H, W, 3] in, `descriptors` float32 [B, dim] out."""
         self.nodes.append(helper.make_node("Identity", [descriptor], ["descriptors"]))
         graph = helper.make_graph(
             self.nodes,

@@ -1,4 +1,4 @@
-"""Networks in 8-bit integers for onnxruntime, their ranges measured on pictures."""
+"""Networks in 8-bit integers for onnxruntime, their ranges measured on images."""
 
 import pathlib
 import tempfile
@@ -15,14 +15,14 @@ from rdcd_jax.weights.onnx_graph import PRECISE
 from rdcd_jax.weights.onnx_networks import onnx_network
 
 DEFAULT_CALIBRATION = "sample:train"
-MOST_PICTURES = 32
-# What onnxruntime has integer kernels for, so that pictures stay integers from the first of these to the last.
+MOST_IMAGES = 32
+# What onnxruntime has integer kernels for, so that images stay integers from the first of these to the last.
 QUANTISED = ("Conv", "Sigmoid", "Mul", "Add", "GlobalAveragePool", "MaxPool", "Relu", "Concat")
 # The rarest values, one in ten thousand at either end, are clipped; else the few would take the digits of the many.
 PERCENT = 99.99
 # x sigmoid(x) is within 0.015 of 0 below this, where the digits are better spent above.
 SILU_IS_FLAT_BELOW = -6.0
-# Values kept of each tensor for each picture.
+# Values kept of each tensor for each image.
 _KEPT = 5000
 
 
@@ -31,13 +31,13 @@ def onnx_int8(model: Model, calibration: str = DEFAULT_CALIBRATION) -> onnx.Mode
 
     Args:
         model: what to write.
-        calibration: a source of pictures, of which at most `MOST_PICTURES` are used.
+        calibration: a source of images, of which at most `MOST_IMAGES` are used.
 
     Returns:
         A graph with the inputs and outputs of `onnx_network`.
 
     Raises:
-        UserError: without onnxruntime, for a network without an ONNX form, or a source without readable pictures.
+        UserError: without onnxruntime, for a network without an ONNX form, or a source without readable images.
     """
     try:
         from onnxruntime import quantization
@@ -48,13 +48,13 @@ def onnx_int8(model: Model, calibration: str = DEFAULT_CALIBRATION) -> onnx.Mode
 
     network = onnx_network(model)
     nodes = [node for node in network.graph.node if not node.name.startswith(PRECISE)]
-    pictures = _pictures(calibration, model.image_size)
-    ranges = _ranges(network, [node for node in nodes if node.op_type in QUANTISED], pictures)
+    images = _images(calibration, model.image_size)
+    ranges = _ranges(network, [node for node in nodes if node.op_type in QUANTISED], images)
 
-    class FirstPicture(quantization.CalibrationDataReader):
+    class FirstImage(quantization.CalibrationDataReader):
         """The library wants to see one; the ranges are ours."""
 
-        rest = iter([{"pictures": pictures[0]}])
+        rest = iter([{"pictures": images[0]}])
 
         def get_next(self) -> dict | None:
             return next(self.rest, None)
@@ -66,7 +66,7 @@ def onnx_int8(model: Model, calibration: str = DEFAULT_CALIBRATION) -> onnx.Mode
         quantization.quantize_static(
             network,
             out,
-            FirstPicture(),
+            FirstImage(),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTISED),
             per_channel=True,
@@ -84,16 +84,18 @@ def onnx_int8(model: Model, calibration: str = DEFAULT_CALIBRATION) -> onnx.Mode
         return onnx.load(out)
 
 
-def _pictures(source: str, size: int) -> list[np.ndarray]:
-    """Pictures evenly over the source, each uint8 [1, size, size, 3]."""
+def _images(source: str, size: int) -> list[np.ndarray]:
+    """Images evenly over the source, each uint8 [1, size, size, 3]."""
     images = find_images(source)
-    count = min(MOST_PICTURES, len(images))
-    places = [i * len(images) // count for i in range(count)]
-    return [np.asarray(resize_square(images.decode(place), size))[None] for place in places]
+    count = min(MOST_IMAGES, len(images))
+    positions = [i * len(images) // count for i in range(count)]
+    return [
+        np.asarray(resize_square(images.decode(position), size))[None] for position in positions
+    ]
 
 
 def _ranges(
-    network: onnx.ModelProto, nodes: list[onnx.NodeProto], pictures: list[np.ndarray]
+    network: onnx.ModelProto, nodes: list[onnx.NodeProto], images: list[np.ndarray]
 ) -> dict[str, tuple[np.float32, np.float32]]:
     """The range of every tensor that goes into `nodes` or comes out of them, 0 within it."""
     import onnxruntime
@@ -111,8 +113,8 @@ def _ranges(
     )
     random = np.random.default_rng(0)
     kept = {name: [] for name in names}
-    for picture in pictures:
-        for name, values in zip(names, session.run(names, {"pictures": picture}), strict=True):
+    for image in images:
+        for name, values in zip(names, session.run(names, {"pictures": image}), strict=True):
             kept[name].append(random.choice(values.ravel(), _KEPT))
     flat = {node.input[0] for node in nodes if node.op_type == "Sigmoid"}
     ranges = {}

@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 KIND = "onnxruntime"
 IMAGE_SIZE = 288
-# Larger descriptors and pictures than a model can be meant for.
+# Larger descriptors and images than a model can be meant for.
 MOST_SIZE = 8192
 
 
 @dataclasses.dataclass(frozen=True)
 class OnnxModel:
-    """Describes pictures as `weights.library.Model` does, but has no weights that JAX knows.
+    """Embeds images as `weights.library.Model` does, but has no weights that JAX knows.
 
     Attributes:
         name: what its descriptors are called by.
-        image_size: S, the side of the square pictures that it is given, or their short edge.
+        image_size: S, the side of the square images that it is given, or their short edge.
         path: the file; its one input takes uint8 [B, H, W, 3], its first output is [B, D].
         session: what runs the file.
-        short_edge: pictures should keep their aspect, see `evaluation.shapes`.
+        short_edge: images should keep their aspect, see `evaluation.shapes`.
     """
 
     name: str
@@ -47,23 +47,23 @@ class OnnxModel:
     @functools.cached_property
     def dim(self) -> int:
         """D, the size of the descriptor."""
-        return self.describe(np.zeros((1, 64, 64, 3), np.uint8)).shape[1]
+        return self.embed_batch(np.zeros((1, 64, 64, 3), np.uint8)).shape[1]
 
-    def describe(self, pictures: np.ndarray) -> np.ndarray:
-        """Maps pictures [B, H, W, 3] uint8 to descriptors [B, D] float32 of unit length."""
+    def embed_batch(self, images: np.ndarray) -> np.ndarray:
+        """Maps images [B, H, W, 3] uint8 to descriptors [B, D] float32 of unit length."""
         (node,) = self.session.get_inputs()
         try:
-            found = self.session.run(None, {node.name: np.ascontiguousarray(pictures)})[0]
+            found = self.session.run(None, {node.name: np.ascontiguousarray(images)})[0]
         except Exception as error:
             raise UserError(
-                f"{self.path} does not describe pictures {list(pictures.shape)} of type uint8"
-                f" ({str(error).splitlines()[0]}); give a file that takes such pictures."
+                f"{self.path} does not embed images {list(images.shape)} of type uint8"
+                f" ({str(error).splitlines()[0]}); give a file that takes such images."
             ) from error
         found = np.asarray(found, np.float32)
         return found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
 
     def at_size(self, image_size: int | None, *, short_edge: bool = False) -> "OnnxModel":
-        """The same model for pictures of another side, or of another short edge; itself for None."""
+        """The same model for images of another side, or of another short edge; itself for None."""
         if image_size is None:
             return self
         require_size(image_size, short_edge)
@@ -71,7 +71,7 @@ class OnnxModel:
 
 
 def require_size(size: int, short_edge: bool) -> None:
-    """Refuses a side that no picture has.
+    """Refuses a side that no image has.
 
     Raises:
         UserError: it is not from 1 to `MOST_SIZE`.
@@ -89,14 +89,14 @@ def load_onnx_model(name: str, path: str | os.PathLike) -> OnnxModel:
         path: the file.
 
     Raises:
-        UserError: without onnxruntime, or for a file that it cannot run on pictures.
+        UserError: without onnxruntime, or for a file that it cannot run on images.
     """
     session = _session(path)
     # Our own exports say what size they are best given.
-    told = session.get_modelmeta().custom_metadata_map.get("image_size", "")
-    size = int(told) if re.fullmatch("[1-9][0-9]{0,3}", told) else IMAGE_SIZE
+    stored = session.get_modelmeta().custom_metadata_map.get("image_size", "")
+    size = int(stored) if re.fullmatch("[1-9][0-9]{0,3}", stored) else IMAGE_SIZE
     model = OnnxModel(name, size, pathlib.Path(path), session)
-    # A file that takes something else is told before any picture is read.
+    # A file that takes something else is reported before any image is read.
     _ = model.dim
     return model
 
@@ -124,6 +124,6 @@ def _session(path: str | os.PathLike):
         ) from error
     if len(session.get_inputs()) != 1:
         raise UserError(
-            f"{path} has {len(session.get_inputs())} inputs; it should take pictures alone."
+            f"{path} has {len(session.get_inputs())} inputs; it should take images alone."
         )
     return session

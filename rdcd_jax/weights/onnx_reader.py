@@ -138,7 +138,7 @@ class _Graph:
         """Input `position` of `node`, which must be a constant."""
         values = self.inputs[node.output[0]]
         if position >= len(values) or values[position] not in self.constants:
-            self.refuse(f"input {position} of {_told(node)} is not a constant")
+            self.refuse(f"input {position} of {_node_name(node)} is not a constant")
         return self.constants[values[position]]
 
     def refuse(self, reason: str) -> None:
@@ -161,15 +161,15 @@ class _Graph:
             ):
                 del self.unused[node.output[0]]
                 return node
-        found = ", ".join(map(self._told_with_weights, readers)) or "nothing"
+        found = ", ".join(map(self._stored_with_weights, readers)) or "nothing"
         wanted = operator if shape is None else f"{operator} with weights {list(shape)}"
         return self.refuse(f"after '{value}' a {wanted} was due, found {found}")
 
-    def _told_with_weights(self, node: onnx.NodeProto) -> str:
+    def _stored_with_weights(self, node: onnx.NodeProto) -> str:
         shape = (
             f" with weights {list(self.constant(node, 1).shape)}" if node.op_type == "Conv" else ""
         )
-        return _told(node) + shape
+        return _node_name(node) + shape
 
     def take(self, operator: str, value: str, *constants, **attributes) -> str:
         """Accounts for `operator` on `value`, as `checked`; the name of its output."""
@@ -180,19 +180,19 @@ class _Graph:
         found = _attributes(node)
         for name, value in attributes.items():
             if found.get(name, _DEFAULTS.get(name)) != value:
-                self.refuse(f"{_told(node)} has {name} {found.get(name)}, not {value}")
+                self.refuse(f"{_node_name(node)} has {name} {found.get(name)}, not {value}")
         if constants and len(self.inputs[node.output[0]]) != 1 + len(constants):
-            self.refuse(f"{_told(node)} has {len(self.inputs[node.output[0]])} inputs")
+            self.refuse(f"{_node_name(node)} has {len(self.inputs[node.output[0]])} inputs")
         for position, wanted in enumerate(constants, start=1):
             given = self.constant(node, position)
             if given.size != np.size(wanted) or not np.allclose(given.ravel(), wanted, rtol=1e-5):
-                self.refuse(f"{_told(node)} has the constant {given.tolist()}, not {wanted}")
+                self.refuse(f"{_node_name(node)} has the constant {given.tolist()}, not {wanted}")
         return node.output[0]
 
     def refuse_unused(self) -> None:
         """Refuses a graph that does more than was accounted for."""
         if self.unused:
-            self.refuse(f"nothing accounts for {_told(next(iter(self.unused.values())))}")
+            self.refuse(f"nothing accounts for {_node_name(next(iter(self.unused.values())))}")
 
 
 _DEFAULTS = {"dilations": [1, 1], "group": 1, "auto_pad": b"NOTSET", "keepdims": 1, "ceil_mode": 0}
@@ -203,7 +203,7 @@ def _attributes(node: onnx.NodeProto) -> dict:
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
-def _told(node: onnx.NodeProto) -> str:
+def _node_name(node: onnx.NodeProto) -> str:
     return f"{node.op_type} '{node.name or node.output[0]}'"
 
 
@@ -231,7 +231,7 @@ def _conv(graph, tensors, value, conv, norm, shape, *, stride, relu) -> str:
     channels = shape[0]
     bias = graph.constant(node, 2)
     if bias.shape != (channels,):
-        graph.refuse(f"{_told(node)} has a bias of shape {list(bias.shape)}")
+        graph.refuse(f"{_node_name(node)} has a bias of shape {list(bias.shape)}")
     tensors[f"{conv}.weight"], tensors[f"{norm}.bias"] = graph.constant(node, 1), bias
     tensors[f"{norm}.weight"] = np.ones(channels)
     tensors[f"{norm}.running_mean"] = np.zeros(channels)
@@ -262,7 +262,7 @@ def _bottleneck(graph, tensors, x, block, channels, width, stride) -> str:
         x = _conv(graph, tensors, x, *names, (wide, channels, 1, 1), stride=stride, relu=False)
     add = graph.node("Add", y)
     if sorted(graph.inputs[add.output[0]]) != sorted([x, y]):
-        graph.refuse(f"{_told(add)} does not add '{x}'")
+        graph.refuse(f"{_node_name(add)} does not add '{x}'")
     return _relu(graph, add.output[0])
 
 
@@ -277,7 +277,7 @@ def _head(graph: _Graph, tensors: dict[str, np.ndarray], x: str) -> None:
     x = graph.checked(gemm, alpha=1.0, beta=1.0, transA=0, transB=1)
     weight, bias = graph.constant(gemm, 1), graph.constant(gemm, 2)
     if weight.shape != (512, 2048) or bias.shape != (512,):
-        graph.refuse(f"{_told(gemm)} has weights {list(weight.shape)}, not [512, 2048]")
+        graph.refuse(f"{_node_name(gemm)} has weights {list(weight.shape)}, not [512, 2048]")
     tensors["fc.weight"], tensors["fc.bias"] = weight, bias
     shape = graph.take("Shape", x, start=0)
     length = graph.take("ReduceL2", x, axes=[1], keepdims=1)
@@ -286,6 +286,6 @@ def _head(graph: _Graph, tensors: dict[str, np.ndarray], x: str) -> None:
     divide = graph.node("Div", x)
     wired = graph.inputs[expand.output[0]] == [length, shape]
     if not wired or graph.inputs[divide.output[0]] != [x, expand.output[0]]:
-        graph.refuse(f"{_told(divide)} is not the L2 norm")
+        graph.refuse(f"{_node_name(divide)} is not the L2 norm")
     if divide.output[0] != graph.output:
         graph.refuse(f"its output '{graph.output}' is not the L2 norm")

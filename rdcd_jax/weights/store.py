@@ -119,7 +119,7 @@ def read_imported(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[
 
 def list_weights() -> list[ImportedWeights]:
     """What lies in the cache, sorted by file name; a damaged file has an empty `kind`."""
-    return [_told(path) for path in sorted(cache_folder().glob("*.safetensors"))]
+    return [_imported_weights(path) for path in sorted(cache_folder().glob("*.safetensors"))]
 
 
 def find_installed(kind: str) -> pathlib.Path | None:
@@ -154,7 +154,7 @@ def _is_sound(path: pathlib.Path, source_sha256: str) -> bool:
         return False
 
 
-def _told(path: pathlib.Path) -> ImportedWeights:
+def _imported_weights(path: pathlib.Path) -> ImportedWeights:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

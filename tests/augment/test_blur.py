@@ -33,7 +33,7 @@ def test_blur_is_pillows(photograph, noise, radius):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 30), (30, 1), (2, 3), (5, 5)])
-def test_small_pictures(noise, size):
+def test_small_images(noise, size):
     image = noise.resize(size)
     before = image.tobytes()
     for radius in (0.5, 2, 5):
@@ -41,11 +41,11 @@ def test_small_pictures(noise, size):
     assert image.tobytes() == before
 
 
-def test_no_blur_gives_the_picture(photograph):
+def test_no_blur_gives_the_image(photograph):
     assert np.asarray(blur(photograph, 0)).tolist() == np.asarray(photograph).tolist()
 
 
-def test_a_flat_picture_stays_flat():
+def test_a_flat_image_stays_flat():
     for level in (0, 1, 127, 254, 255):
         image = Image.new("RGB", (40, 30), (level, level, level))
         for radius in np.linspace(0.1, 8, 23):
@@ -59,5 +59,5 @@ def test_an_impulse_becomes_a_gaussian_of_that_deviation():
         image[:, 40:] = 255
         profile = np.asarray(blur(Image.fromarray(image), radius))[40, :, 0] / 255
         slope = np.diff(profile)
-        places = np.arange(len(slope)) - (slope * np.arange(len(slope))).sum()
-        assert abs((slope * places**2).sum() ** 0.5 - radius) < 0.05 * radius
+        positions = np.arange(len(slope)) - (slope * np.arange(len(slope))).sum()
+        assert abs((slope * positions**2).sum() ** 0.5 - radius) < 0.05 * radius

@@ -15,21 +15,21 @@ from rdcd_jax.augment.host import edits
 from rdcd_jax.augment.policies import Step, make_view
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.sources import find_images
-from rdcd_jax.training.kept import keep_pictures
+from rdcd_jax.training.kept import keep_images
 from rdcd_jax.weights.library import load_model
 
 SIDE = 112
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    """Six of the bundled pictures, 144 x 112."""
+def images():
+    """Six of the bundled images, 144 x 112."""
     images = find_images("sample:train")
-    return [images.decode(place).resize((144, SIDE)) for place in range(6)]
+    return [images.decode(position).resize((144, SIDE)) for position in range(6)]
 
 
-def levels(pictures) -> jax.Array:
-    return jnp.asarray(np.stack([np.asarray(picture) for picture in pictures]), jnp.float32)
+def levels(images) -> jax.Array:
+    return jnp.asarray(np.stack([np.asarray(image) for image in images]), jnp.float32)
 
 
 def assert_levels(ours, theirs, *, most, mean):
@@ -40,16 +40,16 @@ def assert_levels(ours, theirs, *, most, mean):
     assert difference.mean() <= mean
 
 
-def turned_hue(picture, turn):
-    hue, *rest = picture.convert("HSV").split()
+def turned_hue(image, turn):
+    hue, *rest = image.convert("HSV").split()
     turned = hue.point([(level + int(turn * 255)) % 256 for level in range(256)])
     return Image.merge("HSV", (turned, *rest)).convert("RGB")
 
 
 PILLOW = {
-    "brightness": lambda picture, factor: ImageEnhance.Brightness(picture).enhance(factor),
-    "contrast": lambda picture, factor: ImageEnhance.Contrast(picture).enhance(factor),
-    "saturation": lambda picture, factor: ImageEnhance.Color(picture).enhance(factor),
+    "brightness": lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
+    "contrast": lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
+    "saturation": lambda image, factor: ImageEnhance.Color(image).enhance(factor),
     "hue": turned_hue,
 }
 
@@ -58,39 +58,39 @@ PILLOW = {
     ("name", "most", "mean"),
     [("brightness", 0, 0), ("contrast", 1, 0.01), ("saturation", 1, 0.01), ("hue", 3, 0.01)],
 )
-def test_colour_changes(pictures, name, most, mean):
+def test_colour_changes(images, name, most, mean):
     amounts = np.float32(
         [-0.2, -0.1, 0.05, 0.1, 0.15, 0.2] if name == "hue" else [0, 0.2, 0.6, 1, 1.4, 1.8]
     )
-    ours = jax.jit(getattr(colour, name))(levels(pictures), amounts)
-    theirs = [PILLOW[name](p, float(a)) for p, a in zip(pictures, amounts, strict=True)]
+    ours = jax.jit(getattr(colour, name))(levels(images), amounts)
+    theirs = [PILLOW[name](p, float(a)) for p, a in zip(images, amounts, strict=True)]
     assert_levels(ours, theirs, most=most, mean=mean)
 
 
-def test_grey(pictures):
-    theirs = [edits.grey(picture) for picture in pictures]
-    assert_levels(colour.grey(levels(pictures)), theirs, most=0, mean=0)
+def test_grey(images):
+    theirs = [edits.grey(image) for image in images]
+    assert_levels(colour.grey(levels(images)), theirs, most=0, mean=0)
 
 
-def gaussian(picture, radius):
-    return picture.filter(ImageFilter.GaussianBlur(radius))
+def gaussian(image, radius):
+    return image.filter(ImageFilter.GaussianBlur(radius))
 
 
-def test_blur(pictures):
+def test_blur(images):
     """Pillow rounds after each of its six passes."""
     radii = np.float32([0.1, 0.4, 1, 2.5, 4, 5])
-    theirs = [gaussian(p, float(radius)) for p, radius in zip(pictures, radii, strict=True)]
-    assert_levels(jax.jit(colour.blur)(levels(pictures), radii), theirs, most=3, mean=0.4)
+    theirs = [gaussian(p, float(radius)) for p, radius in zip(images, radii, strict=True)]
+    assert_levels(jax.jit(colour.blur)(levels(images), radii), theirs, most=3, mean=0.4)
 
 
 @pytest.mark.parametrize("size", [(144, 112), (131, 101)])
-def test_jpeg(pictures, size):
+def test_jpeg(images, size):
     """libjpeg's whole-number transforms fall to the other side of a quantiser's half in a block here and there.
 
     One step of the coarsest quantiser, 255, is up to 255 / 8 levels in each of the block's pixels.
     """
     qualities = np.float32([0, 10, 30, 50, 75, 95])
-    cut = [picture.crop((0, 0, *size)) for picture in pictures]
+    cut = [image.crop((0, 0, *size)) for image in images]
     ours = jax.jit(jpeg)(levels(cut), qualities)
     theirs = [edits.jpeg(p, int(quality)) for p, quality in zip(cut, qualities, strict=True)]
     assert_levels(ours, theirs, most=32, mean=0.5)
@@ -100,17 +100,17 @@ def test_jpeg(pictures, size):
     assert np.all(left[:4] < damage[:4] / 8)
 
 
-def test_rotation(pictures):
+def test_rotation(images):
     degrees = np.float32([3, 37, 90, 180, 270, 301])
-    ours = jax.jit(geometry.rotate)(levels(pictures), jnp.full(6, 144 / SIDE), degrees)
-    theirs = [edits.rotate(p, float(angle)) for p, angle in zip(pictures, degrees, strict=True)]
+    ours = jax.jit(geometry.rotate)(levels(images), jnp.full(6, 144 / SIDE), degrees)
+    theirs = [edits.rotate(p, float(angle)) for p, angle in zip(images, degrees, strict=True)]
     assert_levels(ours, theirs, most=1, mean=0.5)
 
 
-def test_rotation_of_a_squashed_picture(pictures):
-    """Against the same picture turned first and squashed after, away from the frame's edge."""
-    smooth = [gaussian(picture, 3) for picture in pictures]
-    squashed = [picture.resize((SIDE, SIDE)) for picture in smooth]
+def test_rotation_of_a_squashed_image(images):
+    """Against the same image turned first and squashed after, away from the frame's edge."""
+    smooth = [gaussian(image, 3) for image in images]
+    squashed = [image.resize((SIDE, SIDE)) for image in smooth]
     degrees = np.float32([10, 37, 90, 180, 270, 301])
     ours = jax.jit(geometry.rotate)(levels(squashed), jnp.full(6, 144 / SIDE), degrees)
     theirs = [
@@ -122,17 +122,17 @@ def test_rotation_of_a_squashed_picture(pictures):
 
 
 @pytest.mark.parametrize("size", [32, 96, 160])
-def test_resized_crop(pictures, size):
+def test_resized_crop(images, size):
     boxes = [(0, 0, 144, 112), (10, 20, 100, 110), (3, 7, 50, 60), (100, 90, 120, 112)]
     boxes += [(0, 50, 144, 60), (1, 1, 143, 111)]
     parts = np.float32([[a / 144, b / SIDE, (c - a) / 144, (d - b) / SIDE] for a, b, c, d in boxes])
-    ours = jax.jit(geometry.resized_crop, static_argnums=2)(levels(pictures), parts, size)
-    theirs = [edits.resized_crop(p, box, size) for p, box in zip(pictures, boxes, strict=True)]
+    ours = jax.jit(geometry.resized_crop, static_argnums=2)(levels(images), parts, size)
+    theirs = [edits.resized_crop(p, box, size) for p, box in zip(images, boxes, strict=True)]
     assert_levels(ours, theirs, most=1, mean=0.2)
 
 
 def test_crop_boxes():
-    """Area, shape and place are as torchvision draws them, and as the host does."""
+    """Area, shape and position are as torchvision draws them, and as the host does."""
     rng = np.random.default_rng(0)
     settings = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)}
     for width, height in ((300, 300), (600, 300)):
@@ -173,35 +173,35 @@ def atlas():
         pytest.skip("AugLy's fonts and emoji are not installed")
 
 
-def test_emoji(pictures, atlas):
+def test_emoji(images, atlas):
     rng = np.random.default_rng(0)
     chosen = rng.integers(len(atlas.emoji), size=6)
     size, opacity = rng.uniform(0.1, 0.5, 6), rng.uniform(0.7, 1, 6)
     position = rng.random((6, 2))
     ours = jax.jit(overlay_emoji)(
-        levels(pictures),
+        levels(images),
         jnp.full(6, 144 / SIDE),
         jnp.asarray(atlas.emoji[chosen]),
         *(jnp.asarray(x, jnp.float32) for x in (size, opacity, position)),
     )
     theirs = [
         edits.overlay_emoji(
-            picture,
+            image,
             assets.read_emoji(assets.emoji_files()[chosen[i]]),
             size=size[i],
             opacity=opacity[i],
             position=tuple(position[i]),
         )
-        for i, picture in enumerate(pictures)
+        for i, image in enumerate(images)
     ]
     # Pillow lays it on whole pixels.
     difference = np.abs(np.asarray(ours) - np.asarray(levels(theirs)))
     assert difference.mean() < 1
-    assert np.abs(np.asarray(levels(theirs)) - np.asarray(levels(pictures))).mean() > 3
+    assert np.abs(np.asarray(levels(theirs)) - np.asarray(levels(images))).mean() > 3
 
 
-def test_text_covers_what_it_should(pictures, atlas):
-    """A line's beginning of known extent: the ink lies where its place, size and aspect say."""
+def test_text_covers_what_it_should(images, atlas):
+    """A line's beginning of known extent: the ink lies where its position, size and aspect say."""
     white = jnp.full((2, 112, 144, 3), 255.0)
     lines = jnp.full((2, *atlas.lines.shape[1:]), 255, jnp.uint8)
     extent = jnp.float32([[60, 30], [120, 20]])
@@ -216,28 +216,28 @@ def test_text_covers_what_it_should(pictures, atlas):
         jnp.float32([[0, 0], [1, 1]]),
     )
     # 112 true pixels are the short side; the font has 40 pixels in the atlas.
-    for picture, (across, down), size in zip(np.asarray(written), extent, (0.25, 0.3), strict=True):
+    for image, (across, down), size in zip(np.asarray(written), extent, (0.25, 0.3), strict=True):
         scale = size * 112 / 40
         np.testing.assert_allclose(
-            (255 - picture[..., 0]).sum() / 255, across * down * scale**2, rtol=0.03
+            (255 - image[..., 0]).sum() / 255, across * down * scale**2, rtol=0.03
         )
     assert written[0, 0, 0, 0] == written[1, -1, -1, 0] == 0
 
 
 @pytest.mark.parametrize("name", sorted(policies.POLICIES))
-def test_views_have_the_statistics_of_the_host_s(pictures, atlas, name):
-    """Mean, contrast, colour and fine detail of many views of the same pictures, made either way."""
+def test_views_have_the_statistics_of_the_host_s(images, atlas, name):
+    """Mean, contrast, colour and fine detail of many views of the same images, made either way."""
     count, size = 96, 48
-    squashed = np.stack([np.asarray(picture.resize((96, 96))) for picture in pictures])
+    squashed = np.stack([np.asarray(image.resize((96, 96))) for image in images])
     device = jax.jit(make_device_view(name, size))
-    aspect = jnp.full(len(pictures) * count, 144 / SIDE)
+    aspect = jnp.full(len(images) * count, 144 / SIDE)
     repeated = jnp.asarray(np.repeat(squashed, count, axis=0))
     ours = np.asarray(
         device(repeated, aspect, atlas if policies.has_overlays(name) else None, jax.random.key(0))
     )
     assert ours.dtype == np.uint8
     host, rng = make_view(name, size), np.random.default_rng(0)
-    theirs = np.stack([host(picture, rng) for picture in pictures for _ in range(count)])
+    theirs = np.stack([host(image, rng) for image in images for _ in range(count)])
     for statistic in (
         lambda x: x.mean((1, 2, 3)),
         lambda x: x.std((1, 2, 3)),
@@ -251,38 +251,38 @@ def test_views_have_the_statistics_of_the_host_s(pictures, atlas, name):
 
 
 def test_a_model_sees_the_views_as_it_sees_the_host_s(atlas):
-    """The shipped student's similarity of a view to its picture, the same on average for either kind."""
+    """The shipped student's similarity of a view to its image, the same on average for either kind."""
     images = find_images("sample:train").subset(range(0, 800, 50))
     model, count = load_model("rdcd-effb0-128").at_size(64), 12
-    kept = keep_pictures(images, 128, on_device=False)
-    whole = model.describe(keep_pictures(images, 64, on_device=False).pictures)
+    kept = keep_images(images, 128, on_device=False)
+    whole = model.embed_batch(keep_images(images, 64, on_device=False).pixels)
     host, rng = make_view("ADVANCED", 64), np.random.default_rng(0)
     device = jax.jit(make_device_view("ADVANCED", 64))
-    pictures = [images.decode(place) for place in range(len(images))]
+    pixels = [images.decode(position) for position in range(len(images))]
     ours, theirs = [], []
     for number in range(count):
-        made = device(kept.pictures, jnp.asarray(kept.aspects), atlas, jax.random.key(number))
-        ours.append(np.sum(model.describe(np.asarray(made)) * whole, axis=1))
-        views = np.stack([host(picture, rng) for picture in pictures])
-        theirs.append(np.sum(model.describe(views) * whole, axis=1))
+        made = device(kept.pixels, jnp.asarray(kept.aspects), atlas, jax.random.key(number))
+        ours.append(np.sum(model.embed_batch(np.asarray(made)) * whole, axis=1))
+        views = np.stack([host(pixels, rng) for pixels in pixels])
+        theirs.append(np.sum(model.embed_batch(views) * whole, axis=1))
     ours, theirs = np.array(ours), np.array(theirs)
     error = np.hypot(ours.std(), theirs.std()) / np.sqrt(ours.size)
     assert abs(ours.mean() - theirs.mean()) < 4 * error
     assert abs(ours.std() / theirs.std() - 1) < 0.25
 
 
-def test_a_step_fires_as_often_as_it_says(pictures):
+def test_a_step_fires_as_often_as_it_says(images):
     policy = (Step("resized_crop", 1, {"scale": (1, 1), "ratio": (1, 1)}), Step("grey", 0.25))
-    squashed = np.repeat(np.asarray(pictures[0].resize((16, 16)))[None], 4000, axis=0)
+    squashed = np.repeat(np.asarray(images[0].resize((16, 16)))[None], 4000, axis=0)
     view = jax.jit(make_device_view(policy, 16))
     seen = np.asarray(view(jnp.asarray(squashed), jnp.ones(4000), None, jax.random.key(3)))
     grey = (seen[..., 0] == seen[..., 1]).all((1, 2))
     assert abs(grey.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 4000)
 
 
-def test_what_is_drawn_does_not_depend_on_the_devices(pictures):
+def test_what_is_drawn_does_not_depend_on_the_devices(images):
     """Eight devices draw and make what one does."""
-    squashed = jnp.asarray(np.stack([np.asarray(pictures[0].resize((32, 32)))] * 8))
+    squashed = jnp.asarray(np.stack([np.asarray(images[0].resize((32, 32)))] * 8))
     view = jax.jit(make_device_view("STRONG_BLUR", 16))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.NamedSharding(mesh, jax.P("data"))

@@ -14,7 +14,7 @@ from rdcd_jax.images.sources import find_images
 
 @pytest.fixture(scope="module")
 def image():
-    """A 96 x 64 RGB picture with structure of several sizes."""
+    """A 96 x 64 RGB image with structure of several sizes."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)).resize((96, 64))
     noise = rng.integers(-20, 20, (64, 96, 3))
@@ -23,7 +23,7 @@ def image():
 
 @pytest.fixture(scope="module")
 def photograph():
-    """One of the bundled pictures, with its own detail, 212 x 160 or so."""
+    """One of the bundled images, with its own detail, 212 x 160 or so."""
     image = decode_rgb(find_images("sample:train").paths[0])
     return image.crop((0, 0, image.width // 2 * 2, image.height // 2 * 2))
 
@@ -55,7 +55,7 @@ def test_a_part_of_a_rotation_is_that_part_of_the_whole(image, size, degrees):
     box = (5, 9, 31, 44)
     part, want = edits.rotate(image, degrees, box), whole.crop(box)
     assert part.size == want.size
-    # A place is computed in another order, which may round the other way.
+    # A position is computed in another order, which may round the other way.
     np.testing.assert_allclose(np.asarray(part, int), np.asarray(want, int), atol=1)
 
 
@@ -108,8 +108,8 @@ def test_crop_reads_nothing_outside_its_box():
     black = np.zeros((40, 40, 3), np.uint8)
     white = np.full_like(black, 255)
     white[10:30, 10:30] = 0
-    for picture in (black, white):
-        cut = edits.resized_crop(Image.fromarray(picture), (10, 10, 30, 30), 8)
+    for image in (black, white):
+        cut = edits.resized_crop(Image.fromarray(image), (10, 10, 30, 30), 8)
         assert np.asarray(cut).max() == 0
 
 
@@ -136,7 +136,7 @@ def red_disc(side=72):
 
 
 @pytest.mark.parametrize("position", [(0, 0), (1, 1), (0.5, 0.25)])
-def test_emoji_size_place_opacity_and_transparency(position):
+def test_emoji_size_position_opacity_and_transparency(position):
     grey = Image.new("RGB", (200, 100), (100, 100, 100))
     got = np.asarray(
         edits.overlay_emoji(grey, red_disc(), size=0.5, opacity=0.8, position=position)
@@ -148,7 +148,7 @@ def test_emoji_size_place_opacity_and_transparency(position):
     np.testing.assert_allclose(got[top + 25, left + 25], [224, 20, 20], atol=1)  # 0.8 over 0.2
     corner = got[top : top + 5, left : left + 5]
     np.testing.assert_array_equal(corner, np.full_like(corner, 100))
-    assert np.asarray(grey).max() == 100, "the given picture was changed"
+    assert np.asarray(grey).max() == 100, "the given image was changed"
 
 
 def test_an_emoji_below_one_pixel_is_nothing():
@@ -164,7 +164,7 @@ def font():
     return assets.read_font(f"{folder}/fonts/ttf/DejaVuSans.ttf", 20)
 
 
-def test_text_colour_opacity_and_place(font):
+def test_text_colour_opacity_and_position(font):
     grey = Image.new("RGB", (200, 100), (100, 100, 100))
     options = {"colour": (200, 0, 100), "opacity": 0.5}
     first = np.asarray(edits.overlay_text(grey, "HHH", font, position=(0, 0), **options))

@@ -39,8 +39,8 @@ def test_emoji_are_many_different_and_mostly_transparent_somewhere():
     files = assets.emoji_files()
     assert len(files) > 500 and list(files) == sorted(files)
     emoji = [assets.read_emoji(path) for path in files[::60]]
-    assert {picture.mode for picture in emoji} == {"RGBA"}
-    alpha = np.array([np.asarray(picture)[..., 3].mean() for picture in emoji])
+    assert {image.mode for image in emoji} == {"RGBA"}
+    alpha = np.array([np.asarray(image)[..., 3].mean() for image in emoji])
     assert ((alpha > 40) & (alpha < 255)).mean() > 0.8
 
 

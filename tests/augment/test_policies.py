@@ -45,7 +45,7 @@ def test_views_are_uint8_squares_that_the_seed_fixes(policy, image):
 
 @pytest.mark.parametrize("policy", EVERY_POLICY)
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (70, 1), (3, 2), (9, 9)])
-def test_tiny_pictures_give_views_too(policy, size):
+def test_tiny_images_give_views_too(policy, size):
     view = make_view(policy, 8)
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -158,7 +158,7 @@ def test_text_fits_and_is_drawn_from_its_ranges():
     rng = np.random.default_rng(0)
     drawn = [dict(view.draw((120, 80), rng)).get("overlay_text") for _ in range(300)]
     written = [values for values in drawn if values]
-    # The others have a broken glyph, or one wider than the picture.
+    # The others have a broken glyph, or one wider than the image.
     assert len(written) > 250
     for values in written:
         font = assets.read_font(values["font"], values["size"])
@@ -190,7 +190,7 @@ def test_moving_only_what_is_cropped_makes_the_same_view(moves, image):
         want = image
         for operation, values in drawn:
             want = policies.OPERATIONS[operation].apply(want, **values)
-        # A place is computed in another order, which may round the other way.
+        # A position is computed in another order, which may round the other way.
         np.testing.assert_allclose(
             view.apply(image, drawn).astype(int), np.array(want, int), atol=1
         )

@@ -6,7 +6,7 @@ from PIL import Image
 
 from rdcd_jax.augment.host.operations import Drawn
 from rdcd_jax.augment.policies import make_view
-from rdcd_jax.augment.preview import describe, write_contact_sheet
+from rdcd_jax.augment.preview import embed, write_contact_sheet
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.sources import find_images
 
@@ -52,15 +52,15 @@ def test_the_seed_decides(images, tmp_path):
 
 def test_words_name_what_fired_and_its_parameters():
     changes = (("hue", -0.123), ("contrast", 1.5))
-    assert describe(Drawn("jitter", {"changes": changes})) == "jitter: hue -0.12, contrast 1.50"
-    assert describe(Drawn("grey", {})) == "grey"
-    assert describe(Drawn("rotate", {"degrees": 37})) == "rotate: degrees 37"
+    assert embed(Drawn("jitter", {"changes": changes})) == "jitter: hue -0.12, contrast 1.50"
+    assert embed(Drawn("grey", {})) == "grey"
+    assert embed(Drawn("rotate", {"degrees": 37})) == "rotate: degrees 37"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("augly") is None, reason="augly is not installed")
 def test_every_published_operation_has_words():
     view, rng = make_view("ADVANCED", 32), np.random.default_rng(0)
-    lines = {describe(each) for _ in range(100) for each in view.draw((80, 60), rng)}
+    lines = {embed(each) for _ in range(100) for each in view.draw((80, 60), rng)}
     names = {line.partition(":")[0] for line in lines}
     assert names == {step.operation for step in view.policy}
     assert all(len(line) < 150 for line in lines)
@@ -82,7 +82,7 @@ def test_mistakes_are_refused(images, tmp_path, name, options, says):
     assert not (tmp_path / name).exists()
 
 
-def test_no_readable_picture_is_told(tmp_path):
+def test_no_readable_image_is_stored(tmp_path):
     folder = tmp_path / "broken"
     folder.mkdir()
     (folder / "a.jpg").write_bytes(b"x")

@@ -53,13 +53,13 @@ def splits_of(cls, root):
 
 
 def test_disc2021_is_written_and_read_without_tensorflow(tmp_path, monkeypatch):
-    monkeypatch.setattr(builder_module, "SHARD_PICTURES", 2)
-    root, told = make_disc(tmp_path / "disc"), []
+    monkeypatch.setattr(builder_module, "SHARD_IMAGES", 2)
+    root, stored = make_disc(tmp_path / "disc"), []
     done = builders.prepare(
-        "disc2021", root, tmp_path / "tfds", on_progress=lambda *each: told.append(each)
+        "disc2021", root, tmp_path / "tfds", on_progress=lambda *each: stored.append(each)
     )
-    assert done.pictures == {"train": 2, "references": 5, "queries": 3} and not done.was_there
-    assert [each for each in told if each[0] == "references"] == [
+    assert done.images == {"train": 2, "references": 5, "queries": 3} and not done.was_there
+    assert [each for each in stored if each[0] == "references"] == [
         ("references", i, 5) for i in range(1, 6)
     ]
     shards = sorted(path.name for path in pathlib.Path(done.folder).glob("*references*"))
@@ -76,7 +76,7 @@ def test_disc2021_is_written_and_read_without_tensorflow(tmp_path, monkeypatch):
         assert image == (root / "references" / f"{id_}.jpg").read_bytes() and references == []
     assert "tensorflow" not in sys.modules
     again = builders.prepare("disc2021", root, tmp_path / "tfds")
-    assert again.was_there and again.pictures == done.pictures
+    assert again.was_there and again.images == done.images
 
 
 @pytest.mark.parametrize("below", ["", "images/"])
@@ -117,7 +117,7 @@ def test_ndec(tmp_path):
         truth=("public_ground_truth_h5.csv", "Q00001,R000003\nQ00000,\n"),
     )
     done = builders.prepare("ndec", tmp_path / "ndec", tmp_path / "tfds")
-    assert done.pictures == {"train": 2, "references": 5, "queries": 3}
+    assert done.images == {"train": 2, "references": 5, "queries": 3}
     read = rows("ndec", "queries", tmp_path / "tfds")
     assert [references for _, references in read.values()] == [[], ["R000003"], []]
 
@@ -132,7 +132,7 @@ def make_copydays(root, original="original", strong="strong", jpeg="jpegqual", c
 
 def test_copydays(tmp_path):
     done = builders.prepare("copydays", make_copydays(tmp_path / "c"), tmp_path / "tfds")
-    assert done.pictures == {
+    assert done.images == {
         "original": 2,
         "strong": 3,
         "jpegqual_3": 2,
@@ -219,7 +219,7 @@ def test_copydays_layouts(tmp_path):
         ),
     ],
 )
-def test_wrong_trees_are_told_in_one_sentence(tmp_path, cls, make, says):
+def test_wrong_trees_are_stored_in_one_sentence(tmp_path, cls, make, says):
     root = tmp_path / "download"
     make(root)
     with pytest.raises(UserError, match=says) as error:
@@ -228,7 +228,7 @@ def test_wrong_trees_are_told_in_one_sentence(tmp_path, cls, make, says):
     assert not list((tmp_path / "tfds").rglob("*.*record*"))
 
 
-def test_a_missing_or_empty_folder_is_told_what_belongs_there(tmp_path):
+def test_a_missing_or_empty_folder_is_stored_what_belongs_there(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: is not a folder\. Unpack DISC2021 .*dev_queri"):
         builders.prepare("disc2021", tmp_path / "nowhere", tmp_path / "tfds")
     (tmp_path / "empty").mkdir()
@@ -239,7 +239,7 @@ def test_a_missing_or_empty_folder_is_told_what_belongs_there(tmp_path):
         builders.prepare("imagenet", tmp_path, tmp_path / "tfds")
 
 
-def test_a_picture_that_cannot_be_read_leaves_nothing_behind(tmp_path):
+def test_an_image_that_cannot_be_read_leaves_nothing_behind(tmp_path):
     root = make_disc(tmp_path / "disc")
     (root / "queries" / "Q00002.jpg").unlink()
     (root / "queries" / "Q00002.jpg").symlink_to(tmp_path / "gone.jpg")
@@ -248,10 +248,10 @@ def test_a_picture_that_cannot_be_read_leaves_nothing_behind(tmp_path):
     assert not list((tmp_path / "tfds").rglob("*record*"))
     (root / "queries" / "Q00002.jpg").unlink()
     save(root / "queries", "Q00002.jpg")
-    assert builders.prepare("disc2021", root, tmp_path / "tfds").pictures["queries"] == 3
+    assert builders.prepare("disc2021", root, tmp_path / "tfds").images["queries"] == 3
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path):
+def test_a_full_disk_is_stored_and_leaves_nothing_behind(tmp_path):
     """A limit on the size of files stands for a disk that fills."""
     root = make_disc(tmp_path / "disc")
     noise = np.random.default_rng(0).bytes(1 << 20)
@@ -292,15 +292,15 @@ def test_beam_must_be_installed_to_be_asked_for(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(not HAS_BEAM, reason="needs Apache Beam")
 def test_beam_writes_the_same_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(builder_module, "SHARD_PICTURES", 2)
+    monkeypatch.setattr(builder_module, "SHARD_IMAGES", 2)
     root = make_disc(tmp_path / "disc")
     # More than ten shards of which the last is shorter, which tfds alone would mix up.
     save(root / "references", *(f"R{i:06d}.jpg" for i in range(23)))
     builders.prepare("disc2021", root, tmp_path / "alone")
     options = "--runner=DirectRunner --direct_num_workers=1"
     done = builders.prepare("disc2021", root, tmp_path / "beam", beam_options=options)
-    assert done.pictures == {"train": 2, "references": 23, "queries": 3}
-    for split in done.pictures:
+    assert done.images == {"train": 2, "references": 23, "queries": 3}
+    for split in done.images:
         assert rows("disc2021", split, tmp_path / "beam") == rows(
             "disc2021", split, tmp_path / "alone"
         )

@@ -7,7 +7,7 @@ import pytest
 
 from rdcd_jax.benchmarks.copydays import (
     BLOCKS,
-    PICTURES,
+    IMAGES,
     evaluate_copydays,
     figures,
     write_copydays_results,
@@ -31,8 +31,8 @@ def test_the_references_figures(vectors):
     got = {f"{block.name} mAP": block.mean_average_precision for block in blocks}
     assert got == pytest.approx(expected, abs=1e-12)
     assert [block.name for block in blocks] == h["eval_block_names"].tolist()
-    assert [block.pictures for block in blocks] == h["eval_block_sizes"].tolist()
-    assert (sum(block.pictures for block in blocks), len(blocks)) == (PICTURES, BLOCKS)
+    assert [block.images for block in blocks] == h["eval_block_sizes"].tolist()
+    assert (sum(block.images for block in blocks), len(blocks)) == (IMAGES, BLOCKS)
 
 
 def named(ids, rows):
@@ -52,13 +52,13 @@ def copydays():
     return named(ids, rows), named([f"d{i}" for i in range(40)], 2 * rng.normal(size=(40, 8)))
 
 
-def by_hand(pictures, database, codec, training):
+def by_hand(images, database, codec, training):
     """Every block's mAP and the overall figure, each pair compared with each."""
     encode = parse_codec(codec).fit(training)
-    queries, rows = encode(pictures.descriptors), encode(database)
+    queries, rows = encode(images.descriptors), encode(database)
     apart = ((queries[:, None].astype(float) - rows) ** 2).sum(-1)
     means, together = {}, []
-    for query, image_id in zip(apart, pictures.ids.tolist(), strict=True):
+    for query, image_id in zip(apart, images.ids.tolist(), strict=True):
         block, _, name = image_id.rpartition("/")
         own = int(name[1:3])
         rank = int(np.sum(query < query[own]))
@@ -66,21 +66,21 @@ def by_hand(pictures, database, codec, training):
         means.setdefault(block, []).append(precision)
         together += [(distance, i == own) for i, distance in enumerate(query)]
     area, found = 0.0, 0
-    for place, (_, right) in enumerate(sorted(together)):
+    for position, (_, right) in enumerate(sorted(together)):
         if right:
-            before = found / place if place else 1.0
+            before = found / position if position else 1.0
             found += 1
-            area += (before + found / (place + 1)) / 2 / len(pictures)
+            area += (before + found / (position + 1)) / 2 / len(images)
     return {block: np.mean(values) for block, values in means.items()}, area
 
 
 @pytest.mark.parametrize("codec", ["Flat", "L2norm,Flat", "PCAW4,L2norm,Flat", "L2norm,PCAW8,Flat"])
 def test_figures_made_by_hand(copydays, codec):
-    pictures, distractors = copydays
+    images, distractors = copydays
     training = named([f"t{i}" for i in range(60)], np.random.default_rng(1).normal(size=(60, 8)))
-    (row,), _ = evaluate_copydays(pictures, distractors, training, codecs=[codec])
-    database = np.concatenate([pictures.descriptors[10:15], distractors.descriptors])
-    means, overall = by_hand(pictures, database, codec, training.descriptors)
+    (row,), _ = evaluate_copydays(images, distractors, training, codecs=[codec])
+    database = np.concatenate([images.descriptors[10:15], distractors.descriptors])
+    means, overall = by_hand(images, database, codec, training.descriptors)
     assert [block.name for block in row.blocks] == ["original", "strong", "crops/9", "crops/80"]
     got = {block.name: block.mean_average_precision for block in row.blocks}
     assert got == pytest.approx(means, abs=1e-9)
@@ -89,30 +89,30 @@ def test_figures_made_by_hand(copydays, codec):
     assert got["original"] == 1 > got["strong"]
 
 
-def test_k_distractors_and_unreadable_pictures(copydays):
-    pictures, distractors = copydays
-    (alone,), _ = evaluate_copydays(pictures, backend="numpy")
-    (among,), _ = evaluate_copydays(pictures, distractors, backend="numpy")
+def test_k_distractors_and_unreadable_images(copydays):
+    images, distractors = copydays
+    (alone,), _ = evaluate_copydays(images, backend="numpy")
+    (among,), _ = evaluate_copydays(images, distractors, backend="numpy")
     assert alone.overall > among.overall
-    (few,), _ = evaluate_copydays(pictures, distractors, k=1, backend="numpy")
+    (few,), _ = evaluate_copydays(images, distractors, k=1, backend="numpy")
     assert few.overall < among.overall
-    with pytest.raises(UserError, match="k is 46, but queries are compared with 45 pictures only"):
-        evaluate_copydays(pictures, distractors, k=46)
-    # An original and a copy that could not be described count as missed, and so do the original's copies.
-    lost = np.isin(pictures.ids, ["original/200000.jpg", "crops/9/201000.jpg"])
-    rest = Descriptors(pictures.ids[~lost], pictures.descriptors[~lost], "m")
-    unreadable = pictures.ids[lost].tolist()
+    with pytest.raises(UserError, match="k is 46, but queries are compared with 45 images only"):
+        evaluate_copydays(images, distractors, k=46)
+    # An original and a copy that could not be embedded count as missed, and so do the original's copies.
+    lost = np.isin(images.ids, ["original/200000.jpg", "crops/9/201000.jpg"])
+    rest = Descriptors(images.ids[~lost], images.descriptors[~lost], "m")
+    unreadable = images.ids[lost].tolist()
     (row,), _ = evaluate_copydays(rest, k=5, unreadable=unreadable, backend="numpy")
     found = {block.name: block for block in row.blocks}
-    assert [block.pictures for block in row.blocks] == [5, 5, 5, 5]
+    assert [block.images for block in row.blocks] == [5, 5, 5, 5]
     assert found["original"].mean_average_precision == 0.8
     assert found["crops/9"].mean_average_precision <= 0.6
     assert row.overall < alone.overall
 
 
 def test_files(copydays, tmp_path):
-    pictures, distractors = copydays
-    rows, predictions = evaluate_copydays(pictures, distractors, codecs=["Flat", "L2norm,Flat"])
+    images, distractors = copydays
+    rows, predictions = evaluate_copydays(images, distractors, codecs=["Flat", "L2norm,Flat"])
     write_copydays_results(tmp_path / "out", rows, predictions)
     lines = (tmp_path / "out" / "copydays_metrics.csv").read_text().splitlines()
     assert lines[0] == "codec,strong_mAP,overall_uAP"
@@ -128,23 +128,23 @@ def test_files(copydays, tmp_path):
 
 
 def test_what_is_not_copydays_is_refused(copydays):
-    pictures, distractors = copydays
-    ids = pictures.ids.tolist()
-    other = dataclasses.replace(pictures, ids=np.asarray([f"Q{i}" for i in range(len(ids))]))
+    images, distractors = copydays
+    ids = images.ids.tolist()
+    other = dataclasses.replace(images, ids=np.asarray([f"Q{i}" for i in range(len(ids))]))
     with pytest.raises(UserError, match="'Q0' belongs to no part of Copydays; .*embed --ids=path"):
         evaluate_copydays(other)
     for block in ("original", "strong"):
         rest = [i for i, each in enumerate(ids) if not each.startswith(block)]
-        some = Descriptors(pictures.ids[rest], pictures.descriptors[rest], "m")
-        with pytest.raises(UserError, match=f"no pictures of the part '{block}'"):
+        some = Descriptors(images.ids[rest], images.descriptors[rest], "m")
+        with pytest.raises(UserError, match=f"no images of the part '{block}'"):
             evaluate_copydays(some)
     ids[0] = "crops/80/9999.jpg"
     with pytest.raises(UserError, match="crops/80/9999.jpg: no original's name starts with 9999"):
-        evaluate_copydays(dataclasses.replace(pictures, ids=np.asarray(ids)))
+        evaluate_copydays(dataclasses.replace(images, ids=np.asarray(ids)))
     ids[0] = "original/2000-twice.jpg"
     with pytest.raises(UserError, match="the originals .* start with the same 4"):
-        evaluate_copydays(dataclasses.replace(pictures, ids=np.asarray(ids)))
-    with pytest.raises(UserError, match="Copydays was described by 'm' and the distractors by 'n'"):
-        evaluate_copydays(pictures, dataclasses.replace(distractors, model="n"))
+        evaluate_copydays(dataclasses.replace(images, ids=np.asarray(ids)))
+    with pytest.raises(UserError, match="Copydays was embedded by 'm' and the distractors by 'n'"):
+        evaluate_copydays(images, dataclasses.replace(distractors, model="n"))
     with pytest.raises(UserError, match="'PCAW4,L2norm,Flat' is fitted on a training set"):
-        evaluate_copydays(pictures, distractors, codecs=["PCAW4,L2norm,Flat"])
+        evaluate_copydays(images, distractors, codecs=["PCAW4,L2norm,Flat"])

@@ -1,13 +1,13 @@
 """The layouts themselves are tested in test_datasets.py, whose builder lists the same folders."""
 
 import pytest
-from toy import make_pictures
+from toy import make_images
 
 from rdcd_jax.benchmarks.copydays_folder import (
     block_of,
     block_order,
     find_blocks,
-    find_pictures,
+    find_copydays_images,
     originals_of,
 )
 from rdcd_jax.core.errors import UserError
@@ -40,26 +40,26 @@ def test_parts_in_order():
     assert sorted(blocks, key=block_order) == expected
 
 
-def test_pictures_of_a_folder(tmp_path):
-    make_pictures(tmp_path / "original", 2, prefix="20", size=12)
-    make_pictures(tmp_path / "copydays_jpeg" / "15", 2, prefix="20", size=12)
+def test_images_of_a_folder(tmp_path):
+    make_images(tmp_path / "original", 2, prefix="20", size=12)
+    make_images(tmp_path / "copydays_jpeg" / "15", 2, prefix="20", size=12)
     assert list(find_blocks(tmp_path)) == ["original", "jpegqual/15"]
     with pytest.raises(UserError, match="holds no folder of strong attacks; it may be called stro"):
-        find_pictures(tmp_path)
+        find_copydays_images(tmp_path)
     # These two originals' names start alike.
-    make_pictures(tmp_path / "strong", 1, prefix="20", size=12)
+    make_images(tmp_path / "strong", 1, prefix="20", size=12)
     with pytest.raises(UserError, match="originals 2000000 and 2000001 start with the same 4"):
-        find_pictures(tmp_path)
+        find_copydays_images(tmp_path)
     (tmp_path / "original" / "2000001.jpg").unlink()
-    found = find_pictures(tmp_path)
+    found = find_copydays_images(tmp_path)
     copies = ["jpegqual/15/2000000", "jpegqual/15/2000001"]
     assert list(found.ids) == ["original/2000000", "strong/2000000", *copies]
     assert found.paths[2] == str(tmp_path / "copydays_jpeg" / "15" / "2000000.jpg")
     (tmp_path / "strong" / "2000000.jpg").rename(tmp_path / "strong" / "3000.jpg")
     with pytest.raises(UserError, match=r"strong/3000\.jpg: no original's name starts with 3000"):
-        find_pictures(tmp_path)
+        find_copydays_images(tmp_path)
     with pytest.raises(UserError, match="none: there is no such folder"):
-        find_pictures(tmp_path / "none")
+        find_copydays_images(tmp_path / "none")
 
 
 def test_copies_find_their_originals():

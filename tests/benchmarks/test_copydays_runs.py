@@ -39,7 +39,7 @@ def root(tmp_path):
 
 
 def test_evaluation_of_a_folder_and_of_its_descriptors(root, tmp_path):
-    told, out = [], tmp_path / "out"
+    stored, out = [], tmp_path / "out"
     settings = {"codecs": "Flat;PCAW16,L2norm,Flat", "k": 12}
     rows, unreadable = evaluate_copydays_run(
         Thumbnails(),
@@ -47,11 +47,11 @@ def test_evaluation_of_a_folder_and_of_its_descriptors(root, tmp_path):
         out,
         distractors=tmp_path / "distractors",
         training=tmp_path / "training",
-        on_progress=lambda *each: told.append(each),
+        on_progress=lambda *each: stored.append(each),
         **settings,
     )
     assert unreadable == []
-    assert {(name, total) for name, _, total in told} == {
+    assert {(name, total) for name, _, total in stored} == {
         ("copydays", 18),
         ("distractors", 10),
         ("training", 60),
@@ -74,7 +74,7 @@ def test_evaluation_of_a_folder_and_of_its_descriptors(root, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
 
 
-def test_a_report_shows_attacks_and_pictures(root, tmp_path):
+def test_a_report_shows_attacks_and_images(root, tmp_path):
     save(root / "strong" / "205001.png", 109)
     (root / "original" / "201000.png").write_bytes(b"broken")
     out = tmp_path / "out"
@@ -95,9 +95,9 @@ def test_a_report_shows_attacks_and_pictures(root, tmp_path):
     assert best["strong/205001"] == "distractors/part1/4.png"
     assert found.scores.max() == pytest.approx(1) and (np.diff(found.scores) <= 0).all()
     (run,) = write_report([out], tmp_path / "report.html")
-    told = {kind: (each.copies, each.first) for kind, each in run.by_edit().items()}
-    assert told["original"] == told["crops/20"] == (6, 5)
-    assert told["strong"][0] == 6 and told["strong"][1] <= 4
+    stored = {kind: (each.copies, each.first) for kind, each in run.by_edit().items()}
+    assert stored["original"] == stored["crops/20"] == (6, 5)
+    assert stored["strong"][0] == 6 and stored["strong"][1] <= 4
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Strong mAP" in page and "SSCD's trapezoids" in page
     for name in ("strong/205001", "distractors/part1/4.png", "original/205000"):
@@ -112,17 +112,17 @@ def test_a_report_of_descriptor_files(root, tmp_path):
     assert run.shown.figures[STRONG_MAP] is not None
     assert "evaluated from descriptor files" in (tmp_path / "report.html").read_text()
     (run,) = write_report([tmp_path / "out"], tmp_path / "report.html")
-    assert "no pictures to show any more" in (tmp_path / "report.html").read_text()
+    assert "no images to show any more" in (tmp_path / "report.html").read_text()
 
 
-def test_only_what_is_needed_is_described(root, tmp_path):
+def test_only_what_is_needed_is_embedded(root, tmp_path):
     training = tmp_path / "training"
     evaluate_copydays_run(Thumbnails(), root, tmp_path / "out", training=training, batch_size=6)
     written = sorted(path.name for path in (tmp_path / "out" / "descriptors").iterdir())
     assert written == ["copydays.npz"]
 
 
-def test_unreadable_pictures_count_as_missed(root, tmp_path):
+def test_unreadable_images_count_as_missed(root, tmp_path):
     (root / "original" / "201000.png").write_bytes(b"broken")
     (tmp_path / "distractors" / "part1" / "4.png").write_bytes(b"broken")
     out = tmp_path / "out"
@@ -133,10 +133,10 @@ def test_unreadable_pictures_count_as_missed(root, tmp_path):
     assert len((out / "unreadable.txt").read_text().splitlines()) == 2
     (written,) = json.loads((out / "metrics.json").read_text())
     assert written["strong_mAP"] < 5 / 6
-    assert [block.pictures for block in rows[0].blocks] == [6, 6, 6]
+    assert [block.images for block in rows[0].blocks] == [6, 6, 6]
 
 
-def test_mistakes_are_told_before_pictures_are_described(root, tmp_path):
+def test_mistakes_are_stored_before_images_are_embedded(root, tmp_path):
     def run(**settings):
         model = Thumbnails()
         with pytest.raises(UserError) as caught:
@@ -146,7 +146,7 @@ def test_mistakes_are_told_before_pictures_are_described(root, tmp_path):
 
     assert "unknown codec 'IVF'" in run(codecs="IVF")
     assert "'PCAW4,L2norm,Flat' is fitted on a training set" in run(codecs="PCAW4,L2norm,Flat")
-    assert "k is 7, but queries are compared with 6 pictures only" in run(k=7)
+    assert "k is 7, but queries are compared with 6 images only" in run(k=7)
     assert "k is 17, but" in run(k=17, distractors=tmp_path / "distractors")
     assert "exact search" in run(backend="scann_ah")
     assert "none: there is no such folder" in run(distractors=tmp_path / "none")

@@ -57,7 +57,7 @@ def test_the_references_table(disc, backend):
             values = expected[row.codec, row.score_norm, metric]
             compared = 3 if metric == "ip_global" else 4
             # Whitening all 64 directions magnifies the reference's float32 rounding until some
-            # pairs of nearly equal score change places.
+            # pairs of nearly equal score change positions.
             atol = 2e-4 if row.codec == "PCAW64,L2norm,Flat" else 1e-12
             np.testing.assert_allclose(got[:compared], values[:compared], rtol=0, atol=atol)
             seen.add((row.codec, row.score_norm, metric))
@@ -72,14 +72,14 @@ def test_the_references_neighbours(disc, codec, norm):
     _, predictions = evaluate_disc(
         queries, references, training, truth, codecs=[codec], score_norms=[norm]
     )
-    place = f"{codec.replace(',', '_')}/sn_{norm}"
-    scores, ids = g[f"{place}/ip_knn_scores"], g[f"{place}/ip_knn_ids"]
+    position = f"{codec.replace(',', '_')}/sn_{norm}"
+    scores, ids = g[f"{position}/ip_knn_scores"], g[f"{position}/ip_knn_ids"]
     assert len(predictions.scores) == ids.size
     assert (np.diff(predictions.scores) <= 0).all()
     for i, query in enumerate(queries.ids):
         mine = predictions.query_ids == query
         np.testing.assert_allclose(predictions.scores[mine], scores[i], rtol=0, atol=2e-5)
-        # Neighbours nearer to each other than the reference's rounding may change places.
+        # Neighbours nearer to each other than the reference's rounding may change positions.
         clear = np.abs(np.diff(scores[i], prepend=np.inf, append=-np.inf)) > 4e-5
         clear = clear[:-1] & clear[1:]
         clear[-1] = False
@@ -128,7 +128,7 @@ def test_files(tmp_path, disc):
     assert np.float32(lines[1][2]) == predictions.scores[0]
 
 
-def test_k_and_unreadable_pictures(disc):
+def test_k_and_unreadable_images(disc):
     _, queries, references, _, truth = disc
     few = Descriptors(references.ids[:4], references.descriptors[:4], "m")
     with pytest.raises(UserError, match=r"gt\.csv: \d+ of the \d+ references"):
@@ -139,7 +139,7 @@ def test_k_and_unreadable_pictures(disc):
     # Fewer references than k only because of those that are unreadable.
     _, same = evaluate_disc(queries, few, None, truth, k=5, unreadable=references.ids[4:])
     np.testing.assert_array_equal(same.scores, predictions.scores)
-    with pytest.raises(UserError, match="k is 301, but queries are compared with 300 pictures"):
+    with pytest.raises(UserError, match="k is 301, but queries are compared with 300 images"):
         evaluate_disc(queries, references, None, truth, k=301)
 
 
@@ -162,5 +162,5 @@ def test_settings_that_cannot_work_are_refused(disc, change, sentence):
 def test_descriptors_of_other_models_are_refused(disc):
     _, queries, references, _, truth = disc
     other = dataclasses.replace(references, model="other")
-    with pytest.raises(UserError, match="the query set was described by 'm' and the reference set"):
+    with pytest.raises(UserError, match="the query set was embedded by 'm' and the reference set"):
         evaluate_disc(queries, other, None, truth)

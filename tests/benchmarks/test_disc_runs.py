@@ -13,14 +13,14 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import read_descriptors, write_descriptors
 from rdcd_jax.embedding.parts import Embedded
 from rdcd_jax.embedding.service import embed_to_file
-from rdcd_jax.embedding.stream import Describer, embed_images
+from rdcd_jax.embedding.stream import Embedder, embed_images
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.report.matches import draw_matches, match_rows
 from rdcd_jax.search.calibration import read_calibration
 
 
 class Thumbnails:
-    """Describes a picture by its own pixels, made small."""
+    """Embeds an image by its own pixels, made small."""
 
     name = fingerprint = "thumbnails"
     image_size, short_edge = 16, False
@@ -28,11 +28,11 @@ class Thumbnails:
     def __init__(self):
         self.shapes = set()
 
-    def describe(self, pictures):
-        assert pictures.dtype == np.uint8
-        self.shapes.add(pictures.shape)
-        small = pictures.reshape(len(pictures), 4, 4, 4, 4, 3).mean(axis=(2, 4))
-        rows = small.reshape(len(pictures), -1).astype(np.float32) - 127
+    def embed(self, images):
+        assert images.dtype == np.uint8
+        self.shapes.add(images.shape)
+        small = images.reshape(len(images), 4, 4, 4, 4, 3).mean(axis=(2, 4))
+        rows = small.reshape(len(images), -1).astype(np.float32) - 127
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1)
 
 
@@ -57,13 +57,13 @@ def root(tmp_path):
 
 
 def test_embed_to_file(root, tmp_path):
-    model, told = Thumbnails(), []
+    model, stored = Thumbnails(), []
     out = tmp_path / "out" / "r.npz"
     found = embed_to_file(
-        model, root / "references", out, batch_size=5, on_progress=lambda *each: told.append(each)
+        model, root / "references", out, batch_size=5, on_progress=lambda *each: stored.append(each)
     )
     assert model.shapes == {(5, 16, 16, 3)}
-    assert [done for _, done, total in told if total == 12] == [0, 5, 10, 12]
+    assert [done for _, done, total in stored if total == 12] == [0, 5, 10, 12]
     assert found == Embedded(12, 48, [])
     assert [path.name for path in out.parent.iterdir()] == ["r.npz"]
     read = read_descriptors(out)
@@ -77,7 +77,7 @@ def test_embed_to_file(root, tmp_path):
     np.testing.assert_array_equal(single.descriptors[0], row)
 
 
-def test_unreadable_pictures_are_listed_and_left_out(root, tmp_path):
+def test_unreadable_images_are_listed_and_left_out(root, tmp_path):
     (root / "references" / "R11.png").write_bytes(b"not a picture")
     whole = (root / "references" / "R0.png").read_bytes()
     (root / "references" / "R0.png").write_bytes(whole[: len(whole) // 2])
@@ -94,7 +94,7 @@ def test_unreadable_pictures_are_listed_and_left_out(root, tmp_path):
     assert len((tmp_path / "out" / "unreadable.txt").read_text().splitlines()) == 2
 
 
-def test_a_source_without_a_readable_picture_is_refused(tmp_path):
+def test_a_source_without_a_readable_image_is_refused(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=r"none of the 1 images can be read; the first: .*a\.jpg"):
         embed_to_file(Thumbnails(), tmp_path, tmp_path / "out.npz")
@@ -102,9 +102,9 @@ def test_a_source_without_a_readable_picture_is_refused(tmp_path):
 
 
 def test_a_model_that_gives_nan_is_refused(root):
-    with pytest.raises(UserError, match="describes 8 of 8 images by NaN"):
+    with pytest.raises(UserError, match="embeds 8 of 8 images by NaN"):
         embed_images(
-            Describer(lambda pictures: np.full((len(pictures), 3), np.nan), 16),
+            Embedder(lambda images: np.full((len(images), 3), np.nan), 16),
             find_images(root / "queries"),
         )
 
@@ -134,12 +134,10 @@ def test_evaluation_of_a_folder_and_of_its_descriptors(root, tmp_path):
     assert len(again) == len(rows)
     # What a report is made of.
     of_folder, of_files = read_record(out), read_record(tmp_path / "again")
-    assert dict(of_folder.pictures) == {
-        name: str(root / name) for name in ("queries", "references")
-    }
+    assert dict(of_folder.images) == {name: str(root / name) for name in ("queries", "references")}
     assert (of_folder.image_size, of_folder.measured_on) == (16, "data")
     assert (of_files.image_size, of_files.measured_on) == (None, "ground_truth.csv")
-    assert of_files.pictures == {}
+    assert of_files.images == {}
     for record in (of_folder, of_files):
         assert [row.figures["uAP"] for row in record.rows] == [
             row.metrics.average_precision for row in rows
@@ -151,14 +149,14 @@ def test_evaluation_writes_what_a_score_means(root, tmp_path):
     evaluate_disc_run(Thumbnails(), root, out, score_norm="None")
     found = read_calibration(out / "calibration.json")
     assert (found.references, found.measured_on) == (12, "data")
-    # Copies are the very same pictures here.
+    # Copies are the very same images here.
     assert found.probability(1.0, 12) > 0.8 > 0.1 > found.probability(0.0, 12)
     kept = out / "descriptors"
     files = kept / "queries.npz", kept / "references.npz", root / "ground_truth.csv"
     evaluate_disc_files(*files, tmp_path / "again")
     again = read_calibration(tmp_path / "again" / "calibration.json")
     assert again == dataclasses.replace(found, measured_on="ground_truth.csv")
-    # Where copies score lowest nothing can be told, and what an earlier run told does not stay.
+    # Where copies score lowest nothing can be reported, and what an earlier run reported does not stay.
     opposite = read_descriptors(kept / "queries.npz")
     opposite = dataclasses.replace(opposite, descriptors=-opposite.descriptors)
     write_descriptors(kept / "opposite.npz", opposite)
@@ -182,14 +180,14 @@ def test_ndec_is_evaluated_as_disc_is(root, tmp_path):
 
 def test_an_evaluation_that_was_ended_goes_on(root, tmp_path, monkeypatch):
     whole, _, _ = evaluate_disc_run(Thumbnails(), root, tmp_path / "whole", batch_size=5)
-    describe, given = Thumbnails.describe, []
+    embed, given = Thumbnails.embed_batch, []
 
-    def ending(self, pictures):
-        given.append(len(pictures))
-        # In the training pictures, after two batches of queries and three of references.
+    def ending(self, images):
+        given.append(len(images))
+        # In the training images, after two batches of queries and three of references.
         if len(given) == 6:
             raise KeyboardInterrupt
-        return describe(self, pictures)
+        return embed(self, images)
 
     monkeypatch.setattr(Thumbnails, "describe", ending)
     out = tmp_path / "out"
@@ -213,25 +211,25 @@ def test_a_mistake_in_the_codec_costs_no_descriptors(root, tmp_path):
     given, out = [], tmp_path / "out"
 
     class Counting(Thumbnails):
-        def describe(self, pictures):
-            given.append(len(pictures))
-            return super().describe(pictures)
+        def embed(self, images):
+            given.append(len(images))
+            return super().embed_batch(images)
 
     with pytest.raises(UserError, match="cannot keep 999 dimensions"):
         evaluate_disc_run(Counting(), root, out, codecs="PCAW999,L2norm,Flat")
-    described = len(given)
+    embedded = len(given)
     evaluate_disc_run(Counting(), root, out)
-    assert len(given) == described
+    assert len(given) == embedded
     assert not list((out / "descriptors").glob("*.parts"))
 
 
-def test_training_pictures_are_described_only_where_needed(root, tmp_path):
+def test_training_images_are_embedded_only_where_needed(root, tmp_path):
     rows, _, _ = evaluate_disc_run(Thumbnails(), root, tmp_path / "out", score_norm="None")
     assert len(rows) == 1
     assert not (tmp_path / "out" / "descriptors" / "training.npz").exists()
 
 
-def test_mistakes_are_told_before_pictures_are_described(root, tmp_path):
+def test_mistakes_are_stored_before_images_are_embedded(root, tmp_path):
     def run(**settings):
         model = Thumbnails()
         with pytest.raises(UserError) as caught:
@@ -243,7 +241,7 @@ def test_mistakes_are_told_before_pictures_are_described(root, tmp_path):
     assert "unknown codec 'IVF'" in run(codecs="IVF")
     assert "unknown score normalisation" in run(score_norm="1.0")
     assert "exact search" in run(backend="jax_approx")
-    assert "k is 13, but queries are compared with 12 pictures only" in run(k=13)
+    assert "k is 13, but queries are compared with 12 images only" in run(k=13)
     with (root / "ground_truth.csv").open("a") as file:
         file.write("Q99,R1\n")
     assert "1 of the 9 queries named" in run()
@@ -265,7 +263,7 @@ def test_files_of_different_models_are_refused_by_name(root, tmp_path):
         )
 
 
-def test_picture_of_matches(root, tmp_path):
+def test_image_of_matches(root, tmp_path):
     _, predictions, _ = evaluate_disc_run(Thumbnails(), root, tmp_path / "out", score_norm="None")
     truth = read_ground_truth(root / "ground_truth.csv")
     images = find_images(root / "queries"), find_images(root / "references")
@@ -274,8 +272,8 @@ def test_picture_of_matches(root, tmp_path):
     assert [found.is_right for found in rows[2].found] == [True, False, False, False]
     assert rows[2].found[0].id == "R3"
     draw_matches(tmp_path / "matches.png", rows, *images)
-    with Image.open(tmp_path / "matches.png") as picture:
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
+    with Image.open(tmp_path / "matches.png") as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20)}
     assert {(10, 138, 58), (209, 54, 28)} <= colours
     with pytest.raises(UserError, match="no matches"):
         draw_matches(tmp_path / "none.png", [], *images)

@@ -12,7 +12,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
     rows, predictions = evaluate(tmp_path, first_query=HOSTILE)
     _, references, truth, _ = made_up(first_query=HOSTILE)
     read = read_record(tmp_path)
-    assert (read.model, read.numbers, read.image_size, read.pictures) == ("toy", 32, None, {})
+    assert (read.model, read.dim, read.image_size, read.images) == ("toy", 32, None, {})
     assert (read.queries, read.references, read.measured_on) == (30, 40, "made up")
     assert (read.truth.pairs, read.truth.distractors) == (truth.pairs, truth.distractors)
     assert read.truth.edits == truth.edits and HOSTILE_EDIT in read.truth.edits[HOSTILE]
@@ -80,8 +80,8 @@ def test_a_damaged_record_is_refused(tmp_path, text):
 )
 def test_a_record_of_another_form_is_refused(tmp_path, field, value):
     evaluate(tmp_path)
-    told = json.loads((tmp_path / "evaluation.json").read_text())
-    (tmp_path / "evaluation.json").write_text(json.dumps(told | {field: value}))
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    (tmp_path / "evaluation.json").write_text(json.dumps(stored | {field: value}))
     with pytest.raises(UserError, match="cannot be read as an evaluation"):
         read_record(tmp_path)
 
@@ -90,8 +90,8 @@ def test_no_record_an_older_one_and_a_newer_one_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         read_record(tmp_path / "none")
     evaluate(tmp_path)
-    told = json.loads((tmp_path / "evaluation.json").read_text())
-    (tmp_path / "evaluation.json").write_text(json.dumps(told | {"format": 2}))
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    (tmp_path / "evaluation.json").write_text(json.dumps(stored | {"format": 2}))
     with pytest.raises(UserError, match="newer version"):
         read_record(tmp_path)
     (tmp_path / "evaluation.json").unlink()

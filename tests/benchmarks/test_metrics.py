@@ -50,17 +50,17 @@ def test_every_figure_of_the_challenge_evaluation(vectors, case):
             assert got is None
         else:
             np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12, err_msg=name)
-    # The challenge's earlier figure took the same curve's precisions one place too early.
+    # The challenge's earlier figure took the same curve's precisions one position too early.
     area = np.sum(np.diff(metrics.recalls) * metrics.precisions[:-1])
     assert area == pytest.approx(float(f[f"{case}_ap_old"]), abs=1e-12)
 
 
 def test_what_the_challenge_evaluation_refuses(vectors):
     f = vectors("f_isc_metrics")
-    told = dict(zip(f["errors_names"].tolist(), f["errors_text"].tolist(), strict=True))
-    assert told["duplicates"].startswith("ValueError") and issubclass(UserError, ValueError)
+    stored = dict(zip(f["errors_names"].tolist(), f["errors_text"].tolist(), strict=True))
+    assert stored["duplicates"].startswith("ValueError") and issubclass(UserError, ValueError)
     # There an empty ground truth gives NaN; here it is refused, see below.
-    assert told["empty_predictions"] == told["empty_gt"] == "no exception"
+    assert stored["empty_predictions"] == stored["empty_gt"] == "no exception"
 
 
 def test_string_ids_and_shuffled_predictions_change_nothing(vectors):

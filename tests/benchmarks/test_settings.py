@@ -14,5 +14,5 @@ def test_candidates():
     assert candidate_count(None, 100, 5000) == 100
     assert candidate_count(None, 100, 20) == 20
     assert candidate_count(7, 100, 7) == 7
-    with pytest.raises(UserError, match="k is 8, but queries are compared with 7 pictures only"):
+    with pytest.raises(UserError, match="k is 8, but queries are compared with 7 images only"):
         candidate_count(8, 100, 7)

@@ -1,4 +1,4 @@
-"""The command line: exit codes, sentences, and the main uses from pictures to figures."""
+"""The command line: exit codes, sentences, and the main uses from images to figures."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from toy import CONFIGS, make_features, make_pictures, options
+from toy import CONFIGS, make_features, make_images, options
 
 import rdcd_jax
 from rdcd_jax.cli.main import main
@@ -52,20 +52,20 @@ def test_module_runs_as_the_script():
     ],
 )
 def test_usage_errors_exit_with_2(arguments, match, usage_error):
-    told = usage_error(*arguments)
-    assert match in told and "Traceback" not in told
+    stored = usage_error(*arguments)
+    assert match in stored and "Traceback" not in stored
 
 
 # Embedding.
 
 
 def test_embedding_of_a_folder(student, tmp_path, capsys):
-    pictures = make_pictures(tmp_path / "my pictures", 3, prefix="ein Bild ü")
-    (pictures / "鳥 1.jpg").write_bytes((pictures / "ein Bild ü00000.jpg").read_bytes())
+    images = make_images(tmp_path / "my images", 3, prefix="ein Bild ü")
+    (images / "鳥 1.jpg").write_bytes((images / "ein Bild ü00000.jpg").read_bytes())
     out = tmp_path / "out dir" / "é.npz"
-    arguments = options(model=student, images=pictures, out=out)
+    arguments = options(model=student, images=images, out=out)
     assert main(["embed", *arguments]) == 0
-    assert "4 descriptors of 8 numbers in" in capsys.readouterr().out
+    assert "4 descriptors of 8 dimensions in" in capsys.readouterr().out
     found = read_descriptors(out)
     assert found.ids.tolist() == [f"ein Bild ü0000{i}" for i in range(3)] + ["鳥 1"]
     assert found.model == "student"
@@ -79,57 +79,57 @@ def test_embedding_of_a_folder(student, tmp_path, capsys):
     assert np.abs(other.descriptors - found.descriptors).max() > 1e-4
 
 
-def test_embedding_leaves_out_and_tells_unreadable_pictures(student, tmp_path, capsys):
-    pictures = make_pictures(tmp_path / "p", 3)
-    (pictures / "broken.jpg").write_bytes(b"broken")
+def test_embedding_leaves_out_and_tells_unreadable_images(student, tmp_path, capsys):
+    images = make_images(tmp_path / "p", 3)
+    (images / "broken.jpg").write_bytes(b"broken")
     out = tmp_path / "p.npz"
     # The last batch is full before the unreadable one, which is the last of all.
-    arguments = options(model=student, images=pictures, out=out)
+    arguments = options(model=student, images=images, out=out)
     assert main(["embed", *arguments, "--batch-size=3"]) == 0
-    told = capsys.readouterr().err
-    assert "4/4" in told
-    assert "1 pictures could not be read" in told
+    stored = capsys.readouterr().err
+    assert "4/4" in stored
+    assert "1 images could not be read" in stored
     assert "broken.jpg" in (tmp_path / "p.npz.unreadable.txt").read_text()
     assert len(read_descriptors(out)) == 3
 
 
 def test_embedding_that_fails(student, tmp_path, fails):
     out = tmp_path / "out.npz"
-    pictures = make_pictures(tmp_path / "p", 2)
+    images = make_images(tmp_path / "p", 2)
     empty = tmp_path / "empty"
     empty.mkdir()
     assert f"{empty}: no images found" in fails(
         "embed", *options(model=student, images=empty, out=out)
     )
     (empty / "a.jpg").write_bytes(b"")
-    told = fails("embed", *options(model=student, images=empty, out=out))
-    assert "none of the 1 images can be read" in told and "a.jpg" in told
+    stored = fails("embed", *options(model=student, images=empty, out=out))
+    assert "none of the 1 images can be read" in stored and "a.jpg" in stored
     assert "/no/such: there is no such folder" in fails(
         "embed", *options(model=student, images="/no/such", out=out)
     )
     assert "There is no model 'nowhere'; give a" in fails(
-        "embed", *options(model="nowhere", images=pictures, out=out)
+        "embed", *options(model="nowhere", images=images, out=out)
     )
-    assert "has no model.json" in fails("embed", *options(model=empty, images=pictures, out=out))
+    assert "has no model.json" in fails("embed", *options(model=empty, images=images, out=out))
     assert "out.txt: descriptors are kept in .npz or .h5" in fails(
-        "embed", *options(model=student, images=pictures, out=tmp_path / "out.txt")
+        "embed", *options(model=student, images=images, out=tmp_path / "out.txt")
     )
-    (pictures / "sub").mkdir()
-    (pictures / "sub" / "T00000.jpg").write_bytes((pictures / "T00000.jpg").read_bytes())
-    told = fails("embed", *options(model=student, images=pictures, out=out))
-    assert "Two images have the id 'T00000'" in told
+    (images / "sub").mkdir()
+    (images / "sub" / "T00000.jpg").write_bytes((images / "T00000.jpg").read_bytes())
+    stored = fails("embed", *options(model=student, images=images, out=out))
+    assert "Two images have the id 'T00000'" in stored
     assert not out.exists()
 
 
 def test_models_that_are_damaged(student, tmp_path, fails):
-    pictures = make_pictures(tmp_path / "p", 2)
-    arguments = options(model=student, images=pictures, out=tmp_path / "out.npz")
+    images = make_images(tmp_path / "p", 2)
+    arguments = options(model=student, images=images, out=tmp_path / "out.npz")
     card_path, weights = student / "model.json", student / "weights.safetensors"
     card = json.loads(card_path.read_text())
 
     card_path.write_text(json.dumps(card | {"network": "efficientnet_b0"}))
-    told = fails("embed", *arguments)
-    assert str(weights) in told and "These are not the weights of this efficientnet_b0" in told
+    stored = fails("embed", *arguments)
+    assert str(weights) in stored and "These are not the weights of this efficientnet_b0" in stored
     card_path.write_text(json.dumps(card | {"network": "alexnet"}))
     assert "There is no network 'alexnet'" in fails("embed", *arguments)
     card_path.write_text(json.dumps(card | {"dim": 4}))
@@ -148,7 +148,7 @@ def test_models_that_are_damaged(student, tmp_path, fails):
 
 
 def test_debug_shows_the_exception(tmp_path):
-    arguments = options(model="nowhere", images=make_pictures(tmp_path / "p", 1), out="x.npz")
+    arguments = options(model="nowhere", images=make_images(tmp_path / "p", 1), out="x.npz")
     with pytest.raises(UserError, match="There is no model 'nowhere'"):
         main(["embed", "--debug", *arguments])
 
@@ -157,10 +157,10 @@ def test_debug_shows_the_exception(tmp_path):
 
 
 def test_training_from_the_command_line(student, tmp_path, capsys):
-    pictures = make_pictures(tmp_path / "train", 16)
-    features = make_features(tmp_path / "features.npz", pictures)
+    images = make_images(tmp_path / "train", 16)
+    features = make_features(tmp_path / "features.npz", images)
     arguments = [
-        *options(config=f"{CONFIGS / 'rdcd.py'}:smoke,student=toy,dim=8,data={pictures}"),
+        *options(config=f"{CONFIGS / 'rdcd.py'}:smoke,student=toy,dim=8,data={images}"),
         *options(workdir=tmp_path / "run", **{"init-from": student}),
         f"--config.teacher.features={features}",
         "--config.schedule.max_steps=1",
@@ -174,29 +174,29 @@ def test_training_from_the_command_line(student, tmp_path, capsys):
     assert config["queue"]["size"] == 16
     out = tmp_path / "out.npz"
     export = tmp_path / "run" / "export"
-    assert main(["embed", *options(model=export, images=pictures, out=out)]) == 0
+    assert main(["embed", *options(model=export, images=images, out=out)]) == 0
     assert read_descriptors(out).descriptors.shape == (16, 8)
 
 
 def test_training_that_fails(student, tmp_path, fails):
-    pictures = make_pictures(tmp_path / "train", 8)
+    images = make_images(tmp_path / "train", 8)
     workdir = f"--workdir={tmp_path / 'run'}"
-    config = f"--config={CONFIGS / 'rdcd.py'}:smoke,student=toy,dim=8,data={pictures}"
-    told = fails("train", config, workdir, "--config.optimizer.nmae=lars")
-    assert "no field 'optimizer.nmae'; did you mean optimizer.name" in told
+    config = f"--config={CONFIGS / 'rdcd.py'}:smoke,student=toy,dim=8,data={images}"
+    stored = fails("train", config, workdir, "--config.optimizer.nmae=lars")
+    assert "no field 'optimizer.nmae'; did you mean optimizer.name" in stored
     assert "batch_size=many" in fails("train", config, workdir, "--config.batch_size=many")
     assert "optimizer.name is 'adam'" in fails(
         "train", config, workdir, "--config.optimizer.name=adam"
     )
     assert "nope.py: there is no such config file" in fails("train", "--config=nope.py", workdir)
     assert "has no 'smok'" in fails("train", f"--config={CONFIGS / 'rdcd.py'}:smok", workdir)
-    told = fails("train", config, workdir, "--config.teacher.model=nowhere")
-    assert "There is no model 'nowhere'" in told
-    features = make_features(tmp_path / "features.npz", pictures)
-    told = fails(
+    stored = fails("train", config, workdir, "--config.teacher.model=nowhere")
+    assert "There is no model 'nowhere'" in stored
+    features = make_features(tmp_path / "features.npz", images)
+    stored = fails(
         "train", config, workdir, f"--config.teacher.features={features}", "--init-from=nowhere"
     )
-    assert "There is no model 'nowhere'" in told
+    assert "There is no model 'nowhere'" in stored
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

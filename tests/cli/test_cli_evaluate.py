@@ -1,4 +1,4 @@
-"""`rdcd-jax evaluate`: from pictures and from descriptor files to figures, and what it refuses."""
+"""`rdcd-jax evaluate`: from images and from descriptor files to figures, and what it refuses."""
 
 import csv
 import json
@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from toy import make_features, make_pictures, options
+from toy import make_features, make_images, options
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.embedding.descriptors import Descriptors, read_descriptors, write_descriptors
@@ -14,11 +14,11 @@ from rdcd_jax.embedding.descriptors import Descriptors, read_descriptors, write_
 
 @pytest.fixture
 def disc(tmp_path):
-    """Queries that equal the first references, one distractor, and training pictures."""
+    """Queries that equal the first references, one distractor, and training images."""
     root = tmp_path / "disc"
-    make_pictures(root / "queries", 5, prefix="Q", seed=1)
-    make_pictures(root / "references", 8, prefix="R", seed=1)
-    make_pictures(root / "train", 20, prefix="T", seed=2)
+    make_images(root / "queries", 5, prefix="Q", seed=1)
+    make_images(root / "references", 8, prefix="R", seed=1)
+    make_images(root / "train", 20, prefix="T", seed=2)
     lines = [f"Q{i:05d},R{i:05d}\n" for i in range(4)]
     (root / "ground_truth.csv").write_text("query_id,reference_id\n" + "".join(lines) + "Q00004,\n")
     return root
@@ -27,8 +27,8 @@ def disc(tmp_path):
 @pytest.fixture
 def files(tmp_path):
     """Made-up descriptor files and their ground truth, as arguments."""
-    make_pictures(tmp_path / "q", 5, prefix="Q", size=12)
-    make_pictures(tmp_path / "r", 8, prefix="R", size=12)
+    make_images(tmp_path / "q", 5, prefix="Q", size=12)
+    make_images(tmp_path / "r", 8, prefix="R", size=12)
     (tmp_path / "truth.csv").write_text("Q00000,R00000\nQ00001,R00001\n")
     return {
         "queries": make_features(tmp_path / "q.npz", tmp_path / "q"),
@@ -39,17 +39,17 @@ def files(tmp_path):
 
 
 def test_arguments_of_evaluate_that_do_not_belong_together(files, usage_error):
-    told = usage_error("evaluate", "disc", *options(**files), "--model=x")
-    assert "either --model and --data, or --queries, --references, --ground-truth" in told
+    stored = usage_error("evaluate", "disc", *options(**files), "--model=x")
+    assert "either --model and --data, or --queries, --references, --ground-truth" in stored
 
 
 def test_foreign_text_stays_on_one_line(files, fails):
     files["ground-truth"].write_text('"Q00\n00\x1b[2J",R00000\n' + "Q" * 100_000 + ",R00000\n")
-    told = fails("evaluate", "disc", *options(**files))
-    assert "Q00\\n00\\x1b[2J" in told and len(told) < 1700
+    stored = fails("evaluate", "disc", *options(**files))
+    assert "Q00\\n00\\x1b[2J" in stored and len(stored) < 1700
 
 
-def test_too_little_memory_is_told_in_a_sentence(files, monkeypatch, fails):
+def test_too_little_memory_is_stored_in_a_sentence(files, monkeypatch, fails):
     def failing_by(error):
         def without_memory(*arguments, **more):
             raise error
@@ -57,11 +57,11 @@ def test_too_little_memory_is_told_in_a_sentence(files, monkeypatch, fails):
         monkeypatch.setattr("rdcd_jax.benchmarks.disc_runs.evaluate_disc_files", without_memory)
 
     failing_by(MemoryError("Unable to allocate 9 TiB"))
-    told = fails("evaluate", "disc", *options(**files))
-    assert "There is not enough memory (Unable to allocate 9 TiB)" in told
+    stored = fails("evaluate", "disc", *options(**files))
+    assert "There is not enough memory (Unable to allocate 9 TiB)" in stored
     failing_by(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating"))
-    told = fails("evaluate", "disc", *options(**files))
-    assert "There is not enough memory (on the device)" in told
+    stored = fails("evaluate", "disc", *options(**files))
+    assert "There is not enough memory (on the device)" in stored
     failing_by(jax.errors.JaxRuntimeError("INTERNAL: a bug"))
     with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
         main(["evaluate", "disc", *options(**files)])
@@ -72,7 +72,7 @@ def table(folder):
         return list(csv.DictReader(file))
 
 
-def test_evaluation_of_pictures_and_of_their_descriptors(student, disc, tmp_path, capsys):
+def test_evaluation_of_images_and_of_their_descriptors(student, disc, tmp_path, capsys):
     out = tmp_path / "out"
     chosen = options(codecs="Flat;PCAW4,L2norm,Flat")
     assert main(["evaluate", "disc", *options(model=student, data=disc, out=out), *chosen]) == 0
@@ -127,22 +127,27 @@ def test_evaluation_that_fails(files, tmp_path, fails):
         return changed(queries=tmp_path / "bad.npz")
 
     good = read_descriptors(files["queries"])
-    told = fails(*truth("Q00000,R00000\nQ77777,R00000\n"))
-    assert "other.csv" in told and "Q77777" in told and "queries" in told
-    told = fails(*truth("Q00000,R77777\n"))
-    assert "R77777" in told and "references" in told
+    stored = fails(*truth("Q00000,R00000\nQ77777,R00000\n"))
+    assert "other.csv" in stored and "Q77777" in stored and "queries" in stored
+    stored = fails(*truth("Q00000,R77777\n"))
+    assert "R77777" in stored and "references" in stored
     assert "holds no pair" in fails(*truth("query_id,reference_id\n"))
     assert "line 1" in fails(*truth("a,b,c\n"))
-    told = fails(*queries(ids=np.asarray(["Q00000"] * 5)))
-    assert "bad.npz: 4 ids are repeated, such as Q00000" in told
+    stored = fails(*queries(ids=np.asarray(["Q00000"] * 5)))
+    assert "bad.npz: 4 ids are repeated, such as Q00000" in stored
     rows = good.descriptors.copy()
     rows[2, 3] = np.nan
-    told = fails(*queries(descriptors=rows))
-    assert "bad.npz: 1 of 5 descriptors hold NaN or infinity, the first for Q00002" in told
-    told = fails(*queries(model="another"))
-    assert "'another'" in told and "'made up'" in told and "bad.npz" in told and "r.npz" in told
-    told = fails(*queries(descriptors=rows[:, :3]))
-    assert "3-d" in told and "16-d" in told
+    stored = fails(*queries(descriptors=rows))
+    assert "bad.npz: 1 of 5 descriptors hold NaN or infinity, the first for Q00002" in stored
+    stored = fails(*queries(model="another"))
+    assert (
+        "'another'" in stored
+        and "'made up'" in stored
+        and "bad.npz" in stored
+        and "r.npz" in stored
+    )
+    stored = fails(*queries(descriptors=rows[:, :3]))
+    assert "3-d" in stored and "16-d" in stored
     (tmp_path / "torn.npz").write_bytes(files["queries"].read_bytes()[:200])
     assert "torn.npz: cannot be read" in fails(*changed(queries=tmp_path / "torn.npz"))
     assert "none.npz: there is no such" in fails(*changed(queries=tmp_path / "none.npz"))
@@ -168,7 +173,7 @@ def test_evaluation_of_a_folder_that_fails(student, disc, tmp_path, fails):
 # NDEC and Copydays.
 
 
-def test_ndec_is_described_at_its_own_size(student, disc, tmp_path, monkeypatch, capsys):
+def test_ndec_is_embedded_at_its_own_size(student, disc, tmp_path, monkeypatch, capsys):
     sizes = []
     from rdcd_jax.benchmarks import disc_runs
 
@@ -183,7 +188,7 @@ def test_ndec_is_described_at_its_own_size(student, disc, tmp_path, monkeypatch,
     assert sizes == [(224, "ndec"), (96, "ndec"), (32, "disc")]
 
 
-def test_ndec_from_pictures_and_from_descriptors(student, disc, tmp_path, capsys):
+def test_ndec_from_images_and_from_descriptors(student, disc, tmp_path, capsys):
     (disc / "ground_truth.csv").rename(disc / "public_ground_truth_h5.csv")
     out, small = tmp_path / "out", "--image-size=32"
     assert main(["evaluate", "ndec", *options(model=student, data=disc, out=out), small]) == 0
@@ -207,22 +212,22 @@ def copydays(tmp_path):
     """Originals, and copies that equal them."""
     root = tmp_path / "copydays"
     for folder in ("original", "strong", "jpegqual/75"):
-        made = make_pictures(root / folder, 4, prefix="2", seed=1)
+        made = make_images(root / folder, 4, prefix="2", seed=1)
         for path in sorted(made.iterdir()):
             path.rename(path.with_name(f"2{path.stem[-1]:>03}00.jpg"))
     return root
 
 
-def test_copydays_from_pictures_and_from_descriptors(student, copydays, tmp_path, capsys):
+def test_copydays_from_images_and_from_descriptors(student, copydays, tmp_path, capsys):
     out = tmp_path / "out"
-    distractors = make_pictures(tmp_path / "distractors", 20, seed=2)
+    distractors = make_images(tmp_path / "distractors", 20, seed=2)
     chosen = options(codecs="Flat;PCAW4,L2norm,Flat")
     sets = options(distractors=distractors, training=distractors)
     arguments = options(model=student, data=copydays, out=out)
     assert main(["evaluate", "copydays", *arguments, *sets, *chosen]) == 0
-    told = capsys.readouterr()
-    assert "PCAW4,L2norm,Flat" in told.out and "copydays_blocks.csv" in told.out
-    assert "These are 12 pictures in 3 parts and Copydays has 3212 in 20" in told.err
+    stored = capsys.readouterr()
+    assert "PCAW4,L2norm,Flat" in stored.out and "copydays_blocks.csv" in stored.out
+    assert "These are 12 images in 3 parts and Copydays has 3212 in 20" in stored.err
     table = (out / "copydays_metrics.csv").read_text()
     assert table.splitlines()[:2] == ["codec,strong_mAP,overall_uAP", "Flat,1.0,1.0"]
     # The same descriptors made by `embed` of the folder, whose ids tell the parts.
@@ -248,17 +253,17 @@ def test_copydays_that_fails(student, copydays, files, tmp_path, fails, usage_er
     assert "takes no --references" in usage_error(*arguments, "--references=r.npz")
     assert "takes no --global-candidates" in usage_error(*arguments, "--global-candidates")
     assert "either --model and --data, or --queries" in usage_error(*arguments, "--queries=q.npz")
-    told = usage_error("evaluate", "disc", *options(**files), "--distractors=x")
-    assert "evaluate disc takes no --distractors" in told
-    told = usage_error("evaluate", "disc", *options(**files), "--image-size=64")
-    assert "--image-size and --short-edge go with --model" in told
-    assert "k is 5, but queries are compared with 4 pictures" in fails(*arguments, "--k=5")
+    stored = usage_error("evaluate", "disc", *options(**files), "--distractors=x")
+    assert "evaluate disc takes no --distractors" in stored
+    stored = usage_error("evaluate", "disc", *options(**files), "--image-size=64")
+    assert "--image-size and --short-edge go with --model" in stored
+    assert "k is 5, but queries are compared with 4 images" in fails(*arguments, "--k=5")
     assert "k is 0" in fails(*arguments, "--k=0")
     assert "is fitted on a training set" in fails(*arguments, "--codecs=PCAW4,L2norm,Flat")
     assert "belongs to no part of Copydays" in fails(
         "evaluate", "copydays", *options(queries=files["queries"], out=tmp_path / "o")
     )
     (copydays / "strong").rename(copydays / "weak")
-    told = fails(*arguments)
-    assert f"{copydays}: holds no folder of strong attacks; it may be called strong" in told
+    stored = fails(*arguments)
+    assert f"{copydays}: holds no folder of strong attacks; it may be called strong" in stored
     assert not (tmp_path / "o").exists()

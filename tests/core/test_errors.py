@@ -7,7 +7,7 @@ def test_foreign_text_stays_on_one_line():
 
 
 def test_long_text_keeps_its_beginning_and_its_end():
-    told = one_line(f"bad.csv: the id {'x' * 100_000} is unknown; give others.")
-    assert told.startswith("bad.csv: the id x") and told.endswith("; give others.")
-    assert len(told) < 1600 and " ... " in told
+    stored = one_line(f"bad.csv: the id {'x' * 100_000} is unknown; give others.")
+    assert stored.startswith("bad.csv: the id x") and stored.endswith("; give others.")
+    assert len(stored) < 1600 and " ... " in stored
     assert len(one_line("\x00" * 1500)) < 1600

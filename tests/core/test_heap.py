@@ -20,7 +20,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone is told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone is reported")
 def test_freed_memory_is_used_again():
     faults = {}
     for how in ("keep", "default"):

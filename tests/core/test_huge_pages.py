@@ -58,5 +58,5 @@ def test_the_restart_keeps_arguments_and_process(switch):
         stdout=subprocess.PIPE,
         text=True,
     )
-    told, _ = process.communicate(timeout=60)
-    assert json.loads(told) == [process.pid, ["a b", "--c"], "glibc.malloc.hugetlb=1"]
+    stored, _ = process.communicate(timeout=60)
+    assert json.loads(stored) == [process.pid, ["a b", "--c"], "glibc.malloc.hugetlb=1"]

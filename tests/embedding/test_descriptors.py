@@ -96,7 +96,7 @@ def test_other_files_are_refused(tmp_path):
 
 def test_sets_of_different_models_are_not_compared():
     a, b = Descriptors(IDS, ROWS, "a"), Descriptors(IDS, ROWS, "b")
-    with pytest.raises(UserError, match="q was described by 'a' and r by 'b'"):
+    with pytest.raises(UserError, match="q was embedded by 'a' and r by 'b'"):
         require_comparable({"q": a, "x": Descriptors(IDS, ROWS), "r": b})
     with pytest.raises(UserError, match="q holds 4-d descriptors and r 2-d"):
         require_comparable({"q": a, "r": Descriptors(IDS, ROWS[:, :2], "a")})

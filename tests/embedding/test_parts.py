@@ -9,17 +9,17 @@ import tracemalloc
 import numpy as np
 import pytest
 from test_stream import made, means
-from toy import make_export, make_pictures
+from toy import make_export, make_images
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding import parts
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.embedding.service import embed_to_file
-from rdcd_jax.embedding.stream import Describer, embed_images
+from rdcd_jax.embedding.stream import Embedder, embed_images
 from rdcd_jax.images.sources import find_images
 
-MODEL = Describer(means, 8, name="means", fingerprint="1")
+MODEL = Embedder(means, 8, name="means", fingerprint="1")
 
 
 @pytest.fixture(autouse=True)
@@ -35,13 +35,13 @@ def killed_after(batches, model=MODEL):
     """The model, which ends after some batches, and what it was given."""
     given = []
 
-    def describe(pictures):
-        given.append(pictures.shape)
+    def embed(images):
+        given.append(images.shape)
         if len(given) > batches:
             raise Killed
-        return model.describe(pictures)
+        return model.embed_batch(images)
 
-    return dataclasses.replace(model, describe=describe), given
+    return dataclasses.replace(model, embed_batch=embed), given
 
 
 @pytest.mark.parametrize("name", ["d.npz", "d.h5"])
@@ -77,7 +77,7 @@ def test_who_is_killed_goes_on(tmp_path, name, short_edge):
 @pytest.mark.parametrize("name", ["d.npz", "d.h5"])
 def test_memory_follows_the_part_and_not_the_set(tmp_path, name):
     model = dataclasses.replace(
-        MODEL, describe=lambda x: np.repeat(means(x), 200, axis=1), short_edge=True
+        MODEL, embed_batch=lambda x: np.repeat(means(x), 200, axis=1), short_edge=True
     )
 
     def peak(count):
@@ -93,11 +93,13 @@ def test_memory_follows_the_part_and_not_the_set(tmp_path, name):
 
 
 def test_progress_goes_on(tmp_path):
-    told = []
+    stored = []
     with pytest.raises(Killed):
         embed_to_file(killed_after(5)[0], made(300), tmp_path / "d.npz")
-    embed_to_file(MODEL, made(300), tmp_path / "d.npz", on_progress=lambda *each: told.append(each))
-    assert told[0] == ("made up", 100, 300) and told[-1] == ("made up", 300, 300)
+    embed_to_file(
+        MODEL, made(300), tmp_path / "d.npz", on_progress=lambda *each: stored.append(each)
+    )
+    assert stored[0] == ("made up", 100, 300) and stored[-1] == ("made up", 300, 300)
 
 
 def begun(out, images=None, model=MODEL):
@@ -112,8 +114,8 @@ def begun(out, images=None, model=MODEL):
         ({"name": "other"}, 300, r"d\.npz\.parts holds parts .* \(by 'means', not 'other'\)"),
         ({"fingerprint": "2"}, 300, "by other weights of 'means'"),
         ({"image_size": 9}, 300, "of 8 pixels, not 9"),
-        ({"short_edge": True}, 300, "of square pictures"),
-        ({}, 301, "there were 300 pictures, and now there are 301"),
+        ({"short_edge": True}, 300, "of square images"),
+        ({}, 301, "there were 300 images, and now there are 301"),
     ],
 )
 def test_another_embeddings_parts_are_refused(tmp_path, changes, count, sentence):
@@ -186,12 +188,12 @@ def test_shares_of_another_number_of_processes_fit(tmp_path):
 def test_a_second_process_of_the_same_share_is_refused(tmp_path):
     entered, go_on = threading.Event(), threading.Event()
 
-    def describe(pictures):
+    def embed(images):
         entered.set()
         go_on.wait()
-        return means(pictures)
+        return means(images)
 
-    waiting = dataclasses.replace(MODEL, describe=describe)
+    waiting = dataclasses.replace(MODEL, embed_batch=embed)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         first = pool.submit(embed_to_file, waiting, made(300), tmp_path / "d.npz")
         entered.wait()
@@ -215,18 +217,18 @@ def test_nothing_readable_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_manifest_tells_what_is_described(tmp_path):
-    images = find_images(make_pictures(tmp_path / "p", 3))
+def test_the_manifest_tells_what_is_embedded(tmp_path):
+    images = find_images(make_images(tmp_path / "p", 3))
     with parts.open_parts(tmp_path / "d.npz", MODEL, images, (0, 1)) as opened:
-        told = json.loads((opened.folder / parts.MANIFEST).read_text())
-    assert told["pictures"] == images.fingerprint()
-    assert told["model"] == "means" and told["rows"] == 100
+        stored = json.loads((opened.folder / parts.MANIFEST).read_text())
+    assert stored["pictures"] == images.fingerprint()
+    assert stored["model"] == "means" and stored["rows"] == 100
 
 
 def test_the_command_line(toys, tmp_path, capsys):
-    pictures = make_pictures(tmp_path / "p", 240, size=12)
+    images = make_images(tmp_path / "p", 240, size=12)
     student = make_export(tmp_path / "student")
-    words = ["embed", f"--model={student}", f"--images={pictures}", f"--out={tmp_path / 'd.npz'}"]
+    words = ["embed", f"--model={student}", f"--images={images}", f"--out={tmp_path / 'd.npz'}"]
     assert main([*words, "--short-edge=16", "--process=1/2"]) == 0
     assert "the last one to end writes" in capsys.readouterr().out
     assert not (tmp_path / "d.npz").exists()
@@ -236,8 +238,10 @@ def test_the_command_line(toys, tmp_path, capsys):
         capsys.readouterr().err
     )
     assert main([*words, "--short-edge=16"]) == 0
-    told = capsys.readouterr()
-    assert "240 descriptors of 4 numbers in" in told.out and "240/240, 0:00:00 left" in told.err
+    stored = capsys.readouterr()
+    assert (
+        "240 descriptors of 4 dimensions in" in stored.out and "240/240, 0:00:00 left" in stored.err
+    )
     assert len(read_descriptors(tmp_path / "d.npz")) == 240
     assert main([*words, "--short-edge=0"]) == 1
     assert "--short-edge is 0; give 1 to" in capsys.readouterr().err

@@ -24,8 +24,8 @@ from rdcd_jax.embedding.shapes import batches, resized, rounded_shape
 )
 def test_the_long_edge_is_rounded(size, shape):
     assert rounded_shape(size, 288) == shape
-    picture = resized(Image.new("RGB", size), 288, short_edge=True)
-    assert (picture.shape, picture.dtype) == ((*shape[::-1], 3), np.uint8)
+    image = resized(Image.new("RGB", size), 288, short_edge=True)
+    assert (image.shape, image.dtype) == ((*shape[::-1], 3), np.uint8)
 
 
 def test_shapes_are_few_and_near():
@@ -40,38 +40,38 @@ def test_shapes_are_few_and_near():
 
 
 def numbered(shapes):
-    """A picture of each shape that holds its place."""
+    """An image of each shape that holds its position."""
     return [(i, np.full((*shape, 3), i % 256, np.uint8)) for i, shape in enumerate(shapes)]
 
 
-def test_batches_hold_every_picture_once_in_its_shape():
+def test_batches_hold_every_image_once_in_its_shape():
     random = np.random.default_rng(0)
     sides = random.integers(1, 6, (200, 2)).tolist()
-    places = []
+    positions = []
     for some, batch in batches(numbered(sides), 8, 2):
         assert len(batch) in (8, 2)
         assert batch.dtype == np.uint8
-        for place, picture in zip(some, batch, strict=False):
-            assert (picture == place).all()
-            assert list(picture.shape[:2]) == sides[place]
+        for position, image in zip(some, batch, strict=False):
+            assert (image == position).all()
+            assert list(image.shape[:2]) == sides[position]
         assert not batch[len(some) :].any()
-        places += some
-    assert sorted(places) == list(range(200))
+        positions += some
+    assert sorted(positions) == list(range(200))
 
 
-def test_few_pictures_wait():
+def test_few_images_wait():
     taken = 0
 
-    def pictures():
+    def images():
         nonlocal taken
         for each in numbered([(1, 1 + i % 37) for i in range(3000)]):
             taken += 1
             yield each
 
     given = 0
-    for places, _ in itertools.islice(batches(pictures(), 32, 8), 300):
+    for positions, _ in itertools.islice(batches(images(), 32, 8), 300):
         assert taken - given <= 8 * 32
-        given += len(places)
+        given += len(positions)
     assert given > 300 * 6
 
 

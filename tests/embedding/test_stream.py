@@ -1,4 +1,4 @@
-"""Describing sets: shapes, devices, parts."""
+"""Embedding sets: shapes, devices, parts."""
 
 import dataclasses
 import hashlib
@@ -8,24 +8,24 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
-from toy import FEATURE, ToyBackbone, make_export, make_pictures
+from toy import FEATURE, ToyBackbone, make_export, make_images
 
 from rdcd_jax.core.errors import UnreadableImageError
 from rdcd_jax.embedding.shapes import resized
-from rdcd_jax.embedding.stream import Describer, described_parts, embed_images, has_fingerprint
+from rdcd_jax.embedding.stream import Embedder, embed_images, embedded_parts, has_fingerprint
 from rdcd_jax.images.sources import ImageSet, find_images
 from rdcd_jax.models import registry
 from rdcd_jax.weights import convert, tables
 from rdcd_jax.weights.library import load_model
 
 
-def means(pictures):
-    return pictures.mean(axis=(1, 2), dtype=np.float32)
+def means(images):
+    return images.mean(axis=(1, 2), dtype=np.float32)
 
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Pictures of 20 aspects, one of them broken."""
+    """Images of 20 aspects, one of them broken."""
     random = np.random.default_rng(0)
     for i in range(40):
         size = (30 + 3 * (i % 10), 30) if i % 2 else (30, 40 + 5 * (i % 10))
@@ -37,30 +37,30 @@ def mixed(tmp_path):
 
 def test_parts_are_what_the_whole_is(mixed):
     for short_edge in (False, True):
-        model = Describer(means, 32, short_edge)
+        model = Embedder(means, 32, short_edge)
         whole, left_out = embed_images(model, mixed, batch_size=4)
         assert whole.ids.tolist() == [i for i in mixed.ids if i != "20"]
         assert [each.id for each in left_out] == ["20"]
-        told = []
+        stored = []
         parts = list(
-            described_parts(
-                model, mixed, rows=7, batch_size=4, on_progress=lambda *each: told.append(each)
+            embedded_parts(
+                model, mixed, rows=7, batch_size=4, on_progress=lambda *each: stored.append(each)
             )
         )
         assert [len(part.found) for part in parts] == [7, 7, 6, 7, 7, 5]
         rows = np.concatenate([part.found.descriptors for part in parts])
         np.testing.assert_array_equal(rows, whole.descriptors)
-        for place, row in zip([*range(20), *range(21, 40)], rows, strict=True):
-            alone = resized(mixed.decode(place), 32, short_edge)
+        for position, row in zip([*range(20), *range(21, 40)], rows, strict=True):
+            alone = resized(mixed.decode(position), 32, short_edge)
             np.testing.assert_array_equal(means(alone[None])[0], row)
-        assert [done for done, _ in told] == sorted({done for done, _ in told})
-        assert told[-1] == (40, 40)
+        assert [done for done, _ in stored] == sorted({done for done, _ in stored})
+        assert stored[-1] == (40, 40)
 
 
-def test_a_part_may_have_no_readable_picture(mixed):
-    first, second = described_parts(Describer(means, 8), mixed, rows=20)
+def test_a_part_may_have_no_readable_image(mixed):
+    first, second = embedded_parts(Embedder(means, 8), mixed, rows=20)
     assert first.unreadable == [] and len(second.found) == 19
-    none = described_parts(Describer(means, 8), mixed.subset([0, 20, 1]), rows=1)
+    none = embedded_parts(Embedder(means, 8), mixed.subset([0, 20, 1]), rows=1)
     assert [part.found is None for part in none] == [False, True, False]
 
 
@@ -75,27 +75,27 @@ def test_compilations_are_few(mixed, toys, monkeypatch, tmp_path):
     model = load_model(str(make_export(tmp_path / "export")))
     monkeypatch.setattr(ToyBackbone, "__call__", counted)
     short = model.at_size(32, short_edge=True)
-    parts = list(described_parts(short, mixed, rows=16, batch_size=8))
-    for place in (0, 17, 33):
-        part = parts[place // 16].found
-        alone = short.describe(resized(mixed.decode(place), 32, short_edge=True)[None])[0]
-        row = part.descriptors[part.ids.tolist().index(mixed.ids[place])]
+    parts = list(embedded_parts(short, mixed, rows=16, batch_size=8))
+    for position in (0, 17, 33):
+        part = parts[position // 16].found
+        alone = short.embed_batch(resized(mixed.decode(position), 32, short_edge=True)[None])[0]
+        row = part.descriptors[part.ids.tolist().index(mixed.ids[position])]
         np.testing.assert_allclose(row, alone, atol=1e-6)
     shapes = {shape[1:3] for shape in traced}
     assert shapes == {(32, 32), (32, 64), (64, 32), (96, 32)}
-    # Each shape in batches of two sizes at most, whatever the pictures are; on 8 devices 2 becomes 8.
+    # Each shape in batches of two sizes at most, whatever the images are; on 8 devices 2 becomes 8.
     assert len(traced) == len(shapes)
     traced.clear()
-    list(described_parts(model, mixed, rows=16, batch_size=8))
+    list(embedded_parts(model, mixed, rows=16, batch_size=8))
     assert len(traced) == 1
 
 
 def test_devices_share_a_batch(toys, tmp_path, monkeypatch):
     assert jax.local_device_count() == 8
     model = load_model(str(make_export(tmp_path / "export")))
-    images = find_images(make_pictures(tmp_path / "p", 13))
+    images = find_images(make_images(tmp_path / "p", 13))
     found = embed_images(model, images, batch_size=5)[0].descriptors
-    shared = model._described(np.zeros((8, 32, 32, 3), np.uint8))
+    shared = model._embedded(np.zeros((8, 32, 32, 3), np.uint8))
     assert [shard.data.shape for shard in shared.addressable_shards] == [(1, 4)] * 8
     one = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: one)
@@ -104,7 +104,7 @@ def test_devices_share_a_batch(toys, tmp_path, monkeypatch):
     np.testing.assert_allclose(
         found, embed_images(alone, images, batch_size=5)[0].descriptors, atol=1e-5
     )
-    assert len(alone._described(np.zeros((8, 32, 32, 3), np.uint8)).addressable_shards) == 1
+    assert len(alone._embedded(np.zeros((8, 32, 32, 3), np.uint8)).addressable_shards) == 1
 
 
 def test_fingerprints_follow_the_weights(toys, tmp_path):
@@ -148,10 +148,10 @@ def test_fingerprints_of_version_0_1_are_known():
 
 @dataclasses.dataclass(frozen=True)
 class Made(ImageSet):
-    """Pictures that are made up where they are asked for."""
+    """Images that are made up where they are asked for."""
 
-    def decode(self, place, *, min_side_hint=None):
-        number = int(self.ids[place])
+    def decode(self, position, *, min_side_hint=None):
+        number = int(self.ids[position])
         if number % 1000 == 7:
             raise UnreadableImageError(f"{number}: broken.")
         return Image.new("RGB", (16 + number % 23, 16), (number % 251, number % 13, 7))

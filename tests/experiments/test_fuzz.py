@@ -22,10 +22,10 @@ def test_hostile_input_is_borne(tmp_path):
         "-m", "experiments.fuzz", tmp_path / "out", "--cases=50", "--seed=1", f"--result={result}"
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    told = json.loads(result.read_text())
-    assert told["cases"] == 50 and not told["faulty_cases"]
-    assert told["outcomes"].keys() >= {"picture", "torch", "onnx", "csv", "descriptors", "train"}
-    assert told["outcomes"]["picture"]["listed as unreadable"] > 5
+    stored = json.loads(result.read_text())
+    assert stored["cases"] == 50 and not stored["faulty_cases"]
+    assert stored["outcomes"].keys() >= {"picture", "torch", "onnx", "csv", "descriptors", "train"}
+    assert stored["outcomes"]["picture"]["listed as unreadable"] > 5
     lines = (tmp_path / "out" / "cases.jsonl").read_text().splitlines()
     assert [json.loads(line)["case"] for line in lines] == list(range(50))
 

@@ -1,4 +1,4 @@
-"""The bundled sample: its lists agree, its pictures open, and each is free and attributed."""
+"""The bundled sample: its lists agree, its images open, and each is free and attributed."""
 
 import csv
 import pathlib
@@ -38,7 +38,7 @@ def test_counts_and_names_are_those_of_a_small_disc():
         digits = 5 if letter == "Q" else 6
         assert names == [f"{letter}{i:0{digits}d}.jpg" for i in range(len(names))]
         counts[letter] = len(names)
-    # Whitening a descriptor of 512 numbers needs more training pictures than that.
+    # Whitening a descriptor of 512 dimensions needs more training images than that.
     assert counts == {"R": 360, "Q": 160, "T": 800}
 
 
@@ -46,7 +46,7 @@ def test_the_whole_stays_under_eleven_and_a_half_megabytes():
     assert sum(file.stat().st_size for file in SAMPLE.rglob("*") if file.is_file()) < 11_500_000
 
 
-def test_every_picture_decodes_at_a_useful_size():
+def test_every_image_decodes_at_a_useful_size():
     for folder in FOLDERS.values():
         for file in (SAMPLE / folder).iterdir():
             with Image.open(file) as image:
@@ -66,13 +66,13 @@ def test_ground_truth_names_every_query_once_and_known_references(sources):
     assert len({row["reference_id"] for row in copies}) == len(copies)
 
 
-def test_distractors_and_training_pictures_are_in_no_other_set(sources):
+def test_distractors_and_training_images_are_in_no_other_set(sources):
     truth = {row["query_id"]: row["reference_id"] for row in _table("ground_truth.csv")}
     paths = [(row["package"], row["path"]) for name, row in sources.items() if not truth.get(name)]
     assert len(set(paths)) == len(paths)
 
 
-def test_edits_list_every_query_and_its_second_picture():
+def test_edits_list_every_query_and_its_second_image():
     rows = _table("edits.csv")
     assert [row["query_id"] for row in rows] == [
         row["query_id"] for row in _table("ground_truth.csv")
@@ -80,11 +80,11 @@ def test_edits_list_every_query_and_its_second_picture():
     for row in rows:
         made = row["edits"].split("+")
         assert 1 <= len(made) <= 3 and all(made)
-        assert bool(row["second_picture"]) == bool({"onto", "under"} & set(made))
-        assert re.fullmatch(r"(T\d{6})?", row["second_picture"])
+        assert bool(row["second_image"]) == bool({"onto", "under"} & set(made))
+        assert re.fullmatch(r"(T\d{6})?", row["second_image"])
 
 
-def test_every_picture_has_a_source_with_a_free_licence_and_is_attributed(sources):
+def test_every_image_has_a_source_with_a_free_licence_and_is_attributed(sources):
     files = {file.stem for folder in FOLDERS.values() for file in (SAMPLE / folder).iterdir()}
     assert files == set(sources)
     attribution = (SAMPLE / "ATTRIBUTION.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Pictures in archives."""
+"""Images in archives."""
 
 import io
 import tarfile
@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
-from toy import make_pictures
+from toy import make_images
 
 from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.images.sources import find_images
@@ -15,7 +15,7 @@ from rdcd_jax.images.sources import find_images
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return make_pictures(tmp_path_factory.mktemp("archives") / "set", 5)
+    return make_images(tmp_path_factory.mktemp("archives") / "set", 5)
 
 
 def zipped(path, folder, extra=()):
@@ -43,9 +43,9 @@ def test_an_archive_is_read_as_its_folder(folder, tmp_path, make):
     images, want = find_images(path), find_images(folder)
     assert images.ids == want.ids
     assert all(each.startswith(f"{path}:") for each in images.paths)
-    for place in range(len(want)):
-        assert images.read(place) == want.read(place)
-        np.testing.assert_array_equal(images.decode(place), want.decode(place))
+    for position in range(len(want)):
+        assert images.read(position) == want.read(position)
+        np.testing.assert_array_equal(images.decode(position), want.decode(position))
     assert images.fingerprint()["kind"] == "archive"
 
 
@@ -60,7 +60,7 @@ def test_a_member_that_leads_outside_is_refused_by_name(folder, tmp_path, make, 
     assert repr(name) in str(error.value) and str(path) in str(error.value)
 
 
-def test_links_in_a_tar_are_no_pictures(folder, tmp_path):
+def test_links_in_a_tar_are_no_images(folder, tmp_path):
     path = tarred(tmp_path / "a.tar", folder)
     with tarfile.open(path, "a") as archive:
         link = tarfile.TarInfo("set/link.jpg")
@@ -83,7 +83,7 @@ def test_what_is_no_whole_archive_is_refused(folder, tmp_path):
         find_images(tmp_path / "empty.zip")
 
 
-def test_a_damaged_member_is_one_unreadable_picture(tmp_path):
+def test_a_damaged_member_is_one_unreadable_image(tmp_path):
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from test_perceptual import picture
+from test_perceptual import image
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json
@@ -20,20 +20,20 @@ def sets(tmp_path):
     for folder in (train, references, queries):
         folder.mkdir()
     for seed in range(6):
-        picture(seed, (80 + seed, 60)).save(train / f"T{seed}.png")
+        image(seed, (80 + seed, 60)).save(train / f"T{seed}.png")
     (train / "T6.png").write_bytes((train / "T0.png").read_bytes())
-    picture(1, (81, 60)).save(train / "T7.bmp")
-    picture(2, (200, 160)).save(train / "T8.jpg", quality=60)
-    picture(2, (50, 50)).save(train / "T9.jpg", quality=90)
+    image(1, (81, 60)).save(train / "T7.bmp")
+    image(2, (200, 160)).save(train / "T8.jpg", quality=60)
+    image(2, (50, 50)).save(train / "T9.jpg", quality=90)
     (train / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
     (train / "empty.jpg").write_bytes(b"")
-    picture(100).point(lambda value: 77).save(train / "flat1.png")
-    picture(100).point(lambda value: 78).save(train / "flat2.png")
+    image(100).point(lambda value: 77).save(train / "flat1.png")
+    image(100).point(lambda value: 78).save(train / "flat2.png")
     for seed in range(3):
-        picture(10 + seed).save(references / f"R{seed}.png")
+        image(10 + seed).save(references / f"R{seed}.png")
     (references / "R3.png").write_bytes((train / "T3.png").read_bytes())
-    picture(1, (81, 60)).save(references / "R4.bmp", "TIFF")
-    picture(4, (300, 300)).save(queries / "Q0.jpg", quality=30)
+    image(1, (81, 60)).save(references / "R4.bmp", "TIFF")
+    image(4, (300, 300)).save(queries / "Q0.jpg", quality=30)
     (queries / "Q1.png").write_bytes(b"")
     return train, references, queries
 
@@ -45,7 +45,7 @@ def report(sets):
 
 
 def test_counts_and_sizes(report, sets):
-    assert (report.pictures, report.readable, report.without_structure) == (14, 12, 2)
+    assert (report.images, report.readable, report.without_structure) == (14, 12, 2)
     assert report.formats == {"PNG": 9, "JPEG": 2, "BMP": 1}
     assert report.sizes["width"] == Spread(50, 82.5, 320)
     assert report.sizes["height"] == Spread(50, 60, 240)
@@ -56,7 +56,7 @@ def test_counts_and_sizes(report, sets):
     assert list(report.against.values()) == [5, 2]
 
 
-def test_unreadable_pictures_are_told_with_their_set(report, sets):
+def test_unreadable_images_are_stored_with_their_set(report, sets):
     assert [(each.source, each.id) for each in report.unreadable] == [
         (str(sets[0]), "broken"),
         (str(sets[0]), "empty"),
@@ -85,18 +85,21 @@ def test_overlaps_with_other_sets(report, sets):
 
 
 def test_processes_find_the_same(report, sets):
-    told = []
+    stored = []
     train, *against = sets
     again = check_images(
-        find_images(train), against=against, workers=2, on_progress=lambda *each: told.append(each)
+        find_images(train),
+        against=against,
+        workers=2,
+        on_progress=lambda *each: stored.append(each),
     )
     assert again == report
-    assert told == [(str(train), 14, 14), (str(sets[1]), 5, 5), (str(sets[2]), 2, 2)]
+    assert stored == [(str(train), 14, 14), (str(sets[1]), 5, 5), (str(sets[2]), 2, 2)]
 
 
 def test_text_and_json(report, sets, tmp_path):
     text = report_text(report, lines=1)
-    assert f"{sets[0]}: 14 pictures, 12 readable (9 PNG, 2 JPEG, 1 BMP)" in text
+    assert f"{sets[0]}: 14 images, 12 readable (9 PNG, 2 JPEG, 1 BMP)" in text
     assert "unreadable: 3\n" in text and "  and 2 more\n" in text
     assert "groups of same files: 1\n  T0, T6\n" in text
     assert f"same files also in {sets[1]}: 1\n  T3 is R3\n" in text
@@ -111,7 +114,7 @@ def test_nothing_readable(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"no")
     report = check_images(tmp_path, workers=1)
     assert (report.readable, report.sizes, report.groups) == (0, {}, ())
-    assert "1 pictures, 0 readable (none)" in report_text(report)
+    assert "1 images, 0 readable (none)" in report_text(report)
 
 
 def test_a_set_given_twice_is_refused(sets):
@@ -119,17 +122,17 @@ def test_a_set_given_twice_is_refused(sets):
         check_images(sets[0], against=[sets[1], sets[0]])
 
 
-def test_look_alikes_are_not_joined_by_a_picture_of_another_set(tmp_path, monkeypatch):
+def test_look_alikes_are_not_joined_by_an_image_of_another_set(tmp_path, monkeypatch):
     """A and B are both near C, which only the other set holds, and not near each other."""
     hashes = {80: 0b1111, 81: 0b1111 << 20, 82: 0}
-    thumbnail = picture(0).convert("L").resize((8, 8)).tobytes()
+    thumbnail = image(0).convert("L").resize((8, 8)).tobytes()
     monkeypatch.setattr(
         "rdcd_jax.images.check_set.perceptual_hash",
         lambda image: (hashes[image.width], list(thumbnail)),
     )
     for name, width in (("own/A", 80), ("own/B", 81), ("other/C", 82)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        picture(width, (width, 60)).save(tmp_path / f"{name}.png")
+        image(width, (width, 60)).save(tmp_path / f"{name}.png")
     report = check_images(tmp_path / "own", against=[tmp_path / "other"], workers=1)
     assert report.groups == ()
     assert [(each.id, each.distance) for each in report.overlaps] == [("A", 4), ("B", 4)]
@@ -152,7 +155,7 @@ else:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
-def test_a_killed_process_is_told(sets, tmp_path):
+def test_a_killed_process_is_stored(sets, tmp_path):
     (tmp_path / "kill.py").write_text(KILLING)
     done = subprocess.run(
         [sys.executable, str(tmp_path / "kill.py"), str(sets[0])],

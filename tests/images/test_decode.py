@@ -22,7 +22,7 @@ from rdcd_jax.images.decode import (
 
 @pytest.fixture
 def photo():
-    """A smooth 64 x 48 RGB picture, no two corners alike."""
+    """A smooth 64 x 48 RGB image, no two corners alike."""
     y, x = np.mgrid[0:48, 0:64]
     return Image.fromarray(np.stack([4 * x, 5 * y, 255 - 4 * x], -1).astype(np.uint8))
 
@@ -143,7 +143,7 @@ def test_names_with_spaces_and_other_letters(tmp_path, photo):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_large_pictures_are_reduced_but_never_below_the_hint(tmp_path, suffix):
+def test_large_images_are_reduced_but_never_below_the_hint(tmp_path, suffix):
     noise = np.random.default_rng(0).integers(0, 256, (25, 38, 3), dtype=np.uint8)
     image = Image.fromarray(noise).resize((608, 400), Image.Resampling.BICUBIC)
     options = {"quality": 95} if suffix == "jpg" else {}
@@ -177,7 +177,7 @@ def bomb_png(width, height):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
-def test_truncated_pictures_are_unreadable(tmp_path, photo, kind):
+def test_truncated_images_are_unreadable(tmp_path, photo, kind):
     whole = encoded(photo, kind)
     for part in (0.2, 0.6):
         (tmp_path / "a.jpg").write_bytes(whole[: int(len(whole) * part)])
@@ -196,7 +196,7 @@ def test_truncated_pictures_are_unreadable(tmp_path, photo, kind):
     ],
     ids=["empty", "web page", "JPEG header", "200 megapixels", "a program"],
 )
-def test_what_is_no_picture_is_unreadable_in_one_sentence(tmp_path, content, says):
+def test_what_is_no_image_is_unreadable_in_one_sentence(tmp_path, content, says):
     path = tmp_path / "some name.jpg"
     path.write_bytes(content)
     with pytest.raises(UnreadableImageError, match=says) as error:
@@ -210,7 +210,7 @@ def test_a_missing_file_is_unreadable(tmp_path):
         decode_rgb(tmp_path / "gone.jpg")
 
 
-def test_only_formats_of_pictures_are_tried():
+def test_only_formats_of_images_are_tried():
     assert {"JPEG", "PNG", "WEBP"} <= set(FORMATS) and not {"EPS", "PSD", "FITS"} & set(FORMATS)
 
 

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from toy import make_pictures
+from toy import make_images
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images import pack
@@ -22,8 +22,8 @@ from rdcd_jax.images.sources import find_images
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Twenty pictures, of which two cannot be read."""
-    folder = make_pictures(tmp_path_factory.mktemp("pack") / "pictures", 20)
+    """Twenty images, of which two cannot be read."""
+    folder = make_images(tmp_path_factory.mktemp("pack") / "pictures", 20)
     (folder / "T00004.jpg").write_bytes(b"no picture")
     whole = (folder / "T00015.jpg").read_bytes()
     (folder / "T00015.jpg").write_bytes(whole[:-60])
@@ -40,7 +40,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_unreadable_pictures_are_left_out_and_listed(folder, packed):
+def test_unreadable_images_are_left_out_and_listed(folder, packed):
     ids = find_images(packed).ids
     assert ids == tuple(id_ for id_ in find_images(folder).ids if id_ not in ("T00004", "T00015"))
     lines = (packed / "unreadable.txt").read_text().splitlines()
@@ -51,14 +51,14 @@ def test_unreadable_pictures_are_left_out_and_listed(folder, packed):
     assert "not an image" in lines[0] and "truncated" in lines[1]
 
 
-def test_processes_make_the_same_shards_and_tell_how_far_they_are(folder, packed, tmp_path):
-    told = []
+def test_processes_make_the_same_shards_and_report_how_far_they_are(folder, packed, tmp_path):
+    stored = []
     done = pack_images(
-        folder, tmp_path / "out", shards=5, workers=2, on_progress=lambda *each: told.append(each)
+        folder, tmp_path / "out", shards=5, workers=2, on_progress=lambda *each: stored.append(each)
     )
-    assert (done.pictures, done.shards, len(done.unreadable)) == (18, 5, 2)
+    assert (done.images, done.shards, len(done.unreadable)) == (18, 5, 2)
     assert contents(tmp_path / "out") == contents(packed)
-    assert told[-1] == (20, 20) and told == sorted(set(told))
+    assert stored[-1] == (20, 20) and stored == sorted(set(stored))
 
 
 def test_an_ended_pack_goes_on_from_sound_shards(folder, packed, tmp_path, monkeypatch):
@@ -70,7 +70,7 @@ def test_an_ended_pack_goes_on_from_sound_shards(folder, packed, tmp_path, monke
     flipped[-1] ^= 1
     shards[3].write_bytes(flipped)
     pathlib.Path(f"{shards[4]}.json").unlink()  # ended before its index
-    (out / ".pictures-00001-of-00005-abc.array_record").write_bytes(b"half")
+    (out / ".images-00001-of-00005-abc.array_record").write_bytes(b"half")
     (out / "unreadable.txt").unlink()
     made = []
     real = pack._write_records
@@ -85,7 +85,7 @@ def test_an_ended_pack_goes_on_from_sound_shards(folder, packed, tmp_path, monke
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_killed_pack_goes_on(tmp_path):
-    folder = make_pictures(tmp_path / "pictures", 60, size=480)
+    folder = make_images(tmp_path / "pictures", 60, size=480)
     words = [sys.executable, "-m", "rdcd_jax", "data", "pack", str(folder)]
     root = str(pathlib.Path(pack.__file__).parents[2])
     options = ["--shards=12", "--short-side=100", "--workers=2"]
@@ -95,19 +95,19 @@ def test_a_killed_pack_goes_on(tmp_path):
         [*words, str(out), *options], env=environment, stderr=subprocess.DEVNULL
     ) as run:
         limit = time.monotonic() + 30
-        while not list(out.glob("pictures-*.array_record")) and time.monotonic() < limit:
+        while not list(out.glob("images-*.array_record")) and time.monotonic() < limit:
             time.sleep(0.005)
         run.send_signal(signal.SIGKILL)
     time.sleep(0.5)  # its workers leave with it
-    before = {path: path.stat().st_mtime_ns for path in out.glob("pictures-*.array_record")}
+    before = {path: path.stat().st_mtime_ns for path in out.glob("images-*.array_record")}
     assert before and not (out / "unreadable.txt").exists()
     done = pack_images(folder, out, shards=12, short_side=100)
-    assert done.pictures == 60
+    assert done.images == 60
     pack_images(folder, tmp_path / "undisturbed", shards=12, short_side=100)
     assert contents(out) == contents(tmp_path / "undisturbed")
 
 
-def test_pictures_are_reduced_and_never_enlarged(tmp_path):
+def test_images_are_reduced_and_never_enlarged(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     wave = np.sin(np.linspace(0, 6, 300))[:, None, None] * np.ones((1, 400, 3))
@@ -120,9 +120,9 @@ def test_pictures_are_reduced_and_never_enlarged(tmp_path):
     large.resize((40, 30)).save(folder / "tiny.jpg")
     pack_images(folder, tmp_path / "out", short_side=100, quality=90)
     images = find_images(tmp_path / "out")
-    size = {id_: images.decode(place).size for place, id_ in enumerate(images.ids)}
+    size = {id_: images.decode(position).size for position, id_ in enumerate(images.ids)}
     assert size == {"large": (133, 100), "lying": (100, 133), "small": (40, 30), "tiny": (40, 30)}
-    stored = {id_: images.read(place) for place, id_ in enumerate(images.ids)}
+    stored = {id_: images.read(position) for position, id_ in enumerate(images.ids)}
     assert all(content.startswith(b"\xff\xd8\xff") for content in stored.values())
     assert stored["tiny"] == (folder / "tiny.jpg").read_bytes()
     got = np.asarray(images.decode(0), np.float32)
@@ -153,18 +153,18 @@ def test_other_settings_are_refused(folder, packed, options, says):
 def test_another_source_is_refused(folder, packed, tmp_path):
     before = contents(packed)
     other = shutil.copytree(folder, tmp_path / "other")
-    with pytest.raises(UserError, match=r"begun with source = .*pictures'.* this is .*other'"):
+    with pytest.raises(UserError, match=r"begun with source = .*images'.* this is .*other'"):
         pack_images(other, packed, shards=5)
     shutil.copy(folder / "T00000.jpg", folder / "more.jpg")
     try:
-        with pytest.raises(UserError, match="there were 20 pictures, and now there are 21"):
+        with pytest.raises(UserError, match="there were 20 images, and now there are 21"):
             pack_images(folder, packed, shards=5)
     finally:
         (folder / "more.jpg").unlink()
     assert contents(packed) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("dear diary")
-    with pytest.raises(UserError, match="mine exists and is no folder of packed pictures"):
+    with pytest.raises(UserError, match="mine exists and is no folder of packed images"):
         pack_images(folder, tmp_path / "mine")
     assert contents(tmp_path / "mine") == {"diary.txt": b"dear diary"}
 
@@ -178,7 +178,7 @@ def test_a_damaged_plan_is_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"shards": 21}, "21 shards are too many for 20 pictures"),
+        ({"shards": 21}, "21 shards are too many for 20 images"),
         ({"shards": 0}, "shards=0"),
         ({"shard_size": -1}, "shard_size=-1"),
         ({"shards": 1, "shard_size": 1}, "not both"),
@@ -226,8 +226,8 @@ def test_the_command_packs(folder, tmp_path, capsys):
 
     assert main(["data", "pack", str(folder), str(tmp_path / "out"), "--shard-size=7"]) == 0
     said = capsys.readouterr()
-    assert "out holds 18 pictures; shards: 3." in said.out
-    assert "2 pictures could not be read" in said.err and "unreadable.txt" in said.err
+    assert "out holds 18 images; shards: 3." in said.out
+    assert "2 images could not be read" in said.err and "unreadable.txt" in said.err
     assert json.loads((tmp_path / "out" / "pack.json").read_text())["shards"] == 3
     assert main(["data", "pack", str(folder), str(tmp_path / "out")]) == 1
     assert "begun with shards = 3" in capsys.readouterr().err

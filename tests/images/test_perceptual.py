@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from rdcd_jax.images.perceptual import close_pairs, near_duplicates, perceptual_hash
 
 
-def picture(seed, size=(320, 240)):
+def image(seed, size=(320, 240)):
     """Smooth random colours, as distinct as photographs."""
     pixels = np.random.default_rng(seed).integers(0, 256, size=(9, 9, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
@@ -45,17 +45,17 @@ def captioned(image):
 )
 def test_small_edits_keep_the_hash_close(edit):
     for seed in range(20):
-        assert distance(picture(seed), edit(picture(seed))) <= 6
+        assert distance(image(seed), edit(image(seed))) <= 6
 
 
-def test_other_pictures_are_far():
-    hashes = [perceptual_hash(picture(seed))[0] for seed in range(40)]
+def test_other_images_are_far():
+    hashes = [perceptual_hash(image(seed))[0] for seed in range(40)]
     apart = [(a ^ b).bit_count() for i, a in enumerate(hashes) for b in hashes[:i]]
     assert min(apart) > 8 and 28 < np.mean(apart) < 36
 
 
 def test_hash_and_thumbnail_by_hand():
-    # One wave along each axis: only the coefficient (1, 1) counts, and its sign turns with the picture.
+    # One wave along each axis: only the coefficient (1, 1) counts, and its sign turns with the image.
     wave = np.cos(np.pi * (np.arange(32) + 0.5) / 32)
     grey = np.rint(128 + 100 * np.outer(wave, wave)).astype(np.uint8)
     hashed, thumbnail = perceptual_hash(Image.fromarray(grey))
@@ -65,7 +65,7 @@ def test_hash_and_thumbnail_by_hand():
     assert perceptual_hash(Image.fromarray(255 - grey))[0] >> 63 == 0
 
 
-def test_a_picture_without_structure_has_no_hash():
+def test_an_image_without_structure_has_no_hash():
     assert perceptual_hash(Image.new("RGB", (50, 50), "red")) is None
     noise = np.random.default_rng(0).integers(0, 256, size=(512, 512, 3), dtype=np.uint8)
     assert perceptual_hash(Image.fromarray(noise)) is None

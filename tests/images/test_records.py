@@ -1,4 +1,4 @@
-"""Pictures in records: packed shards, and prepared data sets of tensorflow-datasets."""
+"""Images in records: packed shards, and prepared data sets of tensorflow-datasets."""
 
 import pathlib
 import pickle
@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from toy import make_pictures
+from toy import make_images
 
 from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.images import records
@@ -16,7 +16,7 @@ from rdcd_jax.images.sources import changed, find_images
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return make_pictures(tmp_path_factory.mktemp("records") / "pictures", 10)
+    return make_images(tmp_path_factory.mktemp("records") / "pictures", 10)
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +37,12 @@ def shards_of(folder):
     return sorted(folder.glob("*.array_record"))
 
 
-def test_packed_pictures_are_those_of_the_folder(folder, packed):
+def test_packed_images_are_those_of_the_folder(folder, packed):
     images, want = find_images(packed), find_images(folder)
     assert images.ids == want.ids and len(images) == 10
     assert images.paths[4] == f"{shards_of(packed)[1]}:1"
-    for place in range(10):
-        assert images.read(place) == pathlib.Path(want.paths[place]).read_bytes()
+    for position in range(10):
+        assert images.read(position) == pathlib.Path(want.paths[position]).read_bytes()
     np.testing.assert_array_equal(images.decode(7), want.decode(7))
     assert images.decode(7, min_side_hint=12).size == (12, 12)
     again = pickle.loads(pickle.dumps(images))
@@ -59,7 +59,7 @@ def test_subsets_keep_their_reader(packed):
 def test_a_shard_and_a_pattern_are_sources_too(packed):
     images = find_images(packed)
     assert find_images(shards_of(packed)[1]).ids == images.ids[3:6]
-    assert find_images(f"{packed}/pictures-0000[02]-*.array_record").ids == (
+    assert find_images(f"{packed}/images-0000[02]-*.array_record").ids == (
         *images.ids[:3],
         *images.ids[6:],
     )
@@ -75,7 +75,7 @@ def test_listing_opens_no_shard(copy):
 
 def test_shards_beside_loose_images_are_refused(copy, folder):
     shutil.copy(next(folder.iterdir()), copy / "loose.jpg")
-    with pytest.raises(UserError, match=r"pictures-00000.*loose images \(loose\.jpg\)"):
+    with pytest.raises(UserError, match=r"images-00000.*loose images \(loose\.jpg\)"):
         find_images(copy)
 
 
@@ -83,22 +83,20 @@ def test_two_packs_of_the_same_ids_are_refused(packed, copy):
     (copy.parent / "both").mkdir()
     shutil.copytree(packed, copy.parent / "both" / "a")
     shutil.copytree(packed, copy.parent / "both" / "b")
-    with pytest.raises(UserError, match="two pictures have the id 'T00000'"):
+    with pytest.raises(UserError, match="two images have the id 'T00000'"):
         find_images(copy.parent / "both")
 
 
 def test_a_shard_cut_short_is_named(copy):
     shard = shards_of(copy)[1]
     shard.write_bytes(shard.read_bytes()[:-1000])
-    with pytest.raises(
-        UserError, match=r"pictures-00001-of-00003\.array_record is cut short .*pack"
-    ):
+    with pytest.raises(UserError, match=r"images-00001-of-00003\.array_record is cut short .*pack"):
         find_images(copy)
 
 
 def test_a_shard_that_is_gone_is_named(copy):
     shards_of(copy)[2].unlink()
-    with pytest.raises(UserError, match=r"pictures-00002-of-00003\.array_record is missing"):
+    with pytest.raises(UserError, match=r"images-00002-of-00003\.array_record is missing"):
         find_images(copy)
 
 
@@ -106,19 +104,19 @@ def test_a_shard_that_goes_later_ends_the_work(copy):
     images = find_images(copy)
     shard = shards_of(copy)[0]
     shard.write_bytes(shard.read_bytes()[:70_000])
-    with pytest.raises(UserError, match=r"pictures-00000-of-00003\.array_record is cut") as error:
+    with pytest.raises(UserError, match=r"images-00000-of-00003\.array_record is cut") as error:
         images.read(0)
     assert not isinstance(error.value, UnreadableImageError)
     shard.unlink()
-    with pytest.raises(UserError, match=r"pictures-00000-of-00003\.array_record is cut.*gone"):
+    with pytest.raises(UserError, match=r"images-00000-of-00003\.array_record is cut.*gone"):
         images.read(0)
 
 
-def test_one_flipped_bit_costs_one_picture(copy, folder):
+def test_one_flipped_bit_costs_one_image(copy, folder):
     shard = shards_of(copy)[0]
     content = bytearray(shard.read_bytes())
-    picture = sorted(folder.iterdir())[1].read_bytes()
-    content[content.index(picture) + 200] ^= 1
+    image = sorted(folder.iterdir())[1].read_bytes()
+    content[content.index(image) + 200] ^= 1
     shard.write_bytes(content)
     images = find_images(copy)
     with pytest.raises(UnreadableImageError, match=r"00000-of-00003\.array_record:1: .*pack"):
@@ -139,12 +137,12 @@ def test_a_damaged_index_is_named(copy, text):
         find_images(copy)
 
 
-def test_fingerprints_tell_what_changed(folder, packed, tmp_path):
+def test_fingerprints_report_what_changed(folder, packed, tmp_path):
     files, shards = find_images(folder).fingerprint(), find_images(packed).fingerprint()
     assert changed(files, files) == changed({}, files) == ""
     assert changed(files, shards) == "they lay in files, and now lie in shards"
     fewer = find_images(shards_of(packed)[0]).fingerprint()
-    assert changed(shards, fewer) == "there were 10 pictures, and now there are 3"
+    assert changed(shards, fewer) == "there were 10 images, and now there are 3"
     pack_images(folder, tmp_path / "small", shards=3, short_side=32)
     small = find_images(tmp_path / "small").fingerprint()
     assert "same ids, but their records (shards) hold" in changed(shards, small)
@@ -160,7 +158,7 @@ def tfds_folder(folder, tmp_path_factory):
     """A prepared data set `toyset` with ids, and `plain` without."""
     tfds = pytest.importorskip("tensorflow_datasets")
     root = tmp_path_factory.mktemp("tfds")
-    picture = tfds.features.Image(encoding_format="jpeg")
+    image = tfds.features.Image(encoding_format="jpeg")
 
     def prepare(called, features, examples):
         class Toy(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -182,10 +180,10 @@ def tfds_folder(folder, tmp_path_factory):
     contents = [(path.stem, path.read_bytes()) for path in sorted(folder.iterdir())]
     prepare(
         "toyset",
-        {"id": tfds.features.Text(), "image": picture},
+        {"id": tfds.features.Text(), "image": image},
         [{"id": id_, "image": content} for id_, content in contents],
     )
-    prepare("plain", {"image": picture}, [{"image": content} for _, content in contents[:3]])
+    prepare("plain", {"image": image}, [{"image": content} for _, content in contents[:3]])
     return root
 
 
@@ -196,8 +194,8 @@ def test_a_prepared_data_set_is_read_undecoded(folder, tfds_folder, tmp_path, mo
     assert sorted(images.ids) == list(want.ids)
     assert images.paths[0] == "tfds:toyset/train:0"
     images = pickle.loads(pickle.dumps(images))
-    for place, id_ in enumerate(images.ids):
-        assert images.read(place) == (folder / f"{id_}.jpg").read_bytes()
+    for position, id_ in enumerate(images.ids):
+        assert images.read(position) == (folder / f"{id_}.jpg").read_bytes()
     assert images.decode(0).size == (48, 48)
     assert find_images("tfds:toyset/train").ids == images.ids
     assert find_images("tfds:plain/train").ids == ("0", "1", "2")

@@ -27,7 +27,7 @@ def test_a_folder_gives_its_images_sorted_by_path(tmp_path):
 
 
 def test_a_text_file_gives_its_lines_in_order(tmp_path):
-    touch(tmp_path, "pictures/b c.jpg", "elsewhere/a.png")
+    touch(tmp_path, "images/b c.jpg", "elsewhere/a.png")
     text = f"\ufeffpictures/b c.jpg\r\n\n{tmp_path / 'elsewhere' / 'a.png'}\nmissing.jpg\n"
     (tmp_path / "list.txt").write_bytes(text.encode())
     images = find_images(str(tmp_path / "list.txt"))
@@ -35,7 +35,7 @@ def test_a_text_file_gives_its_lines_in_order(tmp_path):
     assert [os.path.isfile(path) for path in images.paths] == [True, True, False]
 
 
-def test_pictures_by_themselves_and_several_sources(tmp_path):
+def test_images_by_themselves_and_several_sources(tmp_path):
     for name in ("a/1.jpg", "a/2.png", "b/1.jpg", "b/3.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")

@@ -10,12 +10,12 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from PIL import Image
-from toy import make_export, make_pictures
+from toy import make_export, make_images
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import Descriptors
-from rdcd_jax.embedding.stream import Describer
+from rdcd_jax.embedding.stream import Embedder
 from rdcd_jax.index import Index, store
 from rdcd_jax.index.duplicates import groups_of
 from rdcd_jax.search import backends as exact_search
@@ -24,7 +24,7 @@ from rdcd_jax.search.calibration import Calibration
 DIM = 8
 
 
-class Sized(Describer):
+class Sized(Embedder):
     """A function as a model that indexes can be made with."""
 
     dim = DIM
@@ -38,7 +38,7 @@ def unit_rows(count, seed=0, dim=DIM):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def described(count, prefix="a", seed=0):
+def embedded(count, prefix="a", seed=0):
     ids = np.asarray([f"{prefix}{i}" for i in range(count)])
     return Descriptors(ids, unit_rows(count, seed), "made up")
 
@@ -66,7 +66,7 @@ def everything(folder):
 )
 def test_rows_come_back_as_precise_as_their_dtype(dtype, tolerance, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "FULL", 7)
-    first, second = described(10), described(9, "b", 1)
+    first, second = embedded(10), embedded(9, "b", 1)
     filled(tmp_path / "x", first, second, dtype=dtype)
     ids, rows = everything(tmp_path / "x")
     assert ids == [*first.ids, *second.ids]
@@ -78,7 +78,7 @@ def test_rows_come_back_as_precise_as_their_dtype(dtype, tolerance, tmp_path, mo
 
 def test_removal_writes_only_what_it_must(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "FULL", 5)
-    folder = filled(tmp_path / "x", described(15))
+    folder = filled(tmp_path / "x", embedded(15))
     before = store.read_manifest(folder).segments
     with store.writer(folder) as writer:
         assert writer.remove(["a6", "nosuch", "a10", "a11", "a12", "a13", "a14"]) == 6
@@ -87,14 +87,14 @@ def test_removal_writes_only_what_it_must(tmp_path, monkeypatch):
     ids, rows = everything(folder)
     keep = [0, 1, 2, 3, 4, 5, 7, 8, 9]
     assert ids == [f"a{i}" for i in keep]
-    np.testing.assert_array_equal(rows, described(15).descriptors[keep])
+    np.testing.assert_array_equal(rows, embedded(15).descriptors[keep])
     names = {path.name.partition(".")[0] for path in (folder / store.SEGMENTS).iterdir()}
     assert names == {f"{number:06d}" for number, _ in after}
 
 
 @pytest.mark.parametrize("when", ["rows", "manifest"])
 def test_a_killed_writer_loses_only_what_was_not_in_yet(when, tmp_path, monkeypatch):
-    folder = filled(tmp_path / "x", described(6))
+    folder = filled(tmp_path / "x", embedded(6))
 
     class Killed(Exception):
         pass
@@ -104,12 +104,12 @@ def test_a_killed_writer_loses_only_what_was_not_in_yet(when, tmp_path, monkeypa
 
     with monkeypatch.context() as broken, pytest.raises(Killed), store.writer(folder) as writer:
         broken.setattr(*{"rows": (np, "save"), "manifest": (store, "write_json")}[when], killed)
-        writer.add(described(3, "b", 1))
+        writer.add(embedded(3, "b", 1))
     ids, rows = everything(folder)
     assert ids == [f"a{i}" for i in range(6)]
-    np.testing.assert_array_equal(rows, described(6).descriptors)
+    np.testing.assert_array_equal(rows, embedded(6).descriptors)
     with store.writer(folder) as writer:
-        writer.add(described(3, "b", 1))
+        writer.add(embedded(3, "b", 1))
     assert everything(folder)[0] == [*(f"a{i}" for i in range(6)), "b0", "b1", "b2"]
     files = len(list((folder / store.SEGMENTS).iterdir()))
     assert files == 2, "what the killed writer left is still there"
@@ -122,7 +122,7 @@ def _hold(folder, ready, done):
 
 
 def test_a_second_writer_is_refused_and_readers_are_not(tmp_path):
-    folder = filled(tmp_path / "x", described(6))
+    folder = filled(tmp_path / "x", embedded(6))
     context = multiprocessing.get_context("spawn")
     ready, done = context.Event(), context.Event()
     holder = context.Process(target=_hold, args=(folder, ready, done))
@@ -139,15 +139,15 @@ def test_a_second_writer_is_refused_and_readers_are_not(tmp_path):
         done.set()
         holder.join()
     with store.writer(folder) as writer:
-        writer.add(described(1, "b"))
+        writer.add(embedded(1, "b"))
 
 
 def damage(folder, how):
     manifest = folder / store.MANIFEST
-    told = json.loads(manifest.read_text())
+    stored = json.loads(manifest.read_text())
     rows = next((folder / store.SEGMENTS).glob("*.rows.npy"))
     if how == "later":
-        manifest.write_text(json.dumps({**told, "format": 5}))
+        manifest.write_text(json.dumps({**stored, "format": 5}))
     elif how == "cut manifest":
         manifest.write_text(manifest.read_text()[:40])
     elif how == "cut rows":
@@ -155,46 +155,46 @@ def damage(folder, how):
     elif how == "no rows":
         rows.unlink()
     elif how == "other size":
-        manifest.write_text(json.dumps({**told, "dim": 9}))
+        manifest.write_text(json.dumps({**stored, "dim": 9}))
     elif how == "no index":
         manifest.unlink()
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "stored"),
     [
         ("later", r"is of format 5, and this version of rdcd-jax reads 3 and 4"),
         ("cut manifest", r"index\.json is damaged"),
         ("cut rows", r"rows\.npy: segment 0 of the index is missing or damaged"),
         ("no rows", r"rows\.npy: segment 0 of the index is missing or damaged"),
-        ("other size", r"does not hold 6 rows of 9 numbers in float32"),
+        ("other size", r"does not hold 6 rows of 9 dimensions in float32"),
         ("no index", r"is not an index: it has no index\.json"),
     ],
 )
-def test_damage_is_named(how, told, tmp_path):
-    folder = filled(tmp_path / "x", described(6))
+def test_damage_is_named(how, stored, tmp_path):
+    folder = filled(tmp_path / "x", embedded(6))
     damage(folder, how)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=stored):
         everything(folder)
 
 
 def test_other_sizes_are_refused(tmp_path):
-    folder = filled(tmp_path / "x", described(6))
+    folder = filled(tmp_path / "x", embedded(6))
     other = Descriptors(np.asarray(["b"]), unit_rows(1, dim=4), "other")
     with pytest.raises(
-        UserError, match=r"holds descriptors of 8 numbers, and these of other have 4"
+        UserError, match=r"holds descriptors of 8 dimensions, and these of other have 4"
     ):
         filled(folder, other)
 
 
 def test_search_over_segments_is_exact(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "FULL", 16)
-    base, queries = described(50), unit_rows(7, seed=2)
+    base, queries = embedded(50), unit_rows(7, seed=2)
     index = Index(filled(tmp_path / "x", base))
-    scores, places = index.nearest(queries, 20)
+    scores, positions = index.nearest(queries, 20)
     expected = exact_search.knn(queries, base.descriptors, 20, "numpy")
     np.testing.assert_array_equal(scores, expected[0])
-    np.testing.assert_array_equal(places, expected[1])
+    np.testing.assert_array_equal(positions, expected[1])
     assert index.nearest(queries, 99)[0].shape == (7, 50)
 
 
@@ -207,17 +207,17 @@ def test_int8_rows_keep_their_product_with_the_row_itself(tmp_path):
     assert 0 < np.abs(kept - rows).max() < 0.01
 
 
-@pytest.mark.parametrize("bad, told", [(0, "are zero"), (np.nan, "hold NaN")])
-def test_rows_that_resemble_nothing_are_refused(bad, told, tmp_path):
+@pytest.mark.parametrize("bad, stored", [(0, "are zero"), (np.nan, "hold NaN")])
+def test_rows_that_resemble_nothing_are_refused(bad, stored, tmp_path):
     rows = unit_rows(5)
     rows[3] = bad
     found = Descriptors(np.asarray(list("abcde")), rows, "made up")
-    with pytest.raises(UserError, match=f"made up: 1 of 5 descriptors {told}.*the first for d"):
+    with pytest.raises(UserError, match=f"made up: 1 of 5 descriptors {stored}.*the first for d"):
         filled(tmp_path / "x", found)
 
 
 def test_only_its_own_files_are_deleted(tmp_path):
-    folder = filled(tmp_path / "x", described(6))
+    folder = filled(tmp_path / "x", embedded(6))
     (folder / store.SEGMENTS / "part1.ts").write_text("a film")
     (folder / store.SEGMENTS / "folder").mkdir()
     with store.writer(folder) as writer:
@@ -230,13 +230,13 @@ def test_only_its_own_files_are_deleted(tmp_path):
 
 
 def test_a_reader_begins_again_where_a_writer_was_quicker(tmp_path, monkeypatch):
-    index = Index(filled(tmp_path / "x", described(6)))
+    index = Index(filled(tmp_path / "x", embedded(6)))
     read, written = store.read_segment, []
 
     def slow(*args):
         if not written:
             written.append(True)
-            filled(tmp_path / "x", described(4, "b", 1))
+            filled(tmp_path / "x", embedded(4, "b", 1))
         return read(*args)
 
     monkeypatch.setattr(store, "read_segment", slow)
@@ -255,8 +255,8 @@ def test_groups_are_joined_by_their_links():
     assert groups_of(["a", "b"], rows[3:5], 0.99) == []
 
 
-def test_a_large_group_is_told_as_one():
-    # Twenty-five equal pictures and as many of their likes: the nearest of each are its equals.
+def test_a_large_group_is_stored_as_one():
+    # Twenty-five equal images and as many of their likes: the nearest of each are its equals.
     first, second = np.eye(2, DIM, dtype=np.float32)
     second = 0.95 * first + np.sqrt(1 - 0.95**2, dtype=np.float32) * second
     rows = np.concatenate([np.tile(first, (25, 1)), np.tile(second, (25, 1)), unit_rows(5)])
@@ -271,75 +271,73 @@ def model(tmp_path, toys):
 
 
 def test_build_add_search_remove(model, tmp_path):
-    pictures = make_pictures(tmp_path / "pictures", 12)
-    index, added, unreadable = Index.build(tmp_path / "x", pictures, model=model)
+    images = make_images(tmp_path / "pictures", 12)
+    index, added, unreadable = Index.build(tmp_path / "x", images, model=model)
     assert (len(index), added, unreadable) == (12, 12, [])
-    matches, _ = index.search(pictures, k=3)
+    matches, _ = index.search(images, k=3)
     first = matches[::3]
     assert [match.query for match in first] == [match.reference for match in first]
     assert all(abs(match.score - 1) < 1e-5 for match in first)
-    (pictures / "broken.jpg").write_bytes(b"no picture")
-    make_pictures(pictures, 14)
-    added, unreadable = index.add(pictures)
+    (images / "broken.jpg").write_bytes(b"no picture")
+    make_images(images, 14)
+    added, unreadable = index.add(images)
     assert (added, [each.id for each in unreadable], len(index)) == (2, ["broken"], 14)
     assert index.remove(["T00000"]) == 1
-    assert "T00000" not in {match.reference for match in Index(tmp_path / "x").search(pictures)[0]}
+    assert "T00000" not in {match.reference for match in Index(tmp_path / "x").search(images)[0]}
 
 
 def test_an_index_of_another_model_is_not_gone_on_with(model, tmp_path, toys):
-    pictures = make_pictures(tmp_path / "pictures", 4)
-    Index.build(tmp_path / "x", pictures, model=model)
+    images = make_images(tmp_path / "pictures", 4)
+    Index.build(tmp_path / "x", images, model=model)
     other = str(make_export(tmp_path / "other", dim=6))
     with pytest.raises(
         UserError, match=r"is an index with model .*model, and this would have .*other"
     ):
-        Index.build(tmp_path / "x", pictures, model=other)
+        Index.build(tmp_path / "x", images, model=other)
 
 
 def test_an_index_of_other_weights_is_refused(model, tmp_path):
-    pictures = make_pictures(tmp_path / "pictures", 4)
-    index, _, _ = Index.build(tmp_path / "x", pictures, model=model)
+    images = make_images(tmp_path / "pictures", 4)
+    index, _, _ = Index.build(tmp_path / "x", images, model=model)
     make_export(pathlib.Path(model), seed=1)
-    make_pictures(pictures, 5)
+    make_images(images, 5)
     for use in (Index(index.folder).search, Index(index.folder).add):
         with pytest.raises(UserError, match="was made by other weights of"):
-            use(pictures)
+            use(images)
     with pytest.raises(UserError, match="was made by other weights of"):
-        Index.build(tmp_path / "x", pictures, model=model)
+        Index.build(tmp_path / "x", images, model=model)
 
 
-def test_an_index_that_another_took_the_place_of_is_refused(model, tmp_path):
-    pictures = make_pictures(tmp_path / "pictures", 4)
-    index, _, _ = Index.build(tmp_path / "x", pictures, model=model)
-    assert index.search(pictures)[0]
+def test_an_index_that_another_took_the_position_of_is_refused(model, tmp_path):
+    images = make_images(tmp_path / "pictures", 4)
+    index, _, _ = Index.build(tmp_path / "x", images, model=model)
+    assert index.search(images)[0]
     other = make_export(tmp_path / "other", seed=1)
-    for settings, told in (({"image_size": 16}, "of 16 pixels"), ({}, "by other weights")):
+    for settings, stored in (({"image_size": 16}, "of 16 pixels"), ({}, "by other weights")):
         shutil.rmtree(tmp_path / "x")
-        Index.build(
-            tmp_path / "x", pictures, model=str(other if not settings else model), **settings
-        )
+        Index.build(tmp_path / "x", images, model=str(other if not settings else model), **settings)
         for use in (index.search, index.add):
-            with pytest.raises(UserError, match=told):
-                use(pictures)
-    assert len(Index(tmp_path / "x").search(pictures, k=1)[0]) == 4
+            with pytest.raises(UserError, match=stored):
+                use(images)
+    assert len(Index(tmp_path / "x").search(images, k=1)[0]) == 4
 
 
 def test_the_model_is_found_from_any_folder(model, tmp_path, monkeypatch):
-    pictures = make_pictures(tmp_path / "pictures", 4)
+    images = make_images(tmp_path / "pictures", 4)
     monkeypatch.chdir(pathlib.Path(model).parent)
-    Index.build(tmp_path / "x", pictures, model=pathlib.Path(model).name)
+    Index.build(tmp_path / "x", images, model=pathlib.Path(model).name)
     monkeypatch.chdir("/")
-    assert len(Index(tmp_path / "x").search(pictures, k=1)[0]) == 4
+    assert len(Index(tmp_path / "x").search(images, k=1)[0]) == 4
 
 
 def test_a_calibration_given_later_counts(model, tmp_path):
-    pictures = make_pictures(tmp_path / "pictures", 4)
-    Index.build(tmp_path / "x", pictures, model=model)
+    images = make_images(tmp_path / "pictures", 4)
+    Index.build(tmp_path / "x", images, model=model)
     lenient, strict = Calibration(9.0, 2.0, 4, "a set"), Calibration(-9.0, 2.0, 4, "a set")
-    index, _, _ = Index.build(tmp_path / "x", pictures, model=model, calibration=asdict(lenient))
-    assert index.scoring().calibration == lenient and len(index.search(pictures)[0]) > 4
-    index, _, _ = Index.build(tmp_path / "x", pictures, model=model, calibration=asdict(strict))
-    found = index.search(pictures)[0]
+    index, _, _ = Index.build(tmp_path / "x", images, model=model, calibration=asdict(lenient))
+    assert index.scoring().calibration == lenient and len(index.search(images)[0]) > 4
+    index, _, _ = Index.build(tmp_path / "x", images, model=model, calibration=asdict(strict))
+    found = index.search(images)[0]
     assert sorted(match.query for match in found) == sorted(match.reference for match in found)
     assert len(found) == 4 and all(match.probability > 0.9 for match in found)
 
@@ -347,11 +345,11 @@ def test_a_calibration_given_later_counts(model, tmp_path):
 def test_a_flipped_copy_is_found_where_it_is_asked_for(model, tmp_path):
     from PIL import ImageOps
 
-    pictures = make_pictures(tmp_path / "pictures", 6)
+    images = make_images(tmp_path / "pictures", 6)
     (tmp_path / "queries").mkdir()
-    with Image.open(pictures / "T00002.jpg") as image:
+    with Image.open(images / "T00002.jpg") as image:
         ImageOps.mirror(image).save(tmp_path / "queries" / "q.png")
-    index, _, _ = Index.build(tmp_path / "x", pictures, model=model)
+    index, _, _ = Index.build(tmp_path / "x", images, model=model)
     (best, *_), _ = index.search(tmp_path / "queries", variants=["flip"])
     assert (best.reference, best.variant) == ("T00002", "flip") and best.score > 0.9999
     with pytest.raises(UserError, match="no variant 'mirror'; use flip, rotate90"):
@@ -359,13 +357,13 @@ def test_a_flipped_copy_is_found_where_it_is_asked_for(model, tmp_path):
 
 
 def test_a_framed_copy_is_found_unless_it_is_not_asked_for(model, tmp_path, capsys):
-    pictures, queries = make_pictures(tmp_path / "pictures", 6), tmp_path / "queries"
+    images, queries = make_images(tmp_path / "pictures", 6), tmp_path / "queries"
     queries.mkdir()
     page = Image.new("RGB", (96, 144), "white")
-    with Image.open(pictures / "T00002.jpg") as image:
+    with Image.open(images / "T00002.jpg") as image:
         page.paste(image, (24, 48))
     page.save(queries / "page.png")
-    index, _, _ = Index.build(tmp_path / "x", pictures, model=model)
+    index, _, _ = Index.build(tmp_path / "x", images, model=model)
     (best, *_), _ = index.search(queries)
     assert (best.reference, best.variant) == ("T00002", "trim") and best.score > 0.999
     (plain, *_), _ = index.search(queries, variants=())
@@ -378,72 +376,70 @@ def test_a_framed_copy_is_found_unless_it_is_not_asked_for(model, tmp_path, caps
 
 
 def test_more_looks_at_a_query_ask_for_a_higher_score(model, tmp_path):
-    pictures = make_pictures(tmp_path / "pictures", 4)
+    images = make_images(tmp_path / "pictures", 4)
     meaning = Calibration(0.0, 2.0, 4, "a set")
-    index, _, _ = Index.build(tmp_path / "x", pictures, model=model, calibration=asdict(meaning))
+    index, _, _ = Index.build(tmp_path / "x", images, model=model, calibration=asdict(meaning))
     assert index.threshold() == meaning.threshold(0.9, 4)
     assert index.threshold(looks=3) == meaning.threshold(0.9, 12)
     (plain,), (turned,) = (
-        {match.probability for match in index.search(pictures, k=1, variants=names)[0]}
+        {match.probability for match in index.search(images, k=1, variants=names)[0]}
         for names in ((), ["rotate180"])
     )
     assert turned == meaning.probability(1, 8) < plain == meaning.probability(1, 4)
-    # Of few pictures it would be too sure.
+    # Of few images it would be too sure.
     index.remove(["T00000", "T00001", "T00002"])
     assert index.threshold() == meaning.threshold(0.9, 4)
     index.remove(["T00003"])
     assert index.threshold() == meaning.threshold(0.9, 4)
     with pytest.raises(UserError, match="is empty"):
-        index.search(pictures)
+        index.search(images)
 
 
-def test_a_picture_of_zeros_is_left_out(tmp_path, monkeypatch):
-    pictures = make_pictures(tmp_path / "pictures", 4)
+def test_an_image_of_zeros_is_left_out(tmp_path, monkeypatch):
+    images = make_images(tmp_path / "pictures", 4)
 
-    def describe(batch):
+    def embed(batch):
         rows = np.ones((len(batch), DIM), np.float32)
         rows[batch.reshape(len(batch), -1).max(axis=1) == 0] = 0
         return rows
 
-    Image.new("RGB", (8, 8)).save(pictures / "blank.png")
+    Image.new("RGB", (8, 8)).save(images / "blank.png")
     monkeypatch.setattr(
-        "rdcd_jax.weights.library.load_describer_of",
-        lambda spec, fingerprint: Sized(describe, 8, name="sums"),
+        "rdcd_jax.weights.library.load_embedder_of",
+        lambda spec, fingerprint: Sized(embed, 8, name="sums"),
     )
-    index, added, unreadable = Index.build(tmp_path / "x", pictures, model="sums")
+    index, added, unreadable = Index.build(tmp_path / "x", images, model="sums")
     assert (len(index), added) == (4, 4)
     assert [each.id for each in unreadable] == ["blank"]
-    assert "blank: the model describes it by nothing but zeros" in unreadable[0].reason
+    assert "blank: the model embeds it by nothing but zeros" in unreadable[0].reason
 
 
 def test_command_line(model, tmp_path, capsys):
-    pictures, folder, out = make_pictures(tmp_path / "p", 5), tmp_path / "x", tmp_path / "m.csv"
+    images, folder, out = make_images(tmp_path / "p", 5), tmp_path / "x", tmp_path / "m.csv"
     assert (
-        main(
-            ["index", "build", str(pictures), f"--model={model}", f"--out={folder}", "--dtype=int8"]
-        )
+        main(["index", "build", str(images), f"--model={model}", f"--out={folder}", "--dtype=int8"])
         == 0
     )
     assert main(["index", "info", str(folder)]) == 0
-    assert "5 pictures" in capsys.readouterr().out
-    words = ["search", f"--index={folder}", f"--images={pictures}", "--k=2", f"--out={out}"]
+    assert "5 images" in capsys.readouterr().out
+    words = ["search", f"--index={folder}", f"--images={images}", "--k=2", f"--out={out}"]
     assert main(words) == 0
     with out.open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 10 and rows[0]["query"] == rows[0]["reference"] == "T00000"
     assert main(["index", "remove", str(folder), "T00000", "nosuch"]) == 0
     assert "1 of the ids were not there" in capsys.readouterr().err
-    paths = [str(pictures / f"T0000{i}.jpg") for i in (4, 2)]
+    paths = [str(images / f"T0000{i}.jpg") for i in (4, 2)]
     assert main(["search", f"--index={folder}", *paths, f"--out={out}", "--k=1"]) == 0
     with out.open() as file:
         assert [row["reference"] for row in csv.DictReader(file)] == ["T00004", "T00002"]
-    for pair in ([], [paths[0], f"--images={pictures}"]):
+    for pair in ([], [paths[0], f"--images={images}"]):
         assert main(["search", f"--index={folder}", *pair]) == 1
         assert "Name what to look for once" in capsys.readouterr().err
-    assert main(["search", f"--index={tmp_path}", f"--images={pictures}"]) == 1
+    assert main(["search", f"--index={tmp_path}", f"--images={images}"]) == 1
     assert "is not an index" in capsys.readouterr().err
     assert main([*words[:-1], f"--out={tmp_path / 'm.txt'}"]) == 1
     assert ".csv or .json" in capsys.readouterr().err
     assert main(["index", "remove", str(folder), *(f"T0000{i}" for i in range(1, 5))]) == 0
     assert main(["index", "info", str(folder)]) == 0
-    assert "0 pictures" in capsys.readouterr().out
+    assert "0 images" in capsys.readouterr().out

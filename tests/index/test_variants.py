@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from toy import make_pictures
+from toy import make_images
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.embedding.stream import Describer
+from rdcd_jax.embedding.stream import Embedder
 from rdcd_jax.images.sources import ImageSet, find_images
 from rdcd_jax.index.queries import embed_queries
 from rdcd_jax.index.variants import VARIANTS, parts, trimmed
@@ -45,7 +45,7 @@ def test_frames_are_cut_off(colour, box, size, bar, quality, tmp_path):
         page = Image.open(tmp_path / "page.jpg").convert("RGB")
     (found,) = trimmed(page)
     left, top, right, bottom = box
-    # To a pixel of the reduced picture, and an edge that resembles the border.
+    # To a pixel of the reduced image, and an edge that resembles the border.
     slack = 6 * max(1, max(size) / 512)
     if quality is not None:
         # The blocks across an edge are of 16 pixels, and hold both sides of it.
@@ -68,14 +68,14 @@ def test_without_a_frame_there_is_nothing_to_cut(image):
     assert trimmed(image) == []
 
 
-def test_a_clear_sky_does_not_part_a_picture():
-    picture = photograph((400, 300))
+def test_a_clear_sky_does_not_part_an_image():
+    image = photograph((400, 300))
     # Narrower than what parts one.
-    picture.paste((90, 150, 240), (0, 140, 400, 148))
-    assert trimmed(picture) == []
+    image.paste((90, 150, 240), (0, 140, 400, 148))
+    assert trimmed(image) == []
 
 
-def test_parts_cover_a_picture():
+def test_parts_cover_an_image():
     image = photograph((300, 200))
     found = parts(image)
     assert [each.size for each in found] == [(200, 133)] * 5
@@ -97,12 +97,12 @@ def test_turns():
         np.testing.assert_array_equal(np.asarray(found), expected)
 
 
-def mean_colours(pictures):
-    return pictures.reshape(len(pictures), -1, 3).mean(axis=1).astype(np.float32)
+def mean_colours(images):
+    return images.reshape(len(images), -1, 3).mean(axis=1).astype(np.float32)
 
 
-def test_each_look_is_described_and_each_query_decoded_once(tmp_path, monkeypatch):
-    folder = make_pictures(tmp_path / "pictures", 20)
+def test_each_look_is_embedded_and_each_query_decoded_once(tmp_path, monkeypatch):
+    folder = make_images(tmp_path / "pictures", 20)
     framed("white", (40, 40, 160, 160), (200, 200)).save(folder / "T00003.png")
     (folder / "T00003.jpg").unlink()
     (folder / "T00004.jpg").write_bytes(b"no picture")
@@ -110,21 +110,23 @@ def test_each_look_is_described_and_each_query_decoded_once(tmp_path, monkeypatc
     images, decoded = find_images(folder), []
     real = ImageSet.decode
     monkeypatch.setattr(
-        ImageSet, "decode", lambda self, place: (decoded.append(place), real(self, place))[1]
+        ImageSet,
+        "decode",
+        lambda self, position: (decoded.append(position), real(self, position))[1],
     )
-    told = []
+    stored = []
     looks = embed_queries(
-        Describer(mean_colours, 16),
+        Embedder(mean_colours, 16),
         images,
         ["flip", "trim"],
-        on_progress=lambda done, total: told.append((done, total)),
+        on_progress=lambda done, total: stored.append((done, total)),
     )
     assert sorted(decoded) == list(range(21))
     assert [each.id for each in looks.unreadable] == ["T00004", "black"]
-    assert "black: the model describes it by nothing but zeros" in looks.unreadable[1].reason
+    assert "black: the model embeds it by nothing but zeros" in looks.unreadable[1].reason
     count = dict(zip(looks.query.tolist(), looks.count.tolist(), strict=True))
     assert 4 not in count and count[0] == 2 and count[3] == 3
-    assert told[-1] == (21, 21)
+    assert stored[-1] == (21, 21)
     row = looks.query.tolist().index(3)
     assert looks.variant[row : row + 3] == ("", "flip", "trim")
     whole, flipped, cut = looks.descriptors[row : row + 3]
@@ -133,6 +135,6 @@ def test_each_look_is_described_and_each_query_decoded_once(tmp_path, monkeypatc
 
 
 def test_unknown_variants_are_refused(tmp_path):
-    images = find_images(make_pictures(tmp_path / "pictures", 1))
+    images = find_images(make_images(tmp_path / "pictures", 1))
     with pytest.raises(UserError, match="no variant 'mirror'; use flip, rotate90"):
-        embed_queries(Describer(mean_colours, 16), images, ["mirror"])
+        embed_queries(Embedder(mean_colours, 16), images, ["mirror"])

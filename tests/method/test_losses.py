@@ -200,7 +200,7 @@ def test_sscd_on_two_processes_is_the_joint_batch(vectors):
         assert_gradient(gradient, expected, 1e-9)
 
 
-def test_a_view_without_other_pictures_stays_finite():
+def test_a_view_without_other_images_stays_finite():
     unit = l2_normalize(jnp.asarray(np.random.default_rng(0).normal(size=(2, 4)), jnp.float32))
     labels = jnp.zeros(2, jnp.int32)
     assert jnp.isfinite(losses.sscd_info_nce(unit, labels, temperature=0.05))

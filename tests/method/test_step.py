@@ -1,12 +1,15 @@
 """The train step against nine steps of the reference's own training."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from rdcd_jax.method.objective import Objective
+from rdcd_jax.core.options import option, options_of
+from rdcd_jax.method.objective import TERMS, Objective, Term
 from rdcd_jax.method.state import init_state, split
 from rdcd_jax.method.step import make_train_step
 from rdcd_jax.models.descriptor import DescriptorNet
@@ -206,7 +209,7 @@ def test_bank_may_include_the_batch(vectors):
     assert losses[1] != pytest.approx(losses[0], rel=1e-3)
 
 
-def test_compress_compares_rows_of_the_same_pictures(vectors):
+def test_compress_compares_rows_of_the_same_images(vectors):
     data = vectors("e_trajectory")
     changes = {"moco_lambda": 0.0, "kld_lambda": 0.0, "compress_lambda": 2.0}
     state, step, _ = toy_run(data, jnp.float32, **changes)
@@ -224,3 +227,28 @@ def test_compress_compares_rows_of_the_same_pictures(vectors):
     np.testing.assert_allclose(after.queue, keys, atol=1e-6)
     np.testing.assert_array_equal(after.queue[size:], state.queue[size:])
     assert int(after.queue_position) == int(after.bank_position) == size
+
+
+def test_a_loss_is_added_by_a_function_and_a_field(vectors, monkeypatch):
+    """As docs/training.md shows."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Longer(Objective):
+        spread_lambda: float = option(
+            0.0, "Weight of the spread of the batch's descriptors.", at_least=0
+        )
+
+    def spread(objective, seen):
+        centre = jnp.mean(seen.descriptor, axis=0)
+        return {"spread": jnp.sum(centre**2)}
+
+    term = Term("spread_lambda", spread, frozenset())
+    monkeypatch.setattr("rdcd_jax.method.objective.TERMS", (*TERMS, term))
+    monkeypatch.setattr("test_step.Objective", Longer)
+    data = vectors("e_trajectory")
+    state, step, _ = toy_run(data, jnp.float32, spread_lambda=2.0)
+    _, metrics = step(state, None, toy_batch(data, 0, jnp.float32), jax.random.key(0))
+    shares = ("info_nce", "hard_negative", "relational_kl", "spread")
+    assert 0 < metrics["spread"] <= 2
+    np.testing.assert_allclose(metrics["loss"], sum(metrics[name] for name in shares), rtol=1e-6)
+    assert "spread_lambda" in dict(options_of(Longer))

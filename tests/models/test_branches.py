@@ -59,17 +59,17 @@ def test_a_merged_network_has_as_many_parameters_as_timm_s():
     assert count(network) == 7_086_336
 
 
-def test_a_merged_network_describes_as_before(monkeypatch):
+def test_a_merged_network_embeds_as_before(monkeypatch):
     monkeypatch.setattr(fastvit, "STAGES", ((8, 1), (16, 1)))
     monkeypatch.setattr(fastvit, "LAST_CHANNELS", 32)
     backbone = fastvit.FastViTT12(feature_dim=24, rngs=nnx.Rngs(0))
     network = randomised(DescriptorNet(backbone, nnx.Linear(24, 8, rngs=nnx.Rngs(1))))
     merged = reparameterised(network)
     assert not any(isinstance(node, Branches) for _, node in nnx.iter_modules(merged))
-    pictures = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    plain = nnx.jit(lambda network, x: network(normalize_images(x))[1])(network, pictures)
-    described = Model("x", "fastvit_t12", network, 32).describe(pictures)
-    np.testing.assert_allclose(described, plain, atol=2e-6)
+    images = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    plain = nnx.jit(lambda network, x: network(normalize_images(x))[1])(network, images)
+    embedded = Model("x", "fastvit_t12", network, 32).embed_batch(images)
+    np.testing.assert_allclose(embedded, plain, atol=2e-6)
     assert np.abs(plain[0] - plain[1]).max() > 1e-3
 
 

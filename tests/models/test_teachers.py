@@ -15,11 +15,13 @@ from toy import CONFIGS, keys, metrics_of
 from rdcd_jax import models
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.sources import find_images
+from rdcd_jax.method.objective import Objective
 from rdcd_jax.models import registry, resnet, vit
 from rdcd_jax.models.convolution import grouped
 from rdcd_jax.training.check import check_config
 from rdcd_jax.training.config import load_config
-from rdcd_jax.training.loop import make_student, train_and_evaluate
+from rdcd_jax.training.loop import train_and_evaluate
+from rdcd_jax.training.student import make_student
 from rdcd_jax.training.teacher import make_teacher
 from rdcd_jax.weights import convert, tables
 from rdcd_jax.weights.library import load_model
@@ -104,7 +106,7 @@ def short_networks(monkeypatch):
 
 
 def timm_network(name):
-    """timm's own network, with as few blocks, random weights and the feature that describes."""
+    """timm's own network, with as few blocks, random weights and the feature that embeds."""
     torch = pytest.importorskip("torch")
     timm = import_timm()
     torch.manual_seed(0)
@@ -119,21 +121,21 @@ def timm_network(name):
     name = f"vit_base_patch{name[5:]}_224.dino"
     net = timm.create_model(name, pretrained=False, depth=vit.DEPTH, dynamic_img_size=True).eval()
 
-    def describe(x):
+    def embed(x):
         tokens = net.forward_features(x)
         return torch.cat([tokens[:, 0], gem(tokens[:, 1:], 1)], 1)
 
-    return net, describe
+    return net, embed
 
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_live_timm(short_networks, name):
     """At a size that the ViTs' positions are not learned for."""
-    net, describe = timm_network(name)
+    net, embed = timm_network(name)
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(0).normal(size=(3, 3, 48, 96)).astype(np.float32)
     with torch.no_grad():
-        expected = torch.nn.functional.normalize(describe(torch.from_numpy(x))).numpy()
+        expected = torch.nn.functional.normalize(embed(torch.from_numpy(x))).numpy()
     state = {key: value.numpy() for key, value in net.state_dict().items()}
     feature, _ = filled(f"short_{name}", state)(jnp.asarray(x.transpose(0, 2, 3, 1)))
     np.testing.assert_allclose(feature, expected, rtol=0, atol=1e-5)
@@ -153,7 +155,7 @@ def test_positions_are_resized_as_timm_does(grid):
 
 
 def feature_of(module, height, width):
-    """Shape and type of the feature of pictures, without computing it."""
+    """Shape and type of the feature of images, without computing it."""
     return nnx.eval_shape(lambda m, x: m(x)[0], module, jnp.zeros((2, height, width, 3)))
 
 
@@ -185,8 +187,8 @@ def test_bfloat16_stays_near_float32(short_networks, name):
         lambda: models.build(f"short_{name}", dim=None, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
     )
     nnx.update(half, nnx.state(full))
-    pictures = images(1, (2, 3, 32, 32))
-    found, near = (evaluation_mode(module)(pictures)[0] for module in (full, half))
+    pixels = images(1, (2, 3, 32, 32))
+    found, near = (evaluation_mode(module)(pixels)[0] for module in (full, half))
     assert near.dtype == jnp.float32
     assert near.shape == (2, registry.NETWORKS[name].feature_dim)
     assert jnp.sum(found * near, axis=1).min() >= 0.999
@@ -209,8 +211,8 @@ def small_teachers(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "width"), [("resnext101_32x4d", 1024), ("vit_b8", 48), ("vit_b16", 48)]
 )
-def test_a_student_follows_any_teacher(toys, small_teachers, pictures, tmp_path, name, width):
-    config = load_config(f"{CONFIGS / 'rdcd.py'}:smoke,teacher={name},dim=4,data={pictures}", [])
+def test_a_student_follows_any_teacher(toys, small_teachers, images, tmp_path, name, width):
+    config = load_config(f"{CONFIGS / 'rdcd.py'}:smoke,teacher={name},dim=4,data={images}", [])
     config.student.network = "toy"
     config.schedule.max_steps = 1
     state = train_and_evaluate(config, tmp_path / "run")
@@ -220,19 +222,19 @@ def test_a_student_follows_any_teacher(toys, small_teachers, pictures, tmp_path,
     assert (load_model(export).feature_dim, load_model(export).dim) == (width, 4)
     # Without a teacher the feature is that of the start; another teacher's size is refused.
     config.init_from = export
-    assert make_student(config, None).projector.in_features == width
+    assert make_student(config, None).module.projector.in_features == width
     with pytest.raises(
         UserError,
-        match=f"has not the feature of 16 numbers that this teacher needs, but one of {width}",
+        match=f"has not the feature of 16 dimensions that this teacher needs, but one of {width}",
     ):
         make_student(config, 16)
 
 
-def test_a_teacher_that_cannot_take_the_views_is_refused(small_teachers, pictures, tmp_path):
-    config = load_config(f"{CONFIGS / 'rdcd.py'}:smoke,teacher=vit_b16,data={pictures}", [])
+def test_a_teacher_that_cannot_take_the_views_is_refused(small_teachers, images, tmp_path):
+    config = load_config(f"{CONFIGS / 'rdcd.py'}:smoke,teacher=vit_b16,data={images}", [])
     config.image_size = 33
     with pytest.raises(UserError, match=r"config\.image_size is 33: A ViT .* 32 is the nearest"):
-        make_teacher(config.teacher, find_images(pictures), tmp_path, config.image_size)
+        make_teacher(config, Objective(), find_images(images), tmp_path)
 
 
 def test_imported_weights_are_the_teachers_of_whole_runs():

@@ -22,7 +22,7 @@ def test_charts_keep_to_their_canvas(runs):
         assert chart.lines
         for line in chart.lines:
             assert len(line.points) == len(line.notes)
-            x, y = np.asarray(chart.places(line)).T
+            x, y = np.asarray(chart.positions(line)).T
             assert (x >= charts.LEFT).all() and (x <= charts.WIDTH - charts.RIGHT).all()
             assert (y >= charts.TOP).all() and (y <= charts.HEIGHT - charts.BOTTOM).all()
             assert (np.diff(x) >= 0).all()
@@ -31,7 +31,7 @@ def test_charts_keep_to_their_canvas(runs):
             assert all(axis.low - 1e-6 <= value <= axis.high + 1e-6 for value, _ in axis.ticks())
 
 
-def test_charts_tell_what_was_measured(runs):
+def test_charts_report_what_was_measured(runs):
     curve = charts.precision_recall(runs).lines[0]
     last = runs[0].metrics
     assert curve.points[-1].tolist() == pytest.approx(
@@ -46,8 +46,8 @@ def test_charts_tell_what_was_measured(runs):
     assert len(copies) + len(others) == len(runs[1].record.predictions.scores)
     assert chart.at_x == runs[1].threshold
     for line, scores in zip(chart.lines, (copies, others), strict=True):
-        told = [int(re.search(r": (\d+) of", note)[1]) for note in line.notes if note]
-        assert sum(told) == len(scores)
+        stored = [int(re.search(r": (\d+) of", note)[1]) for note in line.notes if note]
+        assert sum(stored) == len(scores)
     lines = charts.spectrum(runs).lines
     assert all(line.points[0].tolist() == [1, 1] for line in lines)
 

@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from report_support import COPIES, HOSTILE, HOSTILE_EDIT, evaluate, made_up, save_pictures
+from report_support import COPIES, HOSTILE, HOSTILE_EDIT, evaluate, made_up, save_images
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
@@ -75,11 +75,11 @@ def report(tmp_path):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A good and a bad evaluation with pictures, whose first query has a hostile name."""
+    """A good and a bad evaluation with images, whose first query has a hostile name."""
     root = tmp_path_factory.mktemp("evaluations")
-    pictures = save_pictures(root / "data", first_query=HOSTILE)
-    evaluate(root / "good", model="good", pictures=pictures, noise=0.2, first_query=HOSTILE)
-    evaluate(root / "bad", model="bad", pictures=pictures, noise=0.35, first_query=HOSTILE)
+    images = save_images(root / "data", first_query=HOSTILE)
+    evaluate(root / "good", model="good", images=images, noise=0.2, first_query=HOSTILE)
+    evaluate(root / "bad", model="bad", images=images, noise=0.35, first_query=HOSTILE)
     return root / "good", root / "bad"
 
 
@@ -139,17 +139,17 @@ def test_recall_by_kind_of_edit(folders, report):
         pairs = [pair for pair in truth.pairs if line[0][0] in truth.edits.get(pair[0], ())]
         assert line[1][0] == str(len(pairs))
         for number, run in enumerate(runs):
-            told = run.record.predictions
-            of_query = {query: told.query_ids == query for query, _ in pairs}
+            stored = run.record.predictions
+            of_query = {query: stored.query_ids == query for query, _ in pairs}
             first = [
-                told.reference_ids[of_query[query]][0] == reference for query, reference in pairs
+                stored.reference_ids[of_query[query]][0] == reference for query, reference in pairs
             ]
             above = [
                 bool(
                     np.any(
                         of_query[query]
-                        & (told.reference_ids == reference)
-                        & (told.scores >= run.threshold)
+                        & (stored.reference_ids == reference)
+                        & (stored.scores >= run.threshold)
                     )
                 )
                 for query, reference in pairs
@@ -172,8 +172,8 @@ def test_without_edits_the_page_says_so(tmp_path, report, monkeypatch):
 
 def test_mistakes_are_the_worst_ones(folders):
     run = read_runs(folders)[1]
-    told, true = run.record.predictions, dict(run.record.truth.pairs)
-    triples = list(zip(told.query_ids, told.reference_ids, told.scores.tolist(), strict=True))
+    stored, true = run.record.predictions, dict(run.record.truth.pairs)
+    triples = list(zip(stored.query_ids, stored.reference_ids, stored.scores.tolist(), strict=True))
     wrong = [each for each in triples if true.get(each[0]) != each[1]]
     worst = run.false_positives()
     assert (
@@ -199,7 +199,7 @@ def test_mistakes_are_the_worst_ones(folders):
     assert {case.outcome for case in missed} == {MISSED}
 
 
-def test_pictures_lie_in_the_page(folders, report):
+def test_images_lie_in_the_page(folders, report):
     found = report(*folders, shown=3)
     assert [(each["data-run"], each["data-outcome"]) for each in found.cases()] == [
         *[("0", FALSE_POSITIVE)] * 3,
@@ -207,16 +207,16 @@ def test_pictures_lie_in_the_page(folders, report):
         *[("1", FALSE_POSITIVE)] * 3,
         *[("1", MISSED)] * 3,
     ]
-    pictures = found.all("img")
-    assert len(pictures) >= 2 * len(found.cases())
-    for each in pictures:
+    images = found.all("img")
+    assert len(images) >= 2 * len(found.cases())
+    for each in images:
         head, _, content = each["src"].partition(",")
         assert head == "data:image/jpeg;base64" and each["alt"]
-        with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
-            assert picture.format == "JPEG" and picture.size == (160, 120)
+        with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+            assert image.format == "JPEG" and image.size == (160, 120)
 
 
-def test_pictures_have_a_bound_and_the_worst_stay(folders, report, monkeypatch):
+def test_images_have_a_bound_and_the_worst_stay(folders, report, monkeypatch):
     every = {case["data-names"] for case in report(*folders, shown=4).cases()}
     monkeypatch.setattr(page, "_BYTES", 50_000)
     found = report(*folders, shown=4)
@@ -239,22 +239,22 @@ def test_pictures_have_a_bound_and_the_worst_stay(folders, report, monkeypatch):
     assert report(*folders, shown=0).cases() == []
 
 
-def test_lost_pictures_and_descriptor_files_are_told(tmp_path, report):
-    pictures = save_pictures(tmp_path / "data")
-    evaluate(tmp_path / "lost", model="lost", pictures=pictures)
+def test_lost_images_and_descriptor_files_are_stored(tmp_path, report):
+    images = save_images(tmp_path / "data")
+    evaluate(tmp_path / "lost", model="lost", images=images)
     evaluate(tmp_path / "files", model="files")
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     found = report(tmp_path / "lost", tmp_path / "files")
     text = "".join(found.texts)
-    assert "lost has no pictures to show any more: " in text
-    assert "files was evaluated from descriptor files, so it has no pictures to show." in text
+    assert "lost has no images to show any more: " in text
+    assert "files was evaluated from descriptor files, so it has no images to show." in text
     assert not found.all("img") and found.cases()
     # One that is broken leaves the others.
     (tmp_path / "elsewhere").rename(tmp_path / "data")
     worst = read_runs([tmp_path / "lost"])[0].false_positives()[0]
     (tmp_path / "data" / "queries" / f"{worst.query}.jpg").write_bytes(b"broken")
     found = report(tmp_path / "lost")
-    assert found.all("img") and "no picture" in "".join(found.texts)
+    assert found.all("img") and "no image" in "".join(found.texts)
     assert f"Query {worst.query}" not in {each["alt"] for each in found.all("img")}
 
 
@@ -369,5 +369,5 @@ def test_the_verb(folders, tmp_path, capsys):
         ([str(folders[0]), f"--out={tmp_path}"], "is a folder; give the name of a file"),
     ]:
         assert main(["report", *arguments]) == 1
-        told = capsys.readouterr()
-        assert told.out == "" and sentence in told.err and len(told.err.splitlines()) == 1
+        stored = capsys.readouterr()
+        assert stored.out == "" and sentence in stored.err and len(stored.err.splitlines()) == 1

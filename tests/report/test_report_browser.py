@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from browser_support import CHROMIUM, DRIVER, opened_browser
 from PIL import Image
-from report_support import HOSTILE, HOSTILE_EDIT, evaluate, save_pictures
+from report_support import HOSTILE, HOSTILE_EDIT, evaluate, save_images
 
 from rdcd_jax.report.page import write_report
 
@@ -25,10 +25,10 @@ def browser():
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """A report of two runs, one without pictures, with hostile names all over."""
+    """A report of two runs, one without images, with hostile names all over."""
     root = tmp_path_factory.mktemp("browser")
-    pictures = save_pictures(root / "data", first_query=HOSTILE)
-    evaluate(root / "one", model="one", pictures=pictures, noise=0.35, first_query=HOSTILE)
+    images = save_images(root / "data", first_query=HOSTILE)
+    evaluate(root / "one", model="one", images=images, noise=0.35, first_query=HOSTILE)
     # Precision 0.9 is never reached: its cells are empty.
     evaluate(root / f"x{HOSTILE}", model="one", noise=9.0, seed=3, first_query=HOSTILE)
     write_report([root / "one", root / f"x{HOSTILE}"], root / "report.html", shown=4)
@@ -74,20 +74,20 @@ def test_it_asks_for_nothing_else(page):
     assert page.run("return document.title").startswith("Copy detection: one (one), one (x<img")
     loaded = page.run("return performance.getEntriesByType('resource').map(e => e.name)")
     assert all(name.startswith("data:") for name in loaded)
-    pictures = page.run("return [...document.images].map(e => [e.complete, e.naturalWidth])")
-    assert pictures and pictures == [[True, 160]] * len(pictures)
+    images = page.run("return [...document.images].map(e => [e.complete, e.naturalWidth])")
+    assert images and images == [[True, 160]] * len(images)
 
 
 def test_the_policy_holds(browser, address):
-    """What would be smuggled in does not run, and is told on the console: the other tests would notice."""
+    """What would be smuggled in does not run, and is reported on the console: the other tests would notice."""
     browser.open(address)
     browser.run(
         "const s = document.createElement('script'); s.textContent = 'window.caught = 1'; document.body.append(s);"
         "document.body.insertAdjacentHTML('beforeend', '<img src=\"https://example.invalid/a.png\">')"
     )
     assert browser.run("return window.caught === undefined")
-    told = " ".join(browser.messages())
-    assert "script-src" in told and "img-src" in told
+    stored = " ".join(browser.messages())
+    assert "script-src" in stored and "img-src" in stored
 
 
 def test_tables_sort_by_a_click(page):
@@ -151,22 +151,22 @@ def test_mistakes_are_filtered(page):
     assert shown(page) == [] and page.run(note) == "0 of 16 shown"
 
 
-def test_lines_are_hidden_and_tell_their_values(page):
+def test_lines_are_hidden_and_report_their_values(page):
     state = "return [...document.querySelectorAll('#curves .line')].map(e => getComputedStyle(e).display)"
     assert page.run(state) == ["inline"] * 4
     page.click("#curves .legend li:nth-child(1) input")
     assert page.run(state) == ["none"] + ["inline"] * 3
-    told = (
-        "const e = document.querySelector('#curves .told'); return e.offsetParent && e.textContent"
-    )
-    assert page.run(told) is None
+    stored = "const e = document.querySelector('#curves .reported'); return e.offsetParent && e.textContent"
+    assert page.run(stored) is None
     # By the keyboard, along the first line that is seen, then to the next.
     page.write("#curves .canvas svg", RIGHT)
-    assert page.run(told).startswith("one (one) · Flat: recall 4.2 %, precision 100.0 %, score 0.")
+    assert page.run(stored).startswith(
+        "one (one) · Flat: recall 4.2 %, precision 100.0 %, score 0."
+    )
     page.write("#curves .canvas svg", RIGHT)
-    assert page.run(told).startswith("one (one) · Flat: recall 8.3 %, precision")
+    assert page.run(stored).startswith("one (one) · Flat: recall 8.3 %, precision")
     page.write("#curves .canvas svg", DOWN)
-    assert page.run(told).startswith("one (x<img src=x onerror=")
+    assert page.run(stored).startswith("one (x<img src=x onerror=")
     # By the mouse, the nearest point.
     box = page.run(
         "const s = document.querySelector('#spectrum svg'); s.scrollIntoView({block: 'center'});"
@@ -175,7 +175,7 @@ def test_lines_are_hidden_and_tell_their_values(page):
     move = {"type": "pointerMove", "duration": 0, "x": round(box[0]), "y": round(box[1])}
     page.post("actions", actions=[{"type": "pointer", "id": "mouse", "actions": [move]}])
     text = page.run(
-        "const e = document.querySelector('#spectrum .told'); return e.offsetParent && e.textContent"
+        "const e = document.querySelector('#spectrum .reported'); return e.offsetParent && e.textContent"
     )
     assert text.endswith("direction 1: 1 of the largest")
 
@@ -194,8 +194,8 @@ def test_it_fits_phones_and_both_schemes(page, scheme, size):
         )
         == []
     )
-    with Image.open(io.BytesIO(page.screenshot())) as picture:
-        ground = np.asarray(picture.convert("L"))[4, 4]
+    with Image.open(io.BytesIO(page.screenshot())) as image:
+        ground = np.asarray(image.convert("L"))[4, 4]
     assert ground < 40 if scheme == "dark" else ground > 250
 
 
@@ -209,7 +209,7 @@ def test_on_paper_there_are_no_controls(page):
     assert page.run(wide)
 
 
-def test_every_control_and_picture_has_a_name(page):
+def test_every_control_and_image_has_a_name(page):
     nameless = page.run(
         "const named = e => e.ariaLabel || e.alt || e.labels?.[0]?.textContent.trim() || e.textContent.trim();"
         "return [...document.querySelectorAll('button, input, select, img, svg[role=img], a')].filter(e => !named(e))"

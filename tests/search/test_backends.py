@@ -7,7 +7,7 @@ import pytest
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.mesh import make_mesh
 from rdcd_jax.search import backends
-from rdcd_jax.search.scann_backend import Hashing, hashing_for
+from rdcd_jax.search.scann_backend import ScannConfig, scann_config_for
 
 BACKENDS = backends.BACKENDS
 
@@ -36,7 +36,7 @@ def made(name):
 @pytest.mark.parametrize(
     "name", ["random", "heavy ties", "exact duplicates", "one row", "signed zeros"]
 )
-def test_exact_backends_agree_in_every_place(backend, name):
+def test_exact_backends_agree_in_every_position(backend, name):
     queries, database = (x.astype(np.float32) for x in made(name))
     k = min(10, len(database))
     scores, indices = backends.knn(queries, database, k, backend)
@@ -100,26 +100,29 @@ def test_scann_is_tunable():
     rng = np.random.default_rng(0)
     queries, database = (rng.normal(size=(n, 32)).astype(np.float32) for n in (50, 4000))
     expected = expected_neighbours(queries, database, 5)[0]
-    narrow, wide = Hashing(60, 2, 10), Hashing(60, 60, 100)
-    find = backends.make_search(database, 5, "scann_ah", hashing=narrow)
+    narrow, wide = ScannConfig(60, 2, 10), ScannConfig(60, 60, 100)
+    find = backends.make_search(database, 5, "scann_ah", scann_config=narrow)
     few = backends.recall_against_exact(find(queries)[0], expected)
-    many = backends.recall_against_exact(find(queries, hashing=wide)[0], expected)
+    many = backends.recall_against_exact(find(queries, scann_config=wide)[0], expected)
     assert few < 0.8 < 0.98 < many
-    assert hashing_for(10**6, 10, 0.9).leaves_to_search < hashing_for(10**6, 10).leaves_to_search
+    assert (
+        scann_config_for(10**6, 10, 0.9).leaves_to_search
+        < scann_config_for(10**6, 10).leaves_to_search
+    )
 
 
 @pytest.mark.parametrize(
-    "hashing, message",
+    "scann_config, message",
     [
-        (Hashing(0, 1, 10), "leaves of ScaNN's settings is 0; give 1 to 100"),
-        (Hashing(8, 9, 10), "leaves_to_search of ScaNN's settings is 9; give 1 to 8"),
-        (Hashing(8, 8, 1), "reorder of ScaNN's settings is 1; give 2 to 100"),
+        (ScannConfig(0, 1, 10), "leaves of ScaNN's settings is 0; give 1 to 100"),
+        (ScannConfig(8, 9, 10), "leaves_to_search of ScaNN's settings is 9; give 1 to 8"),
+        (ScannConfig(8, 8, 1), "reorder of ScaNN's settings is 1; give 2 to 100"),
     ],
 )
-def test_wrong_settings_are_refused(hashing, message):
+def test_wrong_settings_are_refused(scann_config, message):
     x = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
     with pytest.raises(UserError, match=message):
-        backends.knn(x, x, 2, "scann_ah", hashing=hashing)
+        backends.knn(x, x, 2, "scann_ah", scann_config=scann_config)
 
 
 @pytest.mark.parametrize("backend", ["jax_approx", "scann_ah"])

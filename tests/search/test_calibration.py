@@ -76,11 +76,11 @@ def test_normalised_scores_may_be_below_zero():
     assert threshold == pytest.approx(plain.threshold(0.9, 1000) - 0.5, abs=0.03)
     some = scores - 0.5 >= -0.1
     assert abs(found.probability(scores[some] - 0.5, 1000).mean() - correct[some].mean()) < 0.03
-    told = {**dataclasses.asdict(plain), "normalised": dataclasses.asdict(found)}
-    assert read_calibration(told) == plain and read_calibration(told, normalised=True) == found
+    stored = {**dataclasses.asdict(plain), "normalised": dataclasses.asdict(found)}
+    assert read_calibration(stored) == plain and read_calibration(stored, normalised=True) == found
     for mixed in (
-        {**told, "score_norm": "1.0[0,2]"},
-        {**told, "normalised": dataclasses.asdict(plain)},
+        {**stored, "score_norm": "1.0[0,2]"},
+        {**stored, "normalised": dataclasses.asdict(plain)},
     ):
         with pytest.raises(UserError, match="mixes normalised scores with others"):
             read_calibration(mixed, normalised=mixed["score_norm"] == "")
@@ -101,17 +101,17 @@ def test_scores_at_both_ends_are_judged():
 
 def test_a_file_comes_back_and_another_is_refused(tmp_path):
     calibration, path = fitted(), tmp_path / "calibration.json"
-    told = dataclasses.asdict(calibration)
-    path.write_text(json.dumps(told))
-    assert read_calibration(path) == calibration == read_calibration(told)
+    stored = dataclasses.asdict(calibration)
+    path.write_text(json.dumps(stored))
+    assert read_calibration(path) == calibration == read_calibration(stored)
     for broken in (
         {},
-        {**told, "exponent": -1},
+        {**stored, "exponent": -1},
         {"offset": -9.0, "slope": 14.0, "references": 9, "measured_on": "a line"},
-        {**told, "offset": "much"},
-        {**told, "references": 0},
-        {**told, "copies": [0.5, float("nan")]},
-        {**told, "copies": 3},
+        {**stored, "offset": "much"},
+        {**stored, "references": 0},
+        {**stored, "copies": [0.5, float("nan")]},
+        {**stored, "copies": 3},
     ):
         path.write_text(json.dumps(broken))
         with pytest.raises(UserError, match=r"calibration\.json is no calibration"):

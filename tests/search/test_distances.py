@@ -38,11 +38,11 @@ def test_equal_rows_come_in_order_and_at_distance_zero():
 @pytest.mark.parametrize("codec", ["Flat", "PCAW64,L2norm,Flat", "PCAW32,L2norm,Flat"])
 def test_the_references_neighbours(vectors, codec):
     g = vectors("g_scorenorm_pcaw")
-    place = f"{codec.replace(',', '_')}/sn_None"
-    scores, ids = g[f"{place}/l2_knn_scores"], g[f"{place}/l2_knn_ids"]
+    position = f"{codec.replace(',', '_')}/sn_None"
+    scores, ids = g[f"{position}/l2_knn_scores"], g[f"{position}/l2_knn_ids"]
     got, found = nearest(*encoded(g, codec), 10, "numpy")
     np.testing.assert_allclose(got, scores, rtol=0, atol=4e-5)
-    # Neighbours nearer to each other than the reference's rounding may change places.
+    # Neighbours nearer to each other than the reference's rounding may change positions.
     same = found == ids
     assert same.mean() > 0.99
     np.testing.assert_allclose(got[~same], scores[~same], rtol=0, atol=4e-5)

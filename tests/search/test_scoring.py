@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from toy import make_export, make_pictures
+from toy import make_export, make_images
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
@@ -44,7 +44,7 @@ def test_a_background_comes_back_nearly(dim, tmp_path):
     expected = rows[:, :dim] / np.linalg.norm(rows[:, :dim], axis=1, keepdims=True)
     np.testing.assert_allclose(read_background(tmp_path / "b", dim), expected, atol=0.02)
     assert (tmp_path / "b").stat().st_size < 50 * 8 + 300
-    with pytest.raises(UserError, match="holds no descriptors of 5 numbers"):
+    with pytest.raises(UserError, match="holds no descriptors of 5 dimensions"):
         read_background(tmp_path / "b", 5)
     (tmp_path / "b").write_bytes(b"something else")
     with pytest.raises(UserError, match="is no background of descriptors .*; export the model"):
@@ -71,10 +71,10 @@ def test_an_export_carries_its_background(model, tmp_path):
 def test_scores_are_those_of_the_protocol_s_normalisation():
     background, queries, references = unit_rows(20, 1), unit_rows(6, 2), unit_rows(30, 3)
     scoring = Scoring(background)
-    similarities, places = exact_search.knn(queries, references, 30, "numpy")
+    similarities, positions = exact_search.knn(queries, references, 30, "numpy")
     scores = scoring.scores(similarities, scoring.adjustment(queries)[:, None])
     left, right = apply_score_norm(queries, references, background, "1.0[0,2]")
-    expected = np.take_along_axis(left @ right.T, places, axis=1)
+    expected = np.take_along_axis(left @ right.T, positions, axis=1)
     equal = similarities >= 0.998
     np.testing.assert_allclose(scores[~equal], expected[~equal], atol=1e-6)
     assert scoring.scores(np.float32(1), np.float32(-0.9)) == 1
@@ -85,13 +85,13 @@ def test_scores_are_those_of_the_protocol_s_normalisation():
 
 
 def test_an_index_normalises_by_default(model, tmp_path):
-    pictures = make_pictures(tmp_path / "pictures", 6)
-    index, _, _ = Index.build(tmp_path / "x", pictures, model=model)
+    images = make_images(tmp_path / "pictures", 6)
+    index, _, _ = Index.build(tmp_path / "x", images, model=model)
     assert index.manifest.normalised and (tmp_path / "x" / BACKGROUND).exists()
     assert index.threshold() == index.scoring().calibration.threshold(0.9, 6)
     assert index.scoring().calibration.score_norm
     assert not index.scoring(normalised=False).calibration.score_norm
-    queries = make_pictures(tmp_path / "queries", 3, prefix="Q", seed=9)
+    queries = make_images(tmp_path / "queries", 3, prefix="Q", seed=9)
     found, _ = index.search(queries, k=2, threshold=-2)
     adjustment = {}
     for match in found:
@@ -100,14 +100,14 @@ def test_an_index_normalises_by_default(model, tmp_path):
     plain, _ = index.search(queries, k=2, threshold=-2, normalised=False)
     assert [match.score for match in plain] == [match.similarity for match in found]
     # Copies without an edit are found as surely as before.
-    equal, _ = index.search(pictures, k=1)
+    equal, _ = index.search(images, k=1)
     assert [match.query for match in equal] == [match.reference for match in equal]
     assert all(match.score > 0.999 for match in equal) and len(equal) == 6
 
 
 def test_an_index_may_do_without(model, tmp_path, capsys):
-    pictures = make_pictures(tmp_path / "pictures", 6)
-    words = ["index", "build", str(pictures), f"--model={model}", f"--out={tmp_path / 'x'}"]
+    images = make_images(tmp_path / "pictures", 6)
+    words = ["index", "build", str(images), f"--model={model}", f"--out={tmp_path / 'x'}"]
     assert main([*words, "--score-norm=none"]) == 0
     index = Index(tmp_path / "x")
     assert not index.manifest.normalised and index.scoring().background is None
@@ -115,52 +115,52 @@ def test_an_index_may_do_without(model, tmp_path, capsys):
     assert "normalised" not in capsys.readouterr().out
     assert main([*words[:-1], f"--out={tmp_path / 'y'}"]) == 0
     assert main(["index", "info", str(tmp_path / "y")]) == 0
-    told = capsys.readouterr().out
-    assert "scores normalised by a background of 9 pictures" in told
-    assert "90 % of matches are copies from a score of" in told
+    stored = capsys.readouterr().out
+    assert "scores normalised by a background of 9 images" in stored
+    assert "90 % of matches are copies from a score of" in stored
     assert main([*words[:-1], f"--out={tmp_path / 'y'}", "--score-norm=none"]) == 1
     assert "is an index whose scores are normalised" in capsys.readouterr().err
     for option in ([], ["--score-norm=none"]):
-        assert main(["search", f"--index={tmp_path / 'y'}", str(pictures), *option]) == 0
-    assert main(["duplicates", str(pictures), f"--model={model}", "--score-norm=none"]) == 0
+        assert main(["search", f"--index={tmp_path / 'y'}", str(images), *option]) == 0
+    assert main(["duplicates", str(images), f"--model={model}", "--score-norm=none"]) == 0
 
 
 def test_a_calibration_of_other_scores_is_refused(model, tmp_path):
-    pictures = make_pictures(tmp_path / "pictures", 4)
+    images = make_images(tmp_path / "pictures", 4)
     plain = dataclasses.asdict(Calibration(0.0, 2.0, 4, "a set"))
     with pytest.raises(UserError, match="knows nothing of normalised scores"):
-        Index.build(tmp_path / "x", pictures, model=model, calibration=plain)
+        Index.build(tmp_path / "x", images, model=model, calibration=plain)
     assert not (tmp_path / "x").exists()
-    index = Index.build(tmp_path / "x", pictures, model=model, calibration=plain, normalised=False)
+    index = Index.build(tmp_path / "x", images, model=model, calibration=plain, normalised=False)
     assert index[0].scoring().calibration == Calibration(0.0, 2.0, 4, "a set")
 
 
-def test_a_damaged_background_is_told(model, tmp_path):
-    pictures = make_pictures(tmp_path / "pictures", 4)
-    index, _, _ = Index.build(tmp_path / "x", pictures, model=model)
+def test_a_damaged_background_is_stored(model, tmp_path):
+    images = make_images(tmp_path / "pictures", 4)
+    index, _, _ = Index.build(tmp_path / "x", images, model=model)
     (tmp_path / "x" / BACKGROUND).write_bytes(b"something else")
     with pytest.raises(UserError, match=f"x/{BACKGROUND} is no background"):
-        index.search(pictures)
+        index.search(images)
 
 
 def test_an_index_of_version_0_1_is_searched_and_grown(model, tmp_path):
-    pictures = make_pictures(tmp_path / "pictures", 4)
-    Index.build(tmp_path / "x", pictures, model=model, normalised=False)
+    images = make_images(tmp_path / "pictures", 4)
+    Index.build(tmp_path / "x", images, model=model, normalised=False)
     path = tmp_path / "x" / store.MANIFEST
-    told = json.loads(path.read_text())
-    del told["normalised"]
-    old = {name: told["calibration"][name] for name in ("offset", "exponent", "references")}
-    told |= {"format": 3, "calibration": {**old, "measured_on": "a set"}}
-    path.write_text(json.dumps(told))
-    make_pictures(pictures, 5)
+    stored = json.loads(path.read_text())
+    del stored["normalised"]
+    old = {name: stored["calibration"][name] for name in ("offset", "exponent", "references")}
+    stored |= {"format": 3, "calibration": {**old, "measured_on": "a set"}}
+    path.write_text(json.dumps(stored))
+    make_images(images, 5)
     index = Index(tmp_path / "x")
-    assert len(index.search(pictures, k=1)[0]) == 5
-    assert index.add(pictures)[0] == 1
+    assert len(index.search(images, k=1)[0]) == 5
+    assert index.add(images)[0] == 1
     assert Index(tmp_path / "x").scoring().background is None
 
 
 def test_groups_by_normalised_scores():
-    # Two pictures that resemble the background as much as one another, and two that resemble each other alone.
+    # Two images that resemble the background as much as one another, and two that resemble each other alone.
     centre, apart = np.eye(4, dtype=np.float32)[:2]
     rng = np.random.default_rng(0)
     near = lambda row, noise: row + noise * rng.standard_normal((2, 4)).astype(np.float32)  # noqa: E731

@@ -13,8 +13,8 @@ from rdcd_jax.training.loop import train_and_evaluate
 
 
 @pytest.fixture
-def config(toys, pictures, features):
-    return toy_config(pictures, features, **{"schedule.max_steps": 4, "checkpoint_every": 2})
+def config(toys, images, features):
+    return toy_config(images, features, **{"schedule.max_steps": 4, "checkpoint_every": 2})
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,9 @@ def test_the_checkpoint_before_a_damaged_one_is_used(config, whole, capfd, patte
     newest = run / "checkpoints" / "4"
     damage(newest / pattern if pattern else largest(newest))
     assert_equal_states(train_and_evaluate(config, run), state)
-    told = capfd.readouterr().err
-    assert f"{newest} is damaged" in told and "goes on from step 2" in told
-    assert "Traceback" not in told
+    stored = capfd.readouterr().err
+    assert f"{newest} is damaged" in stored and "goes on from step 2" in stored
+    assert "Traceback" not in stored
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "4"]
     assert [path.name for path in (run / "checkpoints-damaged").iterdir()] == ["4"]
     assert [row["step"] for row in metrics_of(run)] == [1, 2, 3, 4]
@@ -77,8 +77,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_starts_again(config, whole, cap
     for step in ("2", "4"):
         flip(largest(run / "checkpoints" / step))
     assert_equal_states(train_and_evaluate(config, run), state)
-    told = capfd.readouterr().err
-    assert "goes on from step 2" in told and "goes on from the start" in told
+    stored = capfd.readouterr().err
+    assert "goes on from step 2" in stored and "goes on from the start" in stored
     shutil.rmtree(run)
 
 
@@ -109,10 +109,10 @@ def test_a_full_disk_during_a_save_does_not_stop_the_run(config, tmp_path, monke
     whole = train_and_evaluate(config, tmp_path / "whole")
     monkeypatch.setattr(Checkpoints, "save", save_on_a_full_disk)
     assert_equal_states(train_and_evaluate(config, tmp_path / "run"), whole)
-    told = capfd.readouterr().err
-    assert "the checkpoint of step 2 could not be saved" in told
-    assert "the last good one is of step None" in told
-    assert "Traceback" not in told
+    stored = capfd.readouterr().err
+    assert "The checkpoint of step 2 could not be saved" in stored
+    assert "the last good one is of step None" in stored
+    assert "Traceback" not in stored
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
 
 

@@ -13,16 +13,16 @@ RDCD = str(CONFIGS / "rdcd.py")
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_config_loads_and_has_a_smoke_variant(path):
-    full = load_config(f"{path}:data=/some/pictures", [])
-    assert full.data.train == "/some/pictures"
+    full = load_config(f"{path}:data=/some/images", [])
+    assert full.data.train == "/some/images"
     check_config(full)
     smoke = load_config(f"{path}:smoke", [])
-    # A smoke run needs no pictures of the user's.
+    # A smoke run needs no images of the user's.
     assert len(find_images(smoke.data.train)) >= smoke.batch_size
     assert (smoke.image_size, smoke.batch_size) == (32, 8)
     assert 1 <= smoke.schedule.max_steps <= 10
     check_config(smoke)
-    assert load_config(f"{path}:smoke,data=/some/pictures", []).data.train == "/some/pictures"
+    assert load_config(f"{path}:smoke,data=/some/images", []).data.train == "/some/images"
 
 
 def test_the_paper_s_values():
@@ -93,7 +93,7 @@ def test_overrides_take_the_field_s_type():
         ("3", "Unknown argument 3"),
     ],
 )
-def test_mistyped_overrides_are_told_in_a_sentence(override, match):
+def test_mistyped_overrides_are_stored_in_a_sentence(override, match):
     with pytest.raises(UserError, match=match) as caught:
         load_config(RDCD, [override])
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
@@ -108,7 +108,7 @@ def test_mistyped_overrides_are_told_in_a_sentence(override, match):
         ("import nothing_of_this_name", "nothing_of_this_name"),
     ],
 )
-def test_broken_config_files_are_told_in_a_sentence(tmp_path, text, match):
+def test_broken_config_files_are_stored_in_a_sentence(tmp_path, text, match):
     path = tmp_path / "broken.py"
     path.write_text(text)
     with pytest.raises(UserError, match=match) as caught:
@@ -141,7 +141,7 @@ def test_missing_config_file_is_refused():
         ("bank.size", 2**62, r"config\.bank\.size is .*; it must be at most 67108864"),
         ("objective.temperature", 0.0, r"config\.objective\.temperature is 0"),
         ("objective.kld_lambda", -1.0, r"config\.objective\.kld_lambda is -1"),
-        ("objective.key_momentum", 1.5, r"key_momentum is 1.5; it lies between 0 and 1"),
+        ("objective.key_momentum", 1.5, r"key_momentum is 1.5; it must be at most 1"),
         (
             "optimizer.name",
             "adam",
@@ -154,16 +154,39 @@ def test_missing_config_file_is_refused():
         ("teacher.bn", "none", r"config\.teacher\.bn is 'none'; use one of running, batch"),
         ("data.train", "", r"config\.data\.train is empty"),
         ("data.policy", "WILD", "WILD.*ADVANCED"),
-        ("evaluate.codecs", "Flat;IVF", "IVF"),
         ("queue.size", 7, r"config\.queue\.size is 7, smaller than config\.batch_size = 8"),
         ("bank.size", 7, r"config\.bank\.size is 7, smaller than config\.batch_size = 8"),
     ],
 )
 def test_impossible_values_are_refused(name, value, match):
-    config = toy_config("/some/pictures")
+    config = toy_config("/some/images")
     check_config(config)
     with pytest.raises(UserError, match=match):
-        check_config(toy_config("/some/pictures", **{name: value}))
+        check_config(toy_config("/some/images", **{name: value}))
+
+
+def test_an_evaluation_s_codecs_are_checked_where_it_takes_place():
+    config = toy_config("/some/images", **{"evals.ndec.codecs": "Flat;IVF"})
+    check_config(config)
+    config.evals.ndec.data = "/a/benchmark"
+    with pytest.raises(UserError, match="IVF"):
+        check_config(config)
+
+
+def test_fields_that_nothing_reads_are_refused():
+    config = toy_config("/some/images")
+    with config.unlocked():
+        config.student.droput = True
+    with pytest.raises(UserError, match=r"config\.student\.droput .*did you mean student\.dropout"):
+        check_config(config)
+
+
+def test_values_of_another_type_are_refused():
+    config = toy_config("/some/images")
+    with config.ignore_type():
+        config.student.dim = "128"
+    with pytest.raises(UserError, match=r"config\.student\.dim is '128'; it must be of type int"):
+        check_config(config)
 
 
 def test_an_objective_without_a_term_is_refused():
@@ -188,7 +211,9 @@ def test_compress_needs_queue_and_bank_of_one_size():
 
 def test_a_learned_projector_needs_a_term():
     changes = {"objective.moco_lambda": 0.0}
-    with pytest.raises(UserError, match="projector is 'learned' with objective.moco_lambda 0.0"):
+    with pytest.raises(
+        UserError, match="projector is 'learned' with objective.sscd_lambda 0.0, moco_lambda 0.0"
+    ):
         check_config(toy_config("x", **changes))
     for projector in ("whitened", "start", "none"):
         check_config(toy_config("x", **changes, **{"student.projector": projector}))

@@ -8,10 +8,10 @@ import pytest
 from toy import metrics_of, toy_config
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.images.sources import find_images
+from rdcd_jax.images.sources import ImageSet, find_images
 from rdcd_jax.training import feed
 from rdcd_jax.training.check import check_config
-from rdcd_jax.training.kept import keep_pictures
+from rdcd_jax.training.kept import keep_images
 from rdcd_jax.training.loop import train_and_evaluate
 
 # Compiles in a fraction of the time that a published policy takes.
@@ -29,17 +29,17 @@ def assert_equal_params(actual, expected):
     jax.tree.map(np.testing.assert_array_equal, actual.params, expected.params)
 
 
-def test_pictures_kept_or_read_each_time_give_one_run(toys, pictures, features, tmp_path):
+def test_images_kept_or_read_each_time_give_one_run(toys, images, features, tmp_path):
     runs = {}
     for keep in ("", "host", "device"):
-        config = toy_config(pictures, features, **DEVICE, **{"data.keep": keep})
+        config = toy_config(images, features, **DEVICE, **{"data.keep": keep})
         runs[keep] = train_and_evaluate(config, tmp_path / f"run-{keep}")
     for keep in ("host", "device"):
         assert_equal_params(runs[keep], runs[""])
 
 
-def test_a_resumed_run_makes_the_views_of_an_undisturbed_one(toys, pictures, features, tmp_path):
-    config = toy_config(pictures, features, **DEVICE)
+def test_a_resumed_run_makes_the_views_of_an_undisturbed_one(toys, images, features, tmp_path):
+    config = toy_config(images, features, **DEVICE)
     whole = train_and_evaluate(config, tmp_path / "whole")
     for steps, keep in ((2, ""), (4, "device")):
         config.schedule.max_steps, config.data.keep = steps, keep
@@ -47,10 +47,10 @@ def test_a_resumed_run_makes_the_views_of_an_undisturbed_one(toys, pictures, fea
     assert_equal_params(parts, whole)
 
 
-def test_eight_devices_make_the_run_of_one(toys, pictures, features, tmp_path):
+def test_eight_devices_make_the_run_of_one(toys, images, features, tmp_path):
     runs = [
         train_and_evaluate(
-            toy_config(pictures, features, **DEVICE, **{"devices": devices, "data.keep": "device"}),
+            toy_config(images, features, **DEVICE, **{"devices": devices, "data.keep": "device"}),
             tmp_path / str(devices),
         )
         for devices in (1, 8)
@@ -61,19 +61,19 @@ def test_eight_devices_make_the_run_of_one(toys, pictures, features, tmp_path):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("augly"), reason="needs AugLy's fonts and emoji")
-def test_a_run_with_overlays(toys, pictures, features, tmp_path):
-    config = toy_config(pictures, features, **DEVICE | {"data.policy": "ADVANCED"})
+def test_a_run_with_overlays(toys, images, features, tmp_path):
+    config = toy_config(images, features, **DEVICE | {"data.policy": "ADVANCED"})
     train_and_evaluate(config, tmp_path / "run")
     assert len(metrics_of(tmp_path / "run")) == 4
 
 
 @pytest.mark.parametrize("views", ["host", "device"])
-def test_mixed_views_train_with_sscd_s_objective(toys, pictures, features, tmp_path, views):
+def test_mixed_views_train_with_sscd_s_objective(toys, images, features, tmp_path, views):
     changes = DEVICE | SSCD | {"data.views": views}
     losses = {}
     for mixup, cutmix in ((0.0, 0.0), (0.5, 0.5)):
         config = toy_config(
-            pictures, features, **changes, **{"data.mixup": mixup, "data.cutmix": cutmix}
+            images, features, **changes, **{"data.mixup": mixup, "data.cutmix": cutmix}
         )
         train_and_evaluate(config, tmp_path / f"{mixup}")
         losses[mixup] = [row["sscd_info_nce"] for row in metrics_of(tmp_path / f"{mixup}")]
@@ -81,9 +81,9 @@ def test_mixed_views_train_with_sscd_s_objective(toys, pictures, features, tmp_p
     assert losses[0.0] != losses[0.5]
 
 
-def test_mixed_batches_carry_their_targets(pictures, features):
+def test_mixed_batches_carry_their_targets(images, features):
     config = toy_config(
-        pictures, features, **SSCD, **{"data.mixup": 0.5, "data.cutmix": 0.5, "image_size": 16}
+        images, features, **SSCD, **{"data.mixup": 0.5, "data.cutmix": 0.5, "image_size": 16}
     )
     views = np.random.default_rng(0).integers(0, 256, (2, 8, 16, 16, 3), dtype=np.uint8)
     batch = feed.make_views(config)({"query": views[0], "key": views[1]}, np.int32(0))
@@ -94,25 +94,23 @@ def test_mixed_batches_carry_their_targets(pictures, features):
     assert (batch["targets"] != again["targets"]).any()
 
 
-def test_what_cannot_be_read_is_stood_in_for_by_the_next(pictures, tmp_path):
-    images = find_images(pictures)
+def test_what_cannot_be_read_is_stood_in_for_by_the_next(images, tmp_path):
+    found = find_images(images)
     broken = tmp_path / "T00000.jpg"
     broken.write_bytes(b"nothing")
-    images = type(images)(
-        images.source, images.ids, (str(broken), *images.paths[1:-1], str(broken))
-    )
-    kept = keep_pictures(images, 8, on_device=False)
-    np.testing.assert_array_equal(kept.pictures[0], kept.pictures[1])
-    # The last picture's next is the first that can be read.
+    found = ImageSet(found.source, found.ids, (str(broken), *found.paths[1:-1], str(broken)))
+    kept = keep_images(found, 8, on_device=False)
+    np.testing.assert_array_equal(kept.pixels[0], kept.pixels[1])
+    # The last image's next is the first that can be read.
     assert list(kept.shown[:3]) == [1, 1, 2]
     assert kept.shown[-1] == 1
     assert kept(0)["unreadable"] == 0
     assert kept(1)["unreadable"] == -1
 
 
-def test_a_set_too_large_for_memory_is_refused(pictures):
-    with pytest.raises(UserError, match="40 pictures of 60000 x 60000 take 432.0 GB.*picture_size"):
-        keep_pictures(find_images(pictures), 60_000, on_device=False)
+def test_a_set_too_large_for_memory_is_refused(images):
+    with pytest.raises(UserError, match="40 images of 60000 x 60000 take 432.0 GB.*source_size"):
+        keep_images(find_images(images), 60_000, on_device=False)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +122,6 @@ def test_a_set_too_large_for_memory_is_refused(pictures):
         (SSCD | {"data.mixup": 0.6, "data.cutmix": 0.6}, "exclude each other"),
     ],
 )
-def test_refused(toys, pictures, features, changes, message):
+def test_refused(toys, images, features, changes, message):
     with pytest.raises(UserError, match=message):
-        check_config(toy_config(pictures, features, **changes))
+        check_config(toy_config(images, features, **changes))

@@ -13,7 +13,7 @@ from toy import (
     changed,
     make_export,
     make_features,
-    make_pictures,
+    make_images,
     metrics_of,
 )
 
@@ -21,8 +21,8 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.method import losses
+from rdcd_jax.method.objective import Objective
 from rdcd_jax.method.state import split
-from rdcd_jax.method.step import nested_prefixes
 from rdcd_jax.models.descriptor import normalize_images
 from rdcd_jax.training import frozen
 from rdcd_jax.training.check import check_config
@@ -40,10 +40,10 @@ def start(toys, tmp_path):
     return make_export(tmp_path / "start", dim=8)
 
 
-def config_of(pictures, start, **changes):
+def config_of(images, start, **changes):
     """The smoke config of the descriptor's recipe for the toy; `changes` by dotted names."""
     config = load_config(
-        f"{CONFIGS / 'descriptor.py'}:smoke,dim=4,views=2,init_from={start},data={pictures}", []
+        f"{CONFIGS / 'descriptor.py'}:smoke,dim=4,views=2,init_from={start},data={images}", []
     )
     config.student.network = "toy"
     config.evaluate.image_size = 32
@@ -71,8 +71,8 @@ QUEUE = {"objective.moco_lambda": 1.0, "objective.sscd_lambda": 0.0}
     ("form", "terms"),
     [(WITHIN, ("sscd_info_nce", "entropy")), (QUEUE, ("info_nce", "hard_negative"))],
 )
-def test_the_projector_learns_and_the_trunk_stays(pictures, start, tmp_path, form, terms):
-    config = config_of(pictures, start, **{"objective.nested_dims": (2, 4)}, **form)
+def test_the_projector_learns_and_the_trunk_stays(images, start, tmp_path, form, terms):
+    config = config_of(images, start, **{"objective.nested_dims": (2, 4)}, **form)
     state = train_and_evaluate(config, tmp_path / "run")
     assert set(state.params) == {"projector"}
     before, after = load_model(str(start)).module, exported(tmp_path / "run")
@@ -84,27 +84,27 @@ def test_the_projector_learns_and_the_trunk_stays(pictures, start, tmp_path, for
         assert row["loss"] == pytest.approx(sum(row[term] for term in terms), rel=1e-5)
 
 
-def test_it_starts_as_whitening_or_as_the_start_s_own(pictures, start, tmp_path):
+def test_it_starts_as_whitening_or_as_the_start_s_own(images, start, tmp_path):
     still = {"optimizer.learning_rate": 1e-30}
-    train_and_evaluate(config_of(pictures, start, **still), tmp_path / "white")
+    train_and_evaluate(config_of(images, start, **still), tmp_path / "white")
     features = read_descriptors(tmp_path / "white" / "features.npz").descriptors
     projector = exported(tmp_path / "white").projector
     projected = features @ np.asarray(projector.kernel) + np.asarray(projector.bias)
     np.testing.assert_allclose(projected.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(np.cov(projected.T, bias=True), np.eye(4), atol=1e-3)
 
-    config = config_of(pictures, start, **still, **{"student.dim": 8})
+    config = config_of(images, start, **still, **{"student.dim": 8})
     train_and_evaluate(config, tmp_path / "own")
     own = split(load_model(str(start)).module.projector)[1]
     assert_equal_trees(split(exported(tmp_path / "own").projector)[1], own)
 
 
-def test_the_features_are_those_of_the_feed_s_views(pictures, start, tmp_path):
-    config = config_of(pictures, start)
+def test_the_features_are_those_of_the_feed_s_views(images, start, tmp_path):
+    config = config_of(images, start)
     train_and_evaluate(config, tmp_path / "run")
-    images = find_images(pictures)
+    found = find_images(images)
     backbone = load_model(str(start)).module.backbone
-    padded = images.subset([*range(40), *range(24)])
+    padded = found.subset([*range(40), *range(24)])
     batches = make_batches(padded, policy=POLICY, image_size=32, batch_size=64, seed=0)
     with batches:
         batch = next(batches)
@@ -117,10 +117,10 @@ def test_the_features_are_those_of_the_feed_s_views(pictures, start, tmp_path):
 
 
 @pytest.mark.parametrize("views", ["host", "device"])
-def test_a_killed_caching_goes_on(pictures, start, tmp_path, monkeypatch, views):
+def test_a_killed_caching_goes_on(images, start, tmp_path, monkeypatch, views):
     monkeypatch.setattr(frozen, "_BATCH", 8)
     monkeypatch.setattr(frozen, "_KEPT_EVERY", 2)
-    config = config_of(pictures, start, **{"data.cached_views": 4, "data.views": views})
+    config = config_of(images, start, **{"data.cached_views": 4, "data.views": views})
     train_and_evaluate(config, tmp_path / "whole")
 
     class Killed(Exception):
@@ -145,8 +145,8 @@ def test_a_killed_caching_goes_on(pictures, start, tmp_path, monkeypatch, views)
     np.testing.assert_array_equal(np.load(tmp_path / "parts" / "view_features.npy"), whole)
 
 
-def test_a_resumed_run_equals_an_undisturbed_one(pictures, start, tmp_path):
-    config = config_of(pictures, start, **QUEUE)
+def test_a_resumed_run_equals_an_undisturbed_one(images, start, tmp_path):
+    config = config_of(images, start, **QUEUE)
     whole = train_and_evaluate(config, tmp_path / "whole")
     for steps in (2, 4):
         config.schedule.max_steps = steps
@@ -155,14 +155,14 @@ def test_a_resumed_run_equals_an_undisturbed_one(pictures, start, tmp_path):
     assert_equal_trees(parts.queue, whole.queue)
 
 
-def test_runs_share_a_cache_that_refuses_other_views(pictures, start, tmp_path, monkeypatch):
+def test_runs_share_a_cache_that_refuses_other_views(images, start, tmp_path, monkeypatch):
     shared = {"data.cache": str(tmp_path / "cache")}
-    train_and_evaluate(config_of(pictures, start, **shared), tmp_path / "first")
+    train_and_evaluate(config_of(images, start, **shared), tmp_path / "first")
     assert not (tmp_path / "first" / "view_features.npy").exists()
     with monkeypatch.context() as nothing:
         nothing.setattr(frozen, "trunk_of", None)
         nothing.setattr(frozen, "embed_to_file", None)
-        second = config_of(pictures, start, **shared, seed=1)
+        second = config_of(images, start, **shared, seed=1)
         second.student.dim = 8
         train_and_evaluate(second, tmp_path / "second")
     for changes, what in (
@@ -170,42 +170,42 @@ def test_runs_share_a_cache_that_refuses_other_views(pictures, start, tmp_path, 
         ({"data.cached_views": 4}, "another views"),
         ({"init_from": str(make_export(tmp_path / "other", seed=5))}, "another trunk"),
     ):
-        config = config_of(pictures, start, **shared, **changes)
+        config = config_of(images, start, **shared, **changes)
         with pytest.raises(UserError, match=rf"view_features\.json: its features are of {what}"):
             train_and_evaluate(config, tmp_path / "third")
 
 
-def test_too_few_pictures_are_told_before_anything_is_computed(pictures, start, tmp_path):
-    config = config_of(pictures, start, batch_size=48)
-    with pytest.raises(UserError, match="40 pictures do not fill one batch of 48"):
+def test_too_few_images_are_stored_before_anything_is_computed(images, start, tmp_path):
+    config = config_of(images, start, batch_size=48)
+    with pytest.raises(UserError, match="40 images do not fill one batch of 48"):
         train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run" / "features.npz").exists()
 
 
-def test_unreadable_pictures_are_left_out(start, tmp_path):
-    folder = make_pictures(tmp_path / "pictures", 40)
+def test_unreadable_images_are_left_out(start, tmp_path):
+    folder = make_images(tmp_path / "pictures", 40)
     (folder / "T00007.jpg").write_bytes(b"no picture")
     train_and_evaluate(config_of(folder, start), tmp_path / "run")
-    told = (tmp_path / "run" / "unreadable.txt").read_text()
-    assert told.splitlines() == [str(folder / "T00007.jpg")]
+    stored = (tmp_path / "run" / "unreadable.txt").read_text()
+    assert stored.splitlines() == [str(folder / "T00007.jpg")]
     card = json.loads((tmp_path / "run" / "export" / "model.json").read_text())
-    assert card["trained"]["pictures"] == 39
+    assert card["trained"]["images"] == 39
 
 
-def test_a_teacher_s_relations_reach_the_descriptor(pictures, start, tmp_path):
-    teacher = make_features(tmp_path / "teacher.npz", pictures, dim=6)
+def test_a_teacher_s_relations_reach_the_descriptor(images, start, tmp_path):
+    teacher = make_features(tmp_path / "teacher.npz", images, dim=6)
     changes = {
         "objective.compress_lambda": 1.0,
         "bank.size": 8,
         "teacher.features": str(teacher),
     }
-    train_and_evaluate(config_of(pictures, start, **changes), tmp_path / "run")
+    train_and_evaluate(config_of(images, start, **changes), tmp_path / "run")
     rows = metrics_of(tmp_path / "run")
     assert all(row["compress_kl"] > 0 for row in rows)
 
 
-def test_a_damaged_record_of_the_features_is_refused(pictures, start, tmp_path):
-    config = config_of(pictures, start)
+def test_a_damaged_record_of_the_features_is_refused(images, start, tmp_path):
+    config = config_of(images, start)
     train_and_evaluate(config, tmp_path / "run")
     (tmp_path / "run" / "view_features.json").write_text("{")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
@@ -222,7 +222,7 @@ def test_nested_losses_are_the_sum_over_unit_prefixes():
 
     found = [
         losses.info_nce_queue(*parts, temperature=0.07)
-        for parts in nested_prefixes((2, 6), *map(jnp.asarray, (query, key, queue)))
+        for parts in Objective(nested_dims=(2, 6)).nested(*map(jnp.asarray, (query, key, queue)))
     ]
     expected = [
         losses.info_nce_queue(
@@ -231,7 +231,7 @@ def test_nested_losses_are_the_sum_over_unit_prefixes():
         for d in (2, 6)
     ]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    (whole,) = nested_prefixes((), query)
+    (whole,) = Objective().nested(query)
     assert whole[0] is query
 
 
@@ -243,7 +243,7 @@ def test_nested_losses_are_the_sum_over_unit_prefixes():
         ({"objective.kld_lambda": 1.0}, r"kld_lambda 1\.0 .* set both to 0"),
         ({"objective.regress_lambda": 1.0}, r"regress_lambda 1\.0 are on the feature"),
         ({"objective.compress_lambda": 1.0, "bank.size": 8}, r"teacher\.features to 'cached'"),
-        ({"student.calibrate": 64}, r"student\.calibrate is 64, which would change"),
+        ({"student.recalibrate": 64}, r"student\.recalibrate is 64, which would change"),
         ({"data.cached_views": 3}, r"cached_views is 3; views are made in twos"),
         ({"data.cached_views": 0}, r"cached_views is 0; it must be above 0"),
         ({"student.trainable": "head"}, r"trainable is 'head'; use one of all, projector"),

@@ -1,5 +1,6 @@
 """Whole runs: of the real student once, and of a toy wherever only the loop is at stake."""
 
+import errno
 import json
 import shutil
 import signal
@@ -9,22 +10,24 @@ import numpy as np
 import pytest
 from toy import (
     CONFIGS,
-    describe,
+    embed,
     make_export,
     make_features,
-    make_pictures,
+    make_images,
     metrics_of,
     relational_kl_of,
     toy_config,
 )
 
+from rdcd_jax.benchmarks.disc_runs import evaluate_disc_run
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.method.state import split
 from rdcd_jax.training import record
 from rdcd_jax.training.config import load_config
-from rdcd_jax.training.loop import make_student, share_of, train_and_evaluate
+from rdcd_jax.training.loop import train_and_evaluate
+from rdcd_jax.training.setup import share_of
+from rdcd_jax.training.student import make_student
 from rdcd_jax.weights.library import load_model
 
 LOSSES = {"loss", "info_nce", "hard_negative", "relational_kl"}
@@ -47,12 +50,12 @@ def assert_equal_states(actual, expected):
 
 
 def test_running_statistics_stay_as_they_are_where_batch_norm_uses_them(
-    pictures, features, toys, tmp_path
+    images, features, toys, tmp_path
 ):
     def moved(bn):
-        config = toy_config(pictures, features, **{"schedule.max_steps": 1, "student.bn": bn})
+        config = toy_config(images, features, **{"schedule.max_steps": 1, "student.bn": bn})
         statistics = train_and_evaluate(config, tmp_path / bn).batch_stats
-        before = split(make_student(config, 16))[2]
+        before = split(make_student(config, 16).module)[2]
         return any(
             jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), statistics, before))
         )
@@ -75,10 +78,10 @@ def test_a_smaller_share_lies_within_a_larger_and_keeps_the_order():
 
 
 @pytest.fixture(scope="module")
-def smoke(pictures, tmp_path_factory):
-    features = make_features(pictures.parent / "wide.npz", pictures, dim=512)
+def smoke(images, tmp_path_factory):
+    features = make_features(images.parent / "wide.npz", images, dim=512)
     config = load_config(
-        f"{CONFIGS / 'rdcd.py'}:smoke,dim=64,data={pictures}",
+        f"{CONFIGS / 'rdcd.py'}:smoke,dim=64,data={images}",
         [
             f"--config.teacher.features={features}",
             "--config.evaluate.image_size=32",
@@ -109,26 +112,26 @@ def test_smoke_run_writes_what_the_contract_names(smoke):
     assert not (workdir / "unreadable.txt").exists()
 
 
-def test_smoke_run_s_export_describes_pictures(smoke, pictures):
+def test_smoke_run_s_export_embeds_images(smoke, images):
     state, _, workdir = smoke
     model = load_model(str(workdir / "export"))
     assert (model.network, model.image_size) == ("efficientnet_b0", 32)
     params, batch_stats = split(model.module)[1:]
     for ours, theirs in [(params, state.params), (batch_stats, state.batch_stats)]:
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    rows = describe(model, pictures)
+    rows = embed(model, images)
     assert rows.shape == (40, 64)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     card = json.loads((workdir / "export" / "model.json").read_text())
-    assert card["trained"] == {"steps": 3, "pictures": 40}
+    assert card["trained"] == {"steps": 3, "images": 40}
 
 
 # Resuming.
 
 
-def test_resumed_run_equals_an_undisturbed_one(toys, pictures, features, tmp_path):
+def test_resumed_run_equals_an_undisturbed_one(toys, images, features, tmp_path):
     config = toy_config(
-        pictures, features, **{"schedule.max_steps": 0, "schedule.epochs": 2, "log_every": 2}
+        images, features, **{"schedule.max_steps": 0, "schedule.epochs": 2, "log_every": 2}
     )
     whole = train_and_evaluate(config, tmp_path / "whole")
     assert int(whole.step) == 10
@@ -149,8 +152,8 @@ def test_resumed_run_equals_an_undisturbed_one(toys, pictures, features, tmp_pat
     assert exports[0].read_bytes() == exports[1].read_bytes()
 
 
-def test_lines_of_lost_steps_are_dropped(toys, pictures, features, tmp_path):
-    config = toy_config(pictures, features, **{"schedule.max_steps": 2})
+def test_lines_of_lost_steps_are_dropped(toys, images, features, tmp_path):
+    config = toy_config(images, features, **{"schedule.max_steps": 2})
     train_and_evaluate(config, tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "loss": 0.0}\n{"step": 4, "lo')
@@ -161,18 +164,18 @@ def test_lines_of_lost_steps_are_dropped(toys, pictures, features, tmp_path):
     assert rows[2]["loss"] > 0
 
 
-def test_a_finished_run_is_left_as_it_is(toys, pictures, features, tmp_path):
-    config = toy_config(pictures, features, **{"schedule.max_steps": 2})
+def test_a_finished_run_is_left_as_it_is(toys, images, features, tmp_path):
+    config = toy_config(images, features, **{"schedule.max_steps": 2})
     before = train_and_evaluate(config, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text()
     assert_equal_states(train_and_evaluate(config, tmp_path), before)
     assert (tmp_path / "metrics.jsonl").read_text() == lines
 
 
-def test_eight_devices_agree_with_one(toys, pictures, features, tmp_path):
+def test_eight_devices_agree_with_one(toys, images, features, tmp_path):
     states = []
     for devices in (1, 8):
-        config = toy_config(pictures, features, devices=devices, **{"schedule.max_steps": 3})
+        config = toy_config(images, features, devices=devices, **{"schedule.max_steps": 3})
         states.append(train_and_evaluate(config, tmp_path / str(devices)))
     one, eight = states
     for name in ("params", "batch_stats", "key_params", "key_batch_stats", "queue", "bank"):
@@ -183,12 +186,12 @@ def test_eight_devices_agree_with_one(toys, pictures, features, tmp_path):
         )
     assert len(jax.tree.leaves(eight.params)[0].devices()) == 8
     # A run may go on on other devices.
-    config = toy_config(pictures, features, devices=4, **{"schedule.max_steps": 4})
+    config = toy_config(images, features, devices=4, **{"schedule.max_steps": 4})
     assert int(train_and_evaluate(config, tmp_path / "8").step) == 4
 
 
-def test_batch_that_the_devices_cannot_share_is_refused(toys, pictures, features, tmp_path):
-    config = toy_config(pictures, features, devices=3)
+def test_batch_that_the_devices_cannot_share_is_refused(toys, images, features, tmp_path):
+    config = toy_config(images, features, devices=3)
     with pytest.raises(UserError, match=r"config\.batch_size is 8, not a multiple of the 3"):
         train_and_evaluate(config, tmp_path / "run")
     config.devices = 9
@@ -196,7 +199,7 @@ def test_batch_that_the_devices_cannot_share_is_refused(toys, pictures, features
         train_and_evaluate(config, tmp_path / "run")
 
 
-def test_sigterm_saves_and_returns(toys, pictures, features, tmp_path, monkeypatch):
+def test_sigterm_saves_and_returns(toys, images, features, tmp_path, monkeypatch):
     write = record.Metrics.write
 
     def write_and_stop(self, rows):
@@ -204,7 +207,7 @@ def test_sigterm_saves_and_returns(toys, pictures, features, tmp_path, monkeypat
         if rows[-1]["step"] == 3:
             signal.raise_signal(signal.SIGTERM)
 
-    config = toy_config(pictures, features, **{"schedule.max_steps": 5, "checkpoint_every": 100})
+    config = toy_config(images, features, **{"schedule.max_steps": 5, "checkpoint_every": 100})
     whole = train_and_evaluate(config, tmp_path / "whole")
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
@@ -217,9 +220,9 @@ def test_sigterm_saves_and_returns(toys, pictures, features, tmp_path, monkeypat
     assert_equal_states(train_and_evaluate(config, tmp_path / "stopped"), whole)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(toys, pictures, features, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(toys, images, features, tmp_path):
     config = toy_config(
-        pictures, features, **{"schedule.max_steps": 5, "checkpoint_every": 2, "log_every": 5}
+        images, features, **{"schedule.max_steps": 5, "checkpoint_every": 2, "log_every": 5}
     )
     config.optimizer.learning_rate = 1e30
     config.optimizer.weight_decay = 1.0
@@ -242,22 +245,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(toys, pictures, features, tmp_p
     ("name", "value"),
     [("optimizer.learning_rate", 0.5), ("student.dim", 8), ("seed", 1), ("data.policy", "MILD")],
 )
-def test_workdir_of_another_config_is_refused(toys, pictures, features, tmp_path, name, value):
-    config = toy_config(pictures, features, **{"schedule.max_steps": 1})
+def test_workdir_of_another_config_is_refused(toys, images, features, tmp_path, name, value):
+    config = toy_config(images, features, **{"schedule.max_steps": 1})
     record.begin(tmp_path, config.to_dict(), ())
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     before = (tmp_path / "run.json").read_text()
-    other = toy_config(pictures, features, **{"schedule.max_steps": 1, name: value})
+    other = toy_config(images, features, **{"schedule.max_steps": 1, name: value})
     with pytest.raises(UserError, match=rf"config\.{name} = .*{value}.*another --workdir"):
         train_and_evaluate(other, tmp_path)
     assert (tmp_path / "run.json").read_text() == before
 
 
-def test_a_damaged_record_is_refused(toys, pictures, features, tmp_path):
+def test_a_damaged_record_is_refused(toys, images, features, tmp_path):
     (tmp_path / "run.json").write_text("{")
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     with pytest.raises(UserError, match=r"run\.json is not a run's record"):
-        train_and_evaluate(toy_config(pictures, features), tmp_path)
+        train_and_evaluate(toy_config(images, features), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -271,57 +274,55 @@ def test_a_damaged_record_is_refused(toys, pictures, features, tmp_path):
         ({"data.policy": "WILD"}, "WILD"),
         (
             {"batch_size": 48, "queue.size": 48, "bank.size": 48},
-            "40 pictures do not fill one batch",
+            "40 images do not fill one batch",
         ),
         ({"data.train": "/no/such"}, "/no/such: there is no such folder"),
         ({"teacher.features": "/no/such.npz"}, "/no/such.npz: there is no such descriptor file"),
     ],
 )
-def test_configs_that_cannot_train_are_refused(toys, pictures, features, tmp_path, changes, match):
+def test_configs_that_cannot_train_are_refused(toys, images, features, tmp_path, changes, match):
     with pytest.raises(UserError, match=match):
-        train_and_evaluate(toy_config(pictures, features, **changes), tmp_path / "run")
+        train_and_evaluate(toy_config(images, features, **changes), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_refused_config_can_be_mended_in_place(toys, pictures, features, tmp_path):
+def test_a_refused_config_can_be_mended_in_position(toys, images, features, tmp_path):
     changes = {"schedule.max_steps": 1, "student.dim": 17}
     with pytest.raises(UserError, match="dim is 17"):
-        train_and_evaluate(toy_config(pictures, features, **changes), tmp_path)
+        train_and_evaluate(toy_config(images, features, **changes), tmp_path)
     assert (tmp_path / "run.json").exists()
     changes["student.dim"] = 7
-    train_and_evaluate(toy_config(pictures, features, **changes), tmp_path)
+    train_and_evaluate(toy_config(images, features, **changes), tmp_path)
 
 
-def test_training_on_evaluation_pictures_is_refused(toys, pictures, features, tmp_path):
-    queries = make_pictures(tmp_path / "queries", 9, prefix="Q")
+def test_training_on_evaluation_images_is_refused(toys, images, features, tmp_path):
+    queries = make_images(tmp_path / "queries", 9, prefix="Q")
     with pytest.raises(UserError, match="holds Q00000 and 8 more of DISC's query names"):
         train_and_evaluate(toy_config(queries, features), tmp_path / "run")
 
-    make_pictures(tmp_path / "references", 9, prefix="R")
+    make_images(tmp_path / "references", 9, prefix="R")
     (tmp_path / "ground_truth.csv").write_text("Q00000,R00000\n")
     # By a link, so that neither name nor path gives it away.
     (tmp_path / "train").symlink_to(tmp_path / "references")
-    config = toy_config(tmp_path / "train", features, **{"evaluate.data": str(tmp_path)})
-    with pytest.raises(
-        UserError, match=r"R00000\.jpg of config\.evaluate\.data is also a training"
-    ):
+    config = toy_config(tmp_path / "train", features, **{"evals.disc.data": str(tmp_path)})
+    with pytest.raises(UserError, match=r"R00000\.jpg of config\.evals\.disc is also a training"):
         train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_unreadable_pictures_are_listed_and_passed_over(toys, tmp_path):
-    pictures = make_pictures(tmp_path / "train", 16)
-    features = make_features(tmp_path / "features.npz", pictures)
-    (pictures / "T00003.jpg").write_bytes(b"no picture")
+def test_unreadable_images_are_listed_and_passed_over(toys, tmp_path):
+    images = make_images(tmp_path / "train", 16)
+    features = make_features(tmp_path / "features.npz", images)
+    (images / "T00003.jpg").write_bytes(b"no picture")
     changes = {"schedule.max_steps": 2, "schedule.epochs": 2}
-    config = toy_config(pictures, features, **changes)
+    config = toy_config(images, features, **changes)
     train_and_evaluate(config, tmp_path / "run")
     listed = tmp_path / "run" / "unreadable.txt"
-    assert listed.read_text() == f"{pictures / 'T00003.jpg'}\n"
+    assert listed.read_text() == f"{images / 'T00003.jpg'}\n"
     # Each once, also by a run that is continued.
     config.schedule.max_steps = 4
     assert int(train_and_evaluate(config, tmp_path / "run").step) == 4
-    assert listed.read_text() == f"{pictures / 'T00003.jpg'}\n"
+    assert listed.read_text() == f"{images / 'T00003.jpg'}\n"
 
 
 # Starting from a model.
@@ -333,15 +334,15 @@ def test_init_from_keeps_what_fits(toys, tmp_path):
     bare = make_export(tmp_path / "bare", dim=None, seed=5)
     for init_from, dim in ((start, 4), (start, 8), (bare, 4)):
         config = toy_config(tmp_path, **{"init_from": str(init_from), "student.dim": dim})
-        student = make_student(config, 16)
+        student = make_student(config, 16).module
         _, params, batch_stats = split(student)
         backbone = split(load_model(str(init_from)).module)[1]["backbone"]
         jax.tree.map(np.testing.assert_array_equal, params["backbone"], backbone)
         assert np.all(batch_stats["backbone"]["bn"]["mean"] != 0)
         assert params["projector"]["kernel"].shape == (16, dim)
-    same = split(make_student(toy_config(tmp_path, init_from=str(start)), 16))[1]
+    same = split(make_student(toy_config(tmp_path, init_from=str(start)), 16).module)[1]
     jax.tree.map(np.testing.assert_array_equal, same["projector"], given["projector"])
-    fresh = split(make_student(toy_config(tmp_path), 16))[1]
+    fresh = split(make_student(toy_config(tmp_path), 16).module)[1]
     assert np.any(fresh["projector"]["kernel"] != given["projector"]["kernel"])
 
 
@@ -350,7 +351,7 @@ def test_init_from_what_does_not_fit_is_refused(toys, tmp_path):
     with pytest.raises(UserError, match="is a other_toy, but config.student.network is toy"):
         make_student(toy_config(tmp_path, init_from=str(other)), 16)
     wide = make_export(tmp_path / "wide", feature_dim=20)
-    with pytest.raises(UserError, match="has not the feature of 16 numbers"):
+    with pytest.raises(UserError, match="has not the feature of 16 dimensions"):
         make_student(toy_config(tmp_path, init_from=str(wide)), 16)
     start = make_export(tmp_path / "start")
     card = json.loads((start / "model.json").read_text())
@@ -365,34 +366,68 @@ def test_init_from_what_does_not_fit_is_refused(toys, tmp_path):
 # What a run may be made of.
 
 
-def test_evaluation_during_a_run(toys, pictures, features, tmp_path):
+def test_evaluation_during_a_run(toys, images, features, tmp_path):
     disc = tmp_path / "disc"
-    make_pictures(disc / "queries", 4, prefix="Q", seed=7)
-    make_pictures(disc / "references", 6, prefix="R", seed=7)
+    make_images(disc / "queries", 4, prefix="Q", seed=7)
+    make_images(disc / "references", 6, prefix="R", seed=7)
     (disc / "ground_truth.csv").write_text("".join(f"Q0000{i},R0000{i}\n" for i in range(4)))
-    changes = {"evaluate.data": str(disc), "evaluate.every": 2, "schedule.max_steps": 3}
-    config = toy_config(pictures, features, **changes)
+    changes = {"evals.disc.data": str(disc), "evaluate.every": 2, "schedule.max_steps": 3}
+    changes |= {
+        "evals.pairs.queries": str(disc / "references"),
+        "evals.pairs.codecs": "Flat;L2norm,Flat",
+    }
+    changes["evals.pairs.references"] = str(disc / "references")
+    changes["evals.pairs.ground_truth"] = str(tmp_path / "pairs.csv")
+    (tmp_path / "pairs.csv").write_text("R00001,R00001\n")
+    config = toy_config(images, features, **changes)
     train_and_evaluate(config, tmp_path / "run")
     for step in (2, 3):
-        folder = tmp_path / "run" / "evaluations" / str(step)
+        folder = tmp_path / "run" / "evaluations" / str(step) / "disc"
         assert (folder / "disc_metrics.csv").is_file()
         assert (folder / "predictions.csv").is_file()
     rows = metrics_of(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2, 2, 3, 3]
-    # Queries and references are the same pictures here.
-    assert rows[4]["evaluate/Flat/None/uAP"] == 1.0
-    # The descriptors evaluated last are the export's.
+    # Queries and references are the same images here.
+    assert rows[4]["evaluate/disc/Flat/None/uAP"] == 1.0
+    assert "evaluate/pairs/L2norm,Flat/None/uAP" in rows[4]
+    # What is evaluated last is the export, and the descriptors do not stay.
+    assert not [*(tmp_path / "run" / "evaluations").rglob("descriptors*")]
     model = load_model(str(tmp_path / "run" / "export"))
-    kept = read_descriptors(tmp_path / "run" / "evaluations" / "3" / "descriptors" / "queries.npz")
-    np.testing.assert_allclose(kept.descriptors, describe(model, disc / "queries"), atol=1e-6)
+    again = evaluate_disc_run(model, disc, tmp_path / "again")[1]
+    before = (tmp_path / "run" / "evaluations" / "3" / "disc" / "predictions.csv").read_text()
+    scores = [float(line.rpartition(",")[2]) for line in before.splitlines()[1:]]
+    np.testing.assert_allclose(scores, again.scores, atol=1e-6)
     # A run killed after its last checkpoint and before its evaluation is evaluated when it is started again, once.
     shutil.rmtree(tmp_path / "run" / "evaluations")
     shutil.rmtree(tmp_path / "run" / "export")
     for _ in range(2):
         train_and_evaluate(config, tmp_path / "run")
         assert metrics_of(tmp_path / "run") == rows
-    assert (tmp_path / "run" / "evaluations" / "3" / "disc_metrics.csv").is_file()
+    assert (tmp_path / "run" / "evaluations" / "3" / "disc" / "disc_metrics.csv").is_file()
     assert (tmp_path / "run" / "export").is_dir()
+
+
+def test_an_evaluation_without_room_stops_no_run(
+    toys, images, features, tmp_path, monkeypatch, capsys
+):
+    changes = {
+        "evals.disc.data": str(tmp_path / "disc"),
+        "evaluate.every": 2,
+        "schedule.max_steps": 3,
+    }
+    make_images(tmp_path / "disc" / "queries", 2, prefix="Q", seed=7)
+    make_images(tmp_path / "disc" / "references", 2, prefix="R", seed=7)
+    (tmp_path / "disc" / "ground_truth.csv").write_text("Q00000,R00000\n")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("rdcd_jax.training.finish.evaluate", full)
+    with pytest.raises(OSError, match="No space"):
+        train_and_evaluate(toy_config(images, features, **changes), tmp_path / "run")
+    # The last one counts; the state is kept before it.
+    assert "The evaluation 'disc' after step 2 failed" in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -406,25 +441,25 @@ def test_evaluation_during_a_run(toys, pictures, features, tmp_path):
         ({"compress_lambda": 0.5}, {"compress_kl"} | LOSSES),
     ],
 )
-def test_other_objectives_train(toys, pictures, features, tmp_path, changes, names):
+def test_other_objectives_train(toys, images, features, tmp_path, changes, names):
     changes = {f"objective.{name}": value for name, value in changes.items()}
-    config = toy_config(pictures, features, **changes, **{"schedule.max_steps": 2})
+    config = toy_config(images, features, **changes, **{"schedule.max_steps": 2})
     state = train_and_evaluate(config, tmp_path)
     known = names | {"step", "loss", "learning_rate", "images_per_second"}
     for row in metrics_of(tmp_path):
         assert known <= row.keys() <= known | STATISTICS
     taught = bool(names & {"relational_kl", "compress_kl"})
-    fresh = split(make_student(config, 16 if taught else 512))[1]
+    fresh = split(make_student(config, 16 if taught else 512).module)[1]
     assert any(
         np.any(a != b)
         for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(fresh), strict=True)
     )
 
 
-def test_dropout_may_be_left_out(toys, pictures, features, tmp_path):
+def test_dropout_may_be_left_out(toys, images, features, tmp_path):
     found = []
     for dropout in (True, False):
         changes = {"student.dropout": dropout, "schedule.max_steps": 1}
-        config = toy_config(pictures, features, **changes)
+        config = toy_config(images, features, **changes)
         found += relational_kl_of(config, tmp_path / str(dropout))
     assert abs(found[0] - found[1]) > 1e-5

@@ -25,7 +25,7 @@ COUNT, SIZE = 11, 16
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Eleven small pictures, told apart by their colours."""
+    """Eleven small images, told apart by their colours."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for i in range(COUNT):
@@ -53,7 +53,7 @@ def ten(images):
     return take(10, images)
 
 
-def test_shapes_dtypes_and_places(ten):
+def test_shapes_dtypes_and_positions(ten):
     for batch in ten:
         assert sorted(batch) == ["index", "key", "query", "unreadable"]
         for name in ("query", "key"):
@@ -63,13 +63,13 @@ def test_shapes_dtypes_and_places(ten):
         assert (batch["unreadable"] == -1).all()
 
 
-def test_index_names_the_picture_that_is_shown(images):
+def test_index_names_the_image_that_is_shown(images):
     whole = (Step("resized_crop", 1, {"scale": (1, 1), "ratio": (4 / 3, 4 / 3)}),)
     for batch in take(4, images, policy=whole, views=1):
         assert "key" not in batch
-        for query, place in zip(batch["query"], batch["index"], strict=True):
-            with Image.open(images.paths[place]) as picture:
-                want = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        for query, position in zip(batch["query"], batch["index"], strict=True):
+            with Image.open(images.paths[position]) as image:
+                want = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
             np.testing.assert_array_equal(query, np.asarray(want))
 
 
@@ -83,7 +83,7 @@ def test_an_epoch_is_a_whole_number_of_batches_without_repetition(images):
     for epoch in epochs:
         assert len(epoch) == 8 == len(set(epoch))
     assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
-    # What an epoch leaves out changes, so that no picture is never seen.
+    # What an epoch leaves out changes, so that no image is never seen.
     assert set(np.concatenate(epochs)) == set(range(COUNT))
 
 
@@ -119,10 +119,10 @@ def packed(images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alike(images, tmp_path_factory):
-    """Eleven copies of one picture, packed: only the random numbers tell their views apart."""
+    """Eleven copies of one image, packed: only the random numbers tell their views apart."""
     folder = tmp_path_factory.mktemp("alike")
-    for place in range(COUNT):
-        shutil.copy(images.paths[0], folder / f"{place}.png")
+    for position in range(COUNT):
+        shutil.copy(images.paths[0], folder / f"{position}.png")
     pack_images(folder, folder / "shards", shards=2)
     return find_images(folder / "shards")
 
@@ -173,8 +173,8 @@ def test_two_processes_see_the_batches_of_one(two_processes, ten, source):
 
 
 @pytest.mark.parametrize("source", ["files", "records"])
-def test_an_epoch_of_two_processes_shows_no_picture_twice(two_processes, source):
-    steps = COUNT // 4  # The last batch, which three pictures do not fill, is left out.
+def test_an_epoch_of_two_processes_shows_no_image_twice(two_processes, source):
+    steps = COUNT // 4  # The last batch, which three images do not fill, is left out.
     first, second = (np.stack([b["index"] for b in host]) for host in two_processes[source])
     for start in range(0, 10, steps):
         shown = np.concatenate([first[start : start + steps], second[start : start + steps]])
@@ -182,7 +182,7 @@ def test_an_epoch_of_two_processes_shows_no_picture_twice(two_processes, source)
     assert {*first.flat, *second.flat} == set(range(COUNT))
 
 
-def test_an_epoch_that_batches_fill_shows_every_picture(images):
+def test_an_epoch_that_batches_fill_shows_every_image(images):
     hosts = [
         take(4, images.subset(range(8)), process_index=host, process_count=2) for host in (0, 1)
     ]
@@ -198,7 +198,7 @@ def test_no_two_processes_draw_the_same_numbers(two_processes):
     assert len(np.unique(views.reshape(len(views), -1), axis=0)) == len(views)
 
 
-def test_views_and_repeated_pictures_are_drawn_anew(images):
+def test_views_and_repeated_images_are_drawn_anew(images):
     batches = take(24, images)
     queries = np.concatenate([batch["query"] for batch in batches])
     keys = np.concatenate([batch["key"] for batch in batches])
@@ -206,12 +206,12 @@ def test_views_and_repeated_pictures_are_drawn_anew(images):
     assert len(np.unique(views, axis=0)) == len(views)
 
 
-def test_an_unreadable_picture_is_replaced_by_the_next_and_reported(images, tmp_path):
+def test_an_unreadable_image_is_replaced_by_the_next_and_reported(images, tmp_path):
     broken = {3: b"", 4: b"no picture", 10: pathlib.Path(images.paths[10]).read_bytes()[:200]}
     paths = list(images.paths)
-    for place, content in broken.items():
-        paths[place] = str(tmp_path / f"{place}.png")
-        pathlib.Path(paths[place]).write_bytes(content)
+    for position, content in broken.items():
+        paths[position] = str(tmp_path / f"{position}.png")
+        pathlib.Path(paths[position]).write_bytes(content)
     spoilt = ImageSet("spoilt", images.ids, tuple(paths))
     batches = take(COUNT, spoilt, batch_size=COUNT)
     assert len(batches) == COUNT
@@ -223,15 +223,15 @@ def test_an_unreadable_picture_is_replaced_by_the_next_and_reported(images, tmp_
         assert sorted(batch["index"]) == sorted([0, 0, 1, 2, 5, 5, 5, 6, 7, 8, 9])
 
 
-def test_only_unreadable_pictures_is_an_error_with_or_without_workers(tmp_path):
+def test_only_unreadable_images_is_an_error_with_or_without_workers(tmp_path):
     paths = tuple(str(tmp_path / f"gone {i}.png") for i in range(5))
-    gone = ImageSet("my pictures", tuple("abcde"), paths)
+    gone = ImageSet("my images", tuple("abcde"), paths)
     for workers in (0, 1):
-        with pytest.raises(UserError, match=r"my pictures: 5 images in a row.*gone \d.png"):
+        with pytest.raises(UserError, match=r"my images: 5 images in a row.*gone \d.png"):
             take(1, gone, workers=workers)
 
 
-def test_as_few_as_one_picture_will_do(images):
+def test_as_few_as_one_image_will_do(images):
     one = ImageSet("one", images.ids[:1], images.paths[:1])
     batches = take(3, one, batch_size=1)
     assert [batch["index"].tolist() for batch in batches] == [[0]] * 3
@@ -251,7 +251,7 @@ def test_a_worker_that_dies_is_replaced(images, ten, capfd):
             child.join()
         got += itertools.islice(batches, 4)
     assert_same(got, ten[:5])
-    assert "a data worker process died; new ones go on from batch" in capfd.readouterr().err
+    assert "A data worker process died; new ones go on from batch" in capfd.readouterr().err
 
 
 def test_workers_that_keep_dying_are_an_error(images, monkeypatch):
@@ -276,8 +276,8 @@ class Endless(os.PathLike):
         time.sleep(1000)
 
 
-def test_a_picture_on_which_reading_hangs_is_left_out(images, monkeypatch, capfd):
-    monkeypatch.setattr(pipeline.hanging_pictures, "__defaults__", (3,))
+def test_an_image_on_which_reading_hangs_is_left_out(images, monkeypatch, capfd):
+    monkeypatch.setattr(pipeline.hanging_images, "__defaults__", (3,))
     paths = (*images.paths[:4], Endless(), *images.paths[5:])
     spoilt = ImageSet("spoilt", images.ids, paths)
     got = take(3, spoilt, workers=1, batch_size=COUNT, timeout_s=10)
@@ -287,7 +287,7 @@ def test_a_picture_on_which_reading_hangs_is_left_out(images, monkeypatch, capfd
         ]
         assert stood_in == [(4, 5)]
     assert "reading it hangs. It is left out" in capfd.readouterr().err
-    # The same as of a picture that cannot be read for another reason.
+    # The same as of an image that cannot be read for another reason.
     gone = ImageSet("gone", images.ids, (*images.paths[:4], "gone.png", *images.paths[5:]))
     assert_same(got, take(3, gone, batch_size=COUNT))
 

@@ -2,12 +2,15 @@
 
 import json
 import os
+import resource
 import shutil
+import signal
 
 import pytest
 from toy import toy_config
 
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.options import flat
 from rdcd_jax.images.pack import pack_images
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.training import record
@@ -56,31 +59,79 @@ def test_lines_that_no_run_wrote_are_dropped(tmp_path):
     assert path.read_bytes() == good + b'{"step": 2, "loss": 1.0}\n'
 
 
+def test_metrics_wait_for_room(tmp_path, capsys):
+    """No file can grow beyond a limit: what a full disk does to a line."""
+    metrics = record.Metrics(tmp_path, 0)
+    metrics.write([{"step": 1, "loss": 1.0}])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40, hard))
+        for step in (2, 3):
+            metrics.write([{"step": step, "loss": 1.0}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    path = tmp_path / "metrics.jsonl"
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1]
+    assert "cannot be written" in capsys.readouterr().err
+    metrics.write([{"step": 4, "loss": 1.0}])
+    metrics.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_a_run_of_version_0_1_goes_on(tmp_path):
+    """Its record has former names, and lacks what came later."""
+    config = toy_config("x", **{"student.recalibrate": 7})
+    former = flat(config.to_dict())
+    former["student.calibrate"] = former.pop("student.recalibrate")
+    former["data.picture_size"] = former.pop("data.source_size")
+    for name in [*former]:
+        if name.startswith("evals.") or name in ("student.background", "objective.nested_dims"):
+            del former[name]
+    old = {}
+    for name, value in former.items():
+        *parts, leaf = name.split(".")
+        node = old
+        for part in parts:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    old["evaluate"] |= {"data": "a/benchmark", "training": "", "codecs": "Flat"}
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    (tmp_path / "run.json").write_text(json.dumps({"config": old, "starts": []}))
+    config.student.background = 3000
+    record.begin(tmp_path, config.to_dict())
+    config.student.recalibrate = 8
+    with pytest.raises(UserError, match=r"config\.student\.recalibrate = 7.* has 8"):
+        (tmp_path / "run.json").write_text(json.dumps({"config": old, "starts": []}))
+        record.begin(tmp_path, config.to_dict())
+
+
 def test_another_training_set_is_refused(tmp_path):
     before = {"kind": "shards", "pictures": 10, "ids": "a", "records": "x"}
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
-    record.begin(tmp_path, {}, (), before)
-    record.begin(tmp_path, {}, (), before)
+    record.begin(tmp_path, {}, before)
+    record.begin(tmp_path, {}, before)
     for name, value, says in [
         ("kind", "files", "they lay in shards, and now lie in files"),
-        ("pictures", 9, "there were 10 pictures, and now there are 9"),
-        ("ids", "b", "the 10 pictures have other ids"),
+        ("pictures", 9, "there were 10 images, and now there are 9"),
+        ("ids", "b", "the 10 images have other ids"),
         ("records", "y", ".* their records .shards. hold other content"),
     ]:
         with pytest.raises(UserError, match=f"training set was another: {says}"):
-            record.begin(tmp_path, {}, (), {**before, name: value})
+            record.begin(tmp_path, {}, {**before, name: value})
     assert json.loads((tmp_path / "run.json").read_text())["training_set"] == before
     assert len(json.loads((tmp_path / "run.json").read_text())["starts"]) == 2
 
 
-def test_a_run_goes_on_only_with_the_same_shards(toys, pictures, features, tmp_path):
+def test_a_run_goes_on_only_with_the_same_shards(toys, images, features, tmp_path):
     (tmp_path / "run" / "checkpoints" / "1").mkdir(parents=True)
-    pack_images(pictures, tmp_path / "packed", shards=2)
+    pack_images(images, tmp_path / "packed", shards=2)
     config = toy_config(tmp_path / "packed", features, **{"schedule.max_steps": 1})
     fingerprint = find_images(tmp_path / "packed").fingerprint()
-    record.begin(tmp_path / "run", config.to_dict(), (), fingerprint)
+    record.begin(tmp_path / "run", config.to_dict(), fingerprint)
     shutil.rmtree(tmp_path / "packed")
-    pack_images(pictures, tmp_path / "packed", shards=2, short_side=40)
+    pack_images(images, tmp_path / "packed", shards=2, short_side=40)
     with pytest.raises(
         UserError, match=r"run holds a run .*same ids, but their records \(shards\)"
     ):

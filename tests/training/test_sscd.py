@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from toy import CONFIGS, describe, make_export, metrics_of, toy_config
+from toy import CONFIGS, embed, make_export, metrics_of, toy_config
 
 from rdcd_jax import models
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.method.state import split
 from rdcd_jax.models import efficientnet, registry, resnet
 from rdcd_jax.training.config import load_config
-from rdcd_jax.training.loop import make_student, train_and_evaluate
+from rdcd_jax.training.loop import train_and_evaluate
+from rdcd_jax.training.student import make_student
 from rdcd_jax.weights import tables
 from rdcd_jax.weights.library import export_model, load_model
 from rdcd_jax.weights.model import Model, evaluation_mode
@@ -57,8 +58,8 @@ def short_networks(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0"])
-def test_smoke_runs_of_both_networks(short_networks, pictures, tmp_path, name):
-    arg = f"student=short_{name},dim=23,smoke,data={pictures}"
+def test_smoke_runs_of_both_networks(short_networks, images, tmp_path, name):
+    arg = f"student=short_{name},dim=23,smoke,data={images}"
     config = load_config(f"{SSCD}:{arg}", ["--config.schedule.max_steps=2"])
     state = train_and_evaluate(config, tmp_path)
     rows = metrics_of(tmp_path)
@@ -71,7 +72,7 @@ def test_smoke_runs_of_both_networks(short_networks, pictures, tmp_path, name):
     for ours, theirs in [(params, state.params), (batch_stats, state.batch_stats)]:
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     # Everything learns, the scales that start at 0 too.
-    fresh = split(make_student(config, 23))[1]
+    fresh = split(make_student(config, 23).module)[1]
     same = jax.tree.map(lambda a, b: bool(np.all(a == b)), params, fresh)
     assert not any(jax.tree.leaves(same)), same
 
@@ -100,9 +101,9 @@ def test_residual_branches_of_a_fresh_resnet_start_at_zero(short_networks):
     np.testing.assert_array_equal(block(x), jax.nn.relu(x))
 
 
-def test_a_student_without_projector_resumes_and_loads(toys, pictures, tmp_path):
+def test_a_student_without_projector_resumes_and_loads(toys, images, tmp_path):
     changes = {**ALONE, **BARE, "data.mixup": 0.5, "optimizer.name": "lars", "schedule.epochs": 2}
-    config = toy_config(pictures, **changes, **{"schedule.max_steps": 6})
+    config = toy_config(images, **changes, **{"schedule.max_steps": 6})
     whole = train_and_evaluate(config, tmp_path / "whole")
     assert whole.params["backbone"]["fc"]["kernel"].shape == (8, 6)
     for steps in (3, 6):
@@ -112,29 +113,29 @@ def test_a_student_without_projector_resumes_and_loads(toys, pictures, tmp_path)
     card = json.loads((tmp_path / "parts" / "export" / "model.json").read_text())
     assert (card["dim"], card["feature_dim"]) == (None, 6)
     model = load_model(str(tmp_path / "parts" / "export"))
-    rows = describe(model, pictures)
+    rows = embed(model, images)
     assert rows.shape == (40, 6)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     # And on from there.
     config.init_from = str(tmp_path / "parts" / "export")
-    again = split(make_student(config, 6))[1]
+    again = split(make_student(config, 6).module)[1]
     jax.tree.map(np.testing.assert_array_equal, again, split(model.module)[1])
 
 
-def test_a_teacher_teaches_the_descriptor_itself(toys, pictures, features, tmp_path):
+def test_a_teacher_teaches_the_descriptor_itself(toys, images, features, tmp_path):
     changes = {"objective.moco_lambda": 0.0, "student.projector": "none", "student.dim": 16}
-    config = toy_config(pictures, features, **changes, **{"schedule.max_steps": 1})
+    config = toy_config(images, features, **changes, **{"schedule.max_steps": 1})
     train_and_evaluate(config, tmp_path)
     assert load_model(str(tmp_path / "export")).dim == 16
 
 
 @pytest.mark.parametrize("term", ["kld_lambda", "regress_lambda"])
-def test_a_teacher_of_another_size_is_refused(toys, pictures, features, tmp_path, term):
+def test_a_teacher_of_another_size_is_refused(toys, images, features, tmp_path, term):
     changes = {**ALONE, **BARE, f"objective.{term}": 1.0}
     with pytest.raises(
-        UserError, match=r"projector is 'none'.*16 numbers.*student\.dim is 6; set dim to 16"
+        UserError, match=r"projector is 'none'.*16 dimensions.*student\.dim is 6; set dim to 16"
     ):
-        train_and_evaluate(toy_config(pictures, features, **changes), tmp_path / "run")
+        train_and_evaluate(toy_config(images, features, **changes), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
@@ -142,6 +143,6 @@ def test_a_start_of_another_size_is_refused(toys, tmp_path):
     start = make_export(tmp_path / "start")
     config = toy_config(tmp_path, init_from=str(start), **ALONE, **BARE)
     with pytest.raises(
-        UserError, match=r"has not the feature of 6 numbers that config\.student\.dim needs"
+        UserError, match=r"has not the feature of 6 dimensions that config\.student\.dim needs"
     ):
         make_student(config, 6)

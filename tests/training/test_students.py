@@ -5,12 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
-from toy import CONFIGS, describe, make_features, metrics_of
+from toy import CONFIGS, embed, make_features, metrics_of
 
 from rdcd_jax.method.state import split
 from rdcd_jax.models import fastvit, mobilenet, registry
 from rdcd_jax.training.config import load_config
-from rdcd_jax.training.loop import make_student, train_and_evaluate
+from rdcd_jax.training.loop import train_and_evaluate
+from rdcd_jax.training.student import make_student
 from rdcd_jax.weights import tables
 from rdcd_jax.weights.library import load_model
 
@@ -49,15 +50,15 @@ def short(request, monkeypatch):
 
 
 @pytest.mark.parametrize("short", SHORT, indirect=True)
-def test_a_run_of_one_step(short, pictures, tmp_path):
-    features = make_features(tmp_path / "wide.npz", pictures, dim=24)
+def test_a_run_of_one_step(short, images, tmp_path):
+    features = make_features(tmp_path / "wide.npz", images, dim=24)
     config = load_config(
-        f"{CONFIGS / 'rdcd.py'}:student={short},dim=8,smoke,data={pictures}",
+        f"{CONFIGS / 'rdcd.py'}:student={short},dim=8,smoke,data={images}",
         [
             f"--config.teacher.features={features}",
             "--config.evaluate.image_size=32",
             "--config.schedule.max_steps=1",
-            "--config.student.calibrate=8",
+            "--config.student.recalibrate=8",
         ],
     )
     state = train_and_evaluate(config, tmp_path / "run")
@@ -70,10 +71,10 @@ def test_a_run_of_one_step(short, pictures, tmp_path):
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), batch_stats, state.batch_stats)
     assert all(jax.tree.leaves(moved)), "calibration left a layer out"
     # Everything learns; what has no gradient but rounding moves by that.
-    fresh = split(make_student(config, 24))[1]
+    fresh = split(make_student(config, 24).module)[1]
     same = jax.tree.map(lambda a, b: bool(np.all(a == b)), params, fresh)
     assert not any(jax.tree.leaves(same)), same
-    rows = describe(model, pictures)
+    rows = embed(model, images)
     assert rows.shape == (40, 8)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     assert json.loads((tmp_path / "run" / "export" / "model.json").read_text())["network"] == short

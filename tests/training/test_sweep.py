@@ -7,7 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from toy import CONFIGS, add_toys, make_pictures
+from toy import CONFIGS, add_toys, make_images
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import Descriptors, write_descriptors
@@ -57,21 +57,21 @@ def write_config(path, text):
 @pytest.fixture(scope="module")
 def disc(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench") / "tiny"
-    make_pictures(folder / "queries", 4, prefix="Q", seed=7)
-    make_pictures(folder / "references", 6, prefix="R", seed=7)
-    make_pictures(folder / "train", 8, prefix="U", seed=8)
+    make_images(folder / "queries", 4, prefix="Q", seed=7)
+    make_images(folder / "references", 6, prefix="R", seed=7)
+    make_images(folder / "train", 8, prefix="U", seed=8)
     (folder / "ground_truth.csv").write_text("".join(f"Q0000{i},R0000{i}\n" for i in range(4)))
     return folder
 
 
 @pytest.fixture(scope="module")
-def swept(pictures, features, disc, tmp_path_factory):
+def swept(images, features, disc, tmp_path_factory):
     """The sweep's folder after a first go, and how to go on: what it gives is the exit status."""
     folder = tmp_path_factory.mktemp("sweep")
     config = folder / "configs" / "small.py"
     write_config(config, CONFIG.replace("TEACHER", str(features)))
     sweep = importlib.import_module("experiments.studies.sweep")
-    words = [f"{config}:data={pictures}", str(folder / "out"), f"--config.evaluate.data={disc}"]
+    words = [f"{config}:data={images}", str(folder / "out"), f"--config.evals.disc.data={disc}"]
 
     def go(*more):
         return sweep.main([*words, "--config.log_every=2", *more])
@@ -82,7 +82,7 @@ def swept(pictures, features, disc, tmp_path_factory):
         yield folder / "out", go, go()
 
 
-def test_each_run_has_its_result_and_one_that_fails_stops_no_other(swept, disc, pictures):
+def test_each_run_has_its_result_and_one_that_fails_stops_no_other(swept, disc, images):
     out, _, status = swept
     assert status == 1
     results = {result.name: result for result in read_results(out / "results")}
@@ -91,18 +91,20 @@ def test_each_run_has_its_result_and_one_that_fails_stops_no_other(swept, disc, 
     assert one.overrides == {
         "method": "moco",
         "seed": 1,
-        "data": pictures.name,
-        "evaluate.data": disc.name,
+        "data": images.name,
+        "evals.disc.data": disc.name,
     }
     assert (one.seed, one.training_pictures, one.steps, one.benchmark) == (1, 40, 2, "tiny")
     assert one.training_seconds > 0
     assert one.config["objective"]["kld_lambda"] == 0.0
-    assert one.config["data"]["train"] == pictures.name
+    assert one.config["data"]["train"] == images.name
     assert [(row["codec"], row["score_norm"]) for row in one.figures] == [
         ("Flat", "None"),
         ("Flat", "1.0[0,2]"),
     ]
-    figures = json.loads((out / one.name / "evaluations" / "2" / "metrics.json").read_text())
+    figures = json.loads(
+        (out / one.name / "evaluations" / "2" / "disc" / "metrics.json").read_text()
+    )
     assert one.figures == figures
     assert len(one.commits) == 1
     assert {"python", "versions", "devices", "platform"} == one.environment.keys()
@@ -119,19 +121,19 @@ def test_what_is_done_is_passed_over(swept, monkeypatch, capsys):
     before = [path.stat().st_mtime_ns for path in sorted((out / "results").iterdir())]
     assert go("--only=moco", "--config.data.workers=1") == 0
     assert capsys.readouterr().out.count("done before") == 2
-    # The one that failed before is told again, and the others are no reason to exit otherwise.
+    # The one that failed before is reported again, and the others are no reason to exit otherwise.
     assert go() == 1
-    told = capsys.readouterr().err
-    assert "small+optimizer.name=adam failed: config.optimizer.name is 'adam'" in told
-    assert "1 of 4 runs failed" in told
+    stored = capsys.readouterr().err
+    assert "small+optimizer.name=adam failed: config.optimizer.name is 'adam'" in stored
+    assert "1 of 4 runs failed" in stored
     assert [path.stat().st_mtime_ns for path in sorted((out / "results").iterdir())] == before
 
 
 def test_a_result_of_another_config_is_not_taken_for_done(swept, capsys):
     _, go, _ = swept
     assert go("--only=hn_lambda", "--config.schedule.max_steps=3") == 1
-    told = capsys.readouterr().err
-    assert "is of a run with config.schedule.max_steps = 2, and this config has 3" in told
+    stored = capsys.readouterr().err
+    assert "is of a run with config.schedule.max_steps = 2, and this config has 3" in stored
 
 
 def test_a_stopped_run_is_continued(swept, capsys, monkeypatch):
@@ -158,8 +160,8 @@ def test_a_stopped_run_is_continued(swept, capsys, monkeypatch):
 
 def test_a_benchmark_is_asked_for(swept, capsys):
     _, go, _ = swept
-    assert go("--only=adam", "--config.evaluate.data=") == 1
-    assert "config.evaluate.data is empty; give a benchmark" in capsys.readouterr().err
+    assert go("--only=adam", "--config.evals.disc.data=") == 1
+    assert "config.evals.disc.data is empty; give a benchmark" in capsys.readouterr().err
 
 
 def test_only_must_name_a_run(swept, capsys):
@@ -215,7 +217,7 @@ def test_a_config_without_sweep_is_one_run(tmp_path):
         ("sweep = 3", "not callable"),
     ],
 )
-def test_a_broken_sweep_is_told_in_a_sentence(tmp_path, body, match):
+def test_a_broken_sweep_is_stored_in_a_sentence(tmp_path, body, match):
     with pytest.raises(UserError, match=match):
         runs_of(tmp_path, body)
 
@@ -224,7 +226,7 @@ def test_baselines_cover_the_paper_s_table():
     runs = load_sweep(str(CONFIGS / "baselines.py"))
     methods = {}
     for run in runs:
-        config, overrides = run.config(f"{CONFIGS / 'baselines.py'}:pictures=9145,data=x", [])
+        config, overrides = run.config(f"{CONFIGS / 'baselines.py'}:images=9145,data=x", [])
         methods.setdefault(overrides["method"], []).append(config)
     published = methods["rdcd"].pop()
     assert (published.seed, published.objective.moco_lambda) == (0, 1.0)
@@ -236,12 +238,12 @@ def test_baselines_cover_the_paper_s_table():
     for name, (config, *_) in methods.items():
         assert (config.batch_size, config.bank.size) == (64, 2286)
         assert config.queue.size == (64 if name in ("rdcd", "moco", "no_hn") else 2286)
-        assert config.evaluate.codecs == "Flat;PCAW128,L2norm,Flat"
+        assert config.evals.disc.codecs == "Flat;PCAW128,L2norm,Flat"
 
 
 @pytest.mark.parametrize("method", ["rsd", "compress"])
-def test_smoke_variants_of_baselines_train(method, toys, pictures, features, tmp_path):
-    arg = f"smoke,method={method},dim=4,pictures=40,data={pictures}"
+def test_smoke_variants_of_baselines_train(method, toys, images, features, tmp_path):
+    arg = f"smoke,method={method},dim=4,images=40,data={images}"
     config = load_config(f"{CONFIGS / 'baselines.py'}:{arg}", [])
     config.student.network = "toy"
     config.teacher.features = str(features)
@@ -281,13 +283,13 @@ def test_paths_keep_their_last_part(tmp_path):
 # Tables.
 
 
-def made_up(method, seed, value, pictures=1000, steps=100):
+def made_up(method, seed, value, images=1000, steps=100):
     return Result(
-        name=f"{method}{seed}{pictures}",
-        overrides={"method": method, "seed": seed, "data": f"train{pictures}", "lr": "0.1"},
+        name=f"{method}{seed}{images}",
+        overrides={"method": method, "seed": seed, "data": f"train{images}", "lr": "0.1"},
         seed=seed,
         config={"seed": seed, "batch_size": 64, "student": {"dim": 8}},
-        training_pictures=pictures,
+        training_pictures=images,
         steps=steps,
         training_seconds=60.0 * steps,
         benchmark="tiny",
@@ -303,7 +305,7 @@ def made_up(method, seed, value, pictures=1000, steps=100):
 def test_tables_and_plots_come_from_the_files(tmp_path, capsys):
     results = [
         *(made_up("rdcd", seed, value) for seed, value in enumerate((0.5, 0.51, 0.55))),
-        made_up("rdcd", 0, 0.6, pictures=4000),
+        made_up("rdcd", 0, 0.6, images=4000),
         made_up("moco", 0, None),
     ]
     for result in results:
@@ -317,7 +319,7 @@ def test_tables_and_plots_come_from_the_files(tmp_path, capsys):
     assert lines[0].endswith("The same in all: lr = 0.1.")
     assert (
         lines[2]
-        == "| method | data | codec | seeds | pictures | steps | minutes | µAP | µAP, SN 1.0[0,2] |"
+        == "| method | data | codec | seeds | images | steps | minutes | µAP | µAP, SN 1.0[0,2] |"
     )
     # The mean and sample deviation of 50, 51, 55.
     assert (
@@ -327,11 +329,11 @@ def test_tables_and_plots_come_from_the_files(tmp_path, capsys):
     assert "| rdcd | train4000 | Flat | 1 | 4000 | 100 | 100.0 | 60.00 | 70.00 |" in lines
     assert "| moco | train1000 | Flat | 1 | 1000 | 100 | 100.0 | - | - |" in lines
     assert len(lines) == 4 + 3
-    # They vary in the number of pictures, and in nothing else.
+    # They vary in the number of images, and in nothing else.
     assert [path.name for path in tmp_path.glob("*.png")] == ["uap_by_pictures.png"]
     # What is only evaluated adds a row, and columns of its own alone.
     untrained = dataclasses.replace(
-        made_up("teacher", None, 0.8, pictures=10, steps=0),
+        made_up("teacher", None, 0.8, images=10, steps=0),
         overrides={"method": "teacher", "student.dim": 8},
     )
     lines = tables.table([*results, untrained]).splitlines()
@@ -345,15 +347,15 @@ def test_tables_and_plots_come_from_the_files(tmp_path, capsys):
 def test_tables_of_a_real_sweep(swept, capsys):
     out, _, _ = swept
     assert importlib.import_module("experiments.studies.tables").main([str(out / "results")]) == 0
-    told = capsys.readouterr().out
-    assert "| moco | 5.0 | Flat | 2 | 40 | 2 |" in told
-    assert "| rdcd |" not in told, (
+    stored = capsys.readouterr().out
+    assert "| moco | 5.0 | Flat | 2 | 40 | 2 |" in stored
+    assert "| rdcd |" not in stored, (
         "the run without the argument has the default, which no file tells"
     )
-    assert "| 0.0 | Flat | 1 | 40 | 2 |" in told
+    assert "| 0.0 | Flat | 1 | 40 | 2 |" in stored
 
 
-def test_foreign_files_are_told(tmp_path, capsys):
+def test_foreign_files_are_stored(tmp_path, capsys):
     tables = importlib.import_module("experiments.studies.tables")
     assert tables.main([str(tmp_path)]) == 1
     assert "no result files" in capsys.readouterr().err

@@ -27,8 +27,8 @@ def test_the_table(capsys):
         row = rows[name]
         assert row.parameters / 1e6 == pytest.approx(millions, abs=0.006)
         assert row.multiply_adds / 1e9 == pytest.approx(giga, rel=0.02)
-        assert row.descriptor_bytes == 4 * row.numbers
+        assert row.descriptor_bytes == 4 * row.dim
         assert f"{row.multiply_adds / 1e9:.2f} G" in printed
-    assert (rows["vit_b8"].numbers, rows["vit_b8"].kinds[:2]) == (1536, ("timm", "dino"))
+    assert (rows["vit_b8"].dim, rows["vit_b8"].kinds[:2]) == (1536, ("timm", "dino"))
     assert "rdcd-effb0-128" in rows["efficientnet_b0"].shipped
     assert "sscd-classy" in printed and "teacher" in printed

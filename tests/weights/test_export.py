@@ -19,7 +19,7 @@ from rdcd_jax.images.sources import find_images
 from rdcd_jax.models.descriptor import normalize_images
 from rdcd_jax.weights import convert
 from rdcd_jax.weights.export import export_weights
-from rdcd_jax.weights.library import load_describer, load_model
+from rdcd_jax.weights.library import load_embedder, load_model
 from rdcd_jax.weights.model import Model, evaluation_mode
 from rdcd_jax.weights.torch_files import read_torch_file
 from rdcd_jax.weights.torch_writer import write_torch_file
@@ -55,14 +55,14 @@ def network(request):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     images = find_images("sample:references")
     return np.stack([np.asarray(resize_square(images.decode(i), SIZE)) for i in range(5)])
 
 
 @pytest.fixture(scope="module")
-def described(student, pictures):
-    return student.describe(pictures)
+def embedded(student, images):
+    return student.embed_batch(images)
 
 
 def exported(model, kind, folder, **options):
@@ -71,11 +71,11 @@ def exported(model, kind, folder, **options):
     return path
 
 
-def run_onnx(path, pictures):
+def run_onnx(path, images):
     pytest.importorskip("onnxruntime")
     onnx.checker.check_model(path, full_check=True)
-    session = load_describer(f"onnxruntime:{path}").session
-    return session.run(None, {"pictures": pictures})[0]
+    session = load_embedder(f"onnxruntime:{path}").session
+    return session.run(None, {"pictures": images})[0]
 
 
 def torch_student(torch):
@@ -100,7 +100,7 @@ def torch_student(torch):
 
 
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])
-def test_the_reference_loads_it_strictly_and_agrees(kind, student, pictures, described, tmp_path):
+def test_the_reference_loads_it_strictly_and_agrees(kind, student, pixels, embedded, tmp_path):
     torch = pytest.importorskip("torch")
     path = exported(student, kind, tmp_path)
     if kind == "torch":
@@ -110,9 +110,9 @@ def test_the_reference_loads_it_strictly_and_agrees(kind, student, pictures, des
     encoder = torch_student(torch)
     encoder.load_state_dict(state, strict=True, assign=True)
     with torch.inference_mode():
-        images = torch.tensor(np.asarray(normalize_images(jax.numpy.asarray(pictures))))
+        images = torch.tensor(np.asarray(normalize_images(jax.numpy.asarray(pixels))))
         found = encoder(images.permute(0, 3, 1, 2)).numpy()
-    np.testing.assert_allclose(found, described, atol=1e-5)
+    np.testing.assert_allclose(found, embedded, atol=1e-5)
 
 
 def test_the_torch_file_is_torch_s_state_dict(student, tmp_path):
@@ -157,35 +157,35 @@ def test_the_safetensors_file_is_a_model_here(student, tmp_path):
         load_model(str(tmp_path / "bare.safetensors"))
 
 
-def test_onnx_agrees_at_any_batch(student, pictures, described, tmp_path):
+def test_onnx_agrees_at_any_batch(student, images, embedded, tmp_path):
     path = exported(student, "onnx", tmp_path)
     for batch in (5, 1):
-        found = run_onnx(path, pictures[:batch])
-        np.testing.assert_allclose(found, described[:batch], atol=1e-5)
-    assert load_describer(f"onnxruntime:{path}").image_size == SIZE
+        found = run_onnx(path, images[:batch])
+        np.testing.assert_allclose(found, embedded[:batch], atol=1e-5)
+    assert load_embedder(f"onnxruntime:{path}").image_size == SIZE
 
 
 def test_other_networks_as_onnx_agree_at_any_size(network, tmp_path):
     wide = np.random.default_rng(0).integers(0, 256, (2, 45, 70, 3), np.uint8)
     wide[1] //= 3
     found = run_onnx(exported(network, "onnx", tmp_path), wide)
-    np.testing.assert_allclose(found, network.describe(wide), atol=1e-5)
-    # Unlike pictures, unlike descriptors: otherwise any network would agree.
+    np.testing.assert_allclose(found, network.embed_batch(wide), atol=1e-5)
+    # Unlike images, unlike descriptors: otherwise any network would agree.
     assert found[0] @ found[1] < 0.999
 
 
-def test_float16_is_half_the_size_and_near(student, pictures, described, tmp_path):
+def test_float16_is_half_the_size_and_near(student, images, embedded, tmp_path):
     whole, half = (exported(student, kind, tmp_path) for kind in ("onnx", "onnx-float16"))
     assert half.stat().st_size < 0.53 * whole.stat().st_size
-    assert np.sum(run_onnx(half, pictures) * described, axis=1).min() > 0.9999
+    assert np.sum(run_onnx(half, images) * embedded, axis=1).min() > 0.9999
 
 
-def test_int8_is_near_and_its_operators_are_integers(student, pictures, described, tmp_path):
+def test_int8_is_near_and_its_operators_are_integers(student, images, embedded, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     path = exported(student, "onnx-int8", tmp_path, calibration="sample:references")
     assert path.stat().st_size < 9e6
-    assert load_describer(f"onnxruntime:{path}").image_size == SIZE
-    assert np.sum(run_onnx(path, pictures) * described, axis=1).mean() > 0.98
+    assert load_embedder(f"onnxruntime:{path}").image_size == SIZE
+    assert np.sum(run_onnx(path, images) * embedded, axis=1).mean() > 0.98
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "run.onnx")
     options.log_severity_level = 3
@@ -200,22 +200,22 @@ INT8_COSINE = {"mobilenet_v3_large": 0.98, "fastvit_t12": 0.93}
 
 
 @pytest.mark.parametrize("network", INT8_COSINE, indirect=True)
-def test_other_students_in_int8_are_near(network, pictures, tmp_path):
+def test_other_students_in_int8_are_near(network, images, tmp_path):
     path = exported(network, "onnx-int8", tmp_path, calibration="sample:references")
-    found, described = run_onnx(path, pictures), network.describe(pictures)
-    assert np.sum(found * described, axis=1).mean() > INT8_COSINE[network.network]
-    assert ((found @ described.T).argmax(1) == range(5)).all()
+    found, embedded = run_onnx(path, images), network.embed_batch(images)
+    assert np.sum(found * embedded, axis=1).mean() > INT8_COSINE[network.network]
+    assert ((found @ embedded.T).argmax(1) == range(5)).all()
 
 
-def test_stablehlo_agrees_and_is_for_every_platform(student, pictures, described, tmp_path):
+def test_stablehlo_agrees_and_is_for_every_platform(student, images, embedded, tmp_path):
     path = exported(student, "stablehlo", tmp_path)
     program = jax.export.deserialize(bytearray(path.read_bytes()))
     assert program.platforms == ("cpu", "cuda", "tpu")
     assert [str(each.shape) for each in program.in_avals] == ["(batch, 64, 64, 3)"]
-    np.testing.assert_allclose(program.call(pictures), described, atol=1e-5)
+    np.testing.assert_allclose(program.call(images), embedded, atol=1e-5)
 
 
-def test_what_cannot_be_exported_is_told(student, tmp_path):
+def test_what_cannot_be_exported_is_stored(student, tmp_path):
     out = tmp_path / "x"
     with pytest.raises(UserError, match=r"no format 'tflite'; use one of torch, safetensors, onnx"):
         export_weights(student, "tflite", out)
@@ -229,7 +229,7 @@ def test_what_cannot_be_exported_is_told(student, tmp_path):
     assert not out.exists()
 
 
-def test_int8_without_onnxruntime_is_told(student, monkeypatch, tmp_path):
+def test_int8_without_onnxruntime_is_stored(student, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"onnx-int8 needs onnxruntime; run `pip install"):
         export_weights(student, "onnx-int8", tmp_path / "x")

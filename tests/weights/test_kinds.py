@@ -1,4 +1,4 @@
-"""Foreign files by kind: the network told from the tensors, trunks, parts of checkpoints, wrong files."""
+"""Foreign files by kind: the network reported from the tensors, trunks, parts of checkpoints, wrong files."""
 
 import argparse
 import dataclasses

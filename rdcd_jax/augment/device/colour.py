@@ -1,4 +1,4 @@
-"""Colour changes and blur of [B, H, W, 3] float32 levels 0..255, each picture with parameters of its own."""
+"""Colour changes and blur of [B, H, W, 3] float32 levels 0..255, each image with parameters of its own."""
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,17 @@ def grey_levels(images: jax.Array) -> jax.Array:
 
 
 def grey(images: jax.Array) -> jax.Array:
-    """Removes colour; the pictures keep three (equal) channels."""
+    """Removes colour; the images keep three (equal) channels."""
     return jnp.broadcast_to(grey_levels(images), images.shape)
 
 
 def brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Multiplies every value; factor [B]: 0 gives black, 1 the picture."""
+    """Multiplies every value; factor [B]: 0 gives black, 1 the image."""
     return _blend(jnp.zeros(()), images, factor)
 
 
 def contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Moves every value away from the picture's mean grey; factor [B]."""
+    """Moves every value away from the image's mean grey; factor [B]."""
     mean = jnp.mean(grey_levels(images), axis=(1, 2, 3), keepdims=True)
     return _blend(jnp.floor(mean + 0.5), images, factor)
 
@@ -96,14 +96,14 @@ def blur(images: jax.Array, radius: jax.Array) -> jax.Array:
 def _box_weights(count: int, radius: jax.Array) -> jax.Array:
     """[B, count, count]: averages over 2 * radius + 1 pixels, the outermost counting in part."""
     radius = radius[:, None, None]
-    place = np.arange(count, dtype=np.float32)[None]
-    distance = np.abs(place[..., None] - place[:, None])
+    position = np.arange(count, dtype=np.float32)[None]
+    distance = np.abs(position[..., None] - position[:, None])
     inside = jnp.clip(radius + 1 - distance, 0, 1)
     # What lies beyond the border counts as the border's own pixel: the sums of clip(radius + 1 - d, 0, 1) over d.
-    before = _tail(place[..., None] + 1, radius)
-    after = _tail(count - place[..., None], radius)
-    place = place[:, None]
-    edge = jnp.where(place == 0, before, 0) + jnp.where(place == count - 1, after, 0)
+    before = _tail(position[..., None] + 1, radius)
+    after = _tail(count - position[..., None], radius)
+    position = position[:, None]
+    edge = jnp.where(position == 0, before, 0) + jnp.where(position == count - 1, after, 0)
     return (inside + edge) / (2 * radius + 1)
 
 

@@ -1,6 +1,6 @@
-"""Flips, rotations, antialiased crops and overlays' placement, each picture with parameters of its own.
+"""Flips, rotations, antialiased crops and overlays' placement, each image with parameters of its own.
 
-Pictures are float32 levels 0..255, [B, H, W, 3]. They may be squashed: `aspect` [B] is the true width / height, and
+Images are float32 levels 0..255, [B, H, W, 3]. They may be squashed: `aspect` [B] is the true width / height, and
 turns are made in true coordinates.
 """
 
@@ -58,8 +58,8 @@ def _bilinear(images: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     right_part, low_part = (x - left)[..., None], (y - top)[..., None]
 
     def row(at):
-        def pixel(picture, row, column):
-            return picture[row, column]
+        def pixel(image, row, column):
+            return image[row, column]
 
         rows = jnp.clip(at, 0, height - 1).astype(jnp.int32)
         first = jnp.clip(left, 0, width - 1).astype(jnp.int32)
@@ -114,7 +114,7 @@ def resized_crop(images: jax.Array, box: jax.Array, size: int) -> jax.Array:
 
     Args:
         images: [B, H, W, 3].
-        box: [B, 4], left, top, width and height as fractions of the picture's.
+        box: [B, 4], left, top, width and height as fractions of the image's.
         size: side of the result.
 
     Returns:
@@ -134,7 +134,7 @@ def crop_box(
     Args:
         key: one key.
         aspect: [B].
-        scale: least and greatest area, as a fraction of the picture's, drawn uniformly.
+        scale: least and greatest area, as a fraction of the image's, drawn uniformly.
         ratio: least and greatest true width / height, drawn uniformly in the logarithm.
 
     Returns:
@@ -143,7 +143,7 @@ def crop_box(
 
     Source: torchvision's RandomResizedCrop.
     """
-    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    area_key, ratio_key, position_key = jax.random.split(key, 3)
     draws = (len(aspect), 10)
     area = jax.random.uniform(area_key, draws, minval=scale[0], maxval=scale[1])
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -153,7 +153,7 @@ def crop_box(
     fits = (width <= 1) & (height <= 1)
     first = jnp.argmax(fits, axis=1, keepdims=True)
     width, height = (jnp.take_along_axis(x, first, axis=1)[:, 0] for x in (width, height))
-    free = jax.random.uniform(place_key, (len(aspect), 2))
+    free = jax.random.uniform(position_key, (len(aspect), 2))
     left, top = free[:, 0] * (1 - width), free[:, 1] * (1 - height)
     drawn = jnp.stack([left, top, width, height], axis=1)
     width = jnp.minimum(1.0, ratio[1] / aspect)

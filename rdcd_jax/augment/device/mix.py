@@ -37,7 +37,7 @@ def cutmix(images: jax.Array, box: jax.Array) -> jax.Array:
 
 
 def cut_boxes(key: jax.Array, weight: jax.Array, height: int, width: int) -> jax.Array:
-    """Draws boxes that leave about `weight` [B] of a picture, their centres anywhere in it; [B, 4] int pixels."""
+    """Draws boxes that leave about `weight` [B] of an image, their centres anywhere in it; [B, 4] int pixels."""
     side = jnp.sqrt(1 - weight)[:, None]
     size = jnp.array([[width, height]])
     half = (side * size.astype(side.dtype)).astype(jnp.int32) // 2
@@ -46,17 +46,17 @@ def cut_boxes(key: jax.Array, weight: jax.Array, height: int, width: int) -> jax
     return jnp.concatenate(corners, axis=1)
 
 
-def soft_targets(weight: jax.Array, pictures: int) -> jax.Array:
-    """How much of each picture each view shows.
+def soft_targets(weight: jax.Array, images: int) -> jax.Array:
+    """How much of each image each view shows.
 
     Args:
-        weight: [N], what a view keeps of its own picture; the rest is its partner's.
-        pictures: P; the views are the first of all pictures, then the second of all, and so on.
+        weight: [N], what a view keeps of its own image; the rest is its partner's.
+        images: P; the views are the first of all images, then the second of all, and so on.
 
     Returns:
         [N, P], rows that sum to 1.
     """
-    own = jnp.tile(jnp.eye(pictures, dtype=weight.dtype), (len(weight) // pictures, 1))
+    own = jnp.tile(jnp.eye(images, dtype=weight.dtype), (len(weight) // images, 1))
     return own * weight[:, None] + own[::-1] * (1 - weight)[:, None]
 
 
@@ -64,7 +64,7 @@ def mixed(
     images: jax.Array,
     key: jax.Array,
     *,
-    pictures: int,
+    n_images: int,
     mixup_probability: float,
     cutmix_probability: float,
     alpha: float,
@@ -74,13 +74,13 @@ def mixed(
     Args:
         images: [N, H, W, 3] uint8.
         key: what to draw from.
-        pictures: see `soft_targets`.
+        n_images: see `soft_targets`.
         mixup_probability: that a view is blended with its partner.
         cutmix_probability: that it gets a box of it; the two sum to at most 1.
         alpha: both parameters of the Beta distribution of the view's own weight.
 
     Returns:
-        Views [N, H, W, 3] uint8, and soft targets [N, pictures] float32.
+        Views [N, H, W, 3] uint8, and soft targets [N, n_images] float32.
 
     Source: SSCD (2.5% each, alpha 2).
     """
@@ -96,4 +96,4 @@ def mixed(
     views = jnp.where(cut[:, None, None, None], cutmix(images, box), views)
     left = 1 - area.astype(jnp.float32) / (height * width)
     weight = jnp.where(blend, weight, jnp.where(cut, left, 1.0))
-    return views, soft_targets(weight, pictures)
+    return views, soft_targets(weight, n_images)

@@ -1,6 +1,6 @@
-"""Emoji and lines of text pasted on pictures, each from an atlas that was drawn once.
+"""Emoji and lines of text pasted on images, each from an atlas that was drawn once.
 
-Pictures are float32 levels 0..255, [B, H, W, 3], perhaps squashed: `aspect` [B] is the true width / height.
+Images are float32 levels 0..255, [B, H, W, 3], perhaps squashed: `aspect` [B] is the true width / height.
 """
 
 import dataclasses
@@ -63,10 +63,10 @@ def draw_atlas(seed: int = 0) -> Atlas:
 
 def _emoji(path) -> np.ndarray:
     side = (_EMOJI_SIDE, _EMOJI_SIDE)
-    picture = np.asarray(assets.read_emoji(path).resize(side, Image.Resampling.BILINEAR))
-    opacity = picture[..., 3:].astype(np.float32) / 255
-    colours = np.round(picture[..., :3] * opacity)
-    return np.concatenate([colours, picture[..., 3:]], axis=-1).astype(np.uint8)
+    image = np.asarray(assets.read_emoji(path).resize(side, Image.Resampling.BILINEAR))
+    opacity = image[..., 3:].astype(np.float32) / 255
+    colours = np.round(image[..., :3] * opacity)
+    return np.concatenate([colours, image[..., 3:]], axis=-1).astype(np.uint8)
 
 
 def _line(text: str, font) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -87,7 +87,7 @@ def overlay_emoji(
     opacity: jax.Array,
     position: jax.Array,
 ) -> jax.Array:
-    """Pastes an emoji on each picture.
+    """Pastes an emoji on each image.
 
     Args:
         images: [B, H, W, 3].
@@ -117,14 +117,14 @@ def overlay_text(
     opacity: jax.Array,
     position: jax.Array,
 ) -> jax.Array:
-    """Writes the beginning of a line of text on each picture.
+    """Writes the beginning of a line of text on each image.
 
     Args:
         images: [B, H, W, 3].
         aspect: [B].
         line: [B, h, w], ink 0..255.
         extent: [B, 2], how many pixels of the line to take from the left and from the top; nothing is written for 0.
-        size: [B], of the font, as a fraction of the picture's true short side.
+        size: [B], of the font, as a fraction of the image's true short side.
         colour: [B, 3] levels.
         opacity: [B], 0 to 1.
         position: [B, 2], x and y in [0, 1]; 0 is flush left or top, 1 flush right or bottom.
@@ -142,7 +142,7 @@ def overlay_text(
 def text_extent(
     aspect: jax.Array, extent: jax.Array, size: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Width and height of `extent` [..., 2] line pixels in a font of `size`, as fractions of the picture's."""
+    """Width and height of `extent` [..., 2] line pixels in a font of `size`, as fractions of the image's."""
     short_in_widths, short_in_heights = jnp.minimum(1, 1 / aspect), jnp.minimum(1, aspect)
     scale = size / FONT_PIXELS
     return extent[..., 0] * scale * short_in_widths, extent[..., 1] * scale * short_in_heights
@@ -156,15 +156,15 @@ def _placed(
     position: jax.Array,
     extent: jax.Array | None = None,
 ) -> jax.Array:
-    """`patch` [B, h, w, C], or its `extent` only, resized to fractions of a picture and laid where it belongs."""
+    """`patch` [B, h, w, C], or its `extent` only, resized to fractions of an image and laid where it belongs."""
     rows, columns = patch.shape[1:3]
     if extent is None:
         extent = jnp.tile(jnp.array([[columns, rows]], jnp.float32), (len(patch), 1))
 
-    def weights(out, source, taken, fraction, place):
-        # The picture's own stretch, in the patch's pixels: it begins before the patch and ends behind it.
+    def weights(out, source, taken, fraction, corner):
+        # The image's own stretch, in the patch's pixels: it begins before the patch and ends behind it.
         pixels = taken / jnp.maximum(fraction, 1e-6)
-        start = -place * (1 - fraction) * pixels
+        start = -corner * (1 - fraction) * pixels
         found = resampling(out, source, start, pixels)
         pixel = np.arange(source, dtype=np.float32)[None, None]
         return jnp.where(pixel < taken[:, None, None], found, 0.0)

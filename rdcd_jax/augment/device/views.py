@@ -19,21 +19,21 @@ _NEED_THE_VIEW = ("blur", "jpeg")
 def make_device_view(
     policy: str | Policy, image_size: int
 ) -> Callable[[jax.Array, jax.Array, Atlas | None, jax.Array], jax.Array]:
-    """Makes the program of one view of each picture.
+    """Makes the program of one view of each image.
 
     Args:
         policy: a name from `policies.POLICIES`, or the steps themselves.
         image_size: side S of the views.
 
     Returns:
-        A function of pictures [B, T, T, 3] uint8 that were squashed to a square, their true width / height [B], the
+        A function of pixels [B, T, T, 3] uint8 that were squashed to a square, their true width / height [B], the
         atlas (None where `policies.has_overlays` is false) and a key, that gives views [B, S, S, 3] uint8. What is
-        drawn for a picture depends on the key and the picture's place in the batch.
+        drawn for an image depends on the key and the image's position in the batch.
 
     Raises:
         UserError: as `find_policy`; or the policy blurs or compresses before it crops.
 
-    Differs from the host's `make_view`: pictures are reduced to T x T first, text comes from an atlas of prerendered
+    Differs from the host's `make_view`: images are reduced to T x T first, text comes from an atlas of prerendered
     lines, and resampled levels are rounded once.
     """
     policy = find_policy(policy)
@@ -44,8 +44,8 @@ def make_device_view(
                 f"On the device a policy has {name} after resized_crop; move it, or set config.data.views to 'host'."
             )
 
-    def view(pictures: jax.Array, aspect: jax.Array, atlas: Atlas | None, key: jax.Array):
-        images = pictures.astype(jnp.float32)
+    def view(pixels: jax.Array, aspect: jax.Array, atlas: Atlas | None, key: jax.Array):
+        images = pixels.astype(jnp.float32)
         for number, step in enumerate(policy):
             fire_key, draw_key = jax.random.split(jax.random.fold_in(key, number))
             state = _State(draw_key, images, aspect, image_size, atlas)
@@ -143,7 +143,7 @@ def _jitter(state: _State, **bounds: Range) -> jax.Array:
     order_key, *keys = state.keys(1 + len(bounds))
     changes = [getattr(colour, name) for name in bounds]
     amounts = [state.uniform(key, pair) for key, pair in zip(keys, bounds.values(), strict=True)]
-    # Each picture's changes come in an order of its own.
+    # Each image's changes come in an order of its own.
     order = jnp.argsort(state.uniform(order_key, shape=(len(changes),)), axis=1)
     images = state.images
     for turn in order.T:

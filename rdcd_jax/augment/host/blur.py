@@ -21,7 +21,7 @@ def blur(image: Image.Image, radius: float) -> Image.Image:
         radius: 0 or more.
 
     Returns:
-        A new picture. No value differs from Pillow's by more than 4 levels, in photographs by 3, and by half a level
+        A new image. No value differs from Pillow's by more than 4 levels, in photographs by 3, and by half a level
         on average: the boxes' weights are rounded to 256ths.
 
     Source: Pillow's GaussianBlur, as the published pipeline uses it; this takes less than half its time.
@@ -69,8 +69,8 @@ def _box(flat: np.ndarray, step: int, reach: int, weight: int, ends: int) -> Non
     """One box along neighbours that lie `step` apart, in place; reach + 1 steps at either end stay as they are."""
     length = flat.size - 2 * (reach + 1) * step
 
-    def at(values: np.ndarray, place: int) -> np.ndarray:
-        return values[place * step : place * step + length]
+    def at(values: np.ndarray, position: int) -> np.ndarray:
+        return values[position * step : position * step + length]
 
     if reach:
         pairs = flat[:-step] + flat[step:]

@@ -1,6 +1,6 @@
-"""The operations that make an edited copy of a picture; every parameter is given by the caller.
+"""The operations that make an edited copy of an image; every parameter is given by the caller.
 
-Each takes an RGB Pillow picture and returns a new one; changes of colour are in `jitter`, blur in `blur`. What is drawn
+Each takes an RGB Pillow image and returns a new one; changes of colour are in `jitter`, blur in `blur`. What is drawn
 at random is said in `operations`, and how often in `policies`; here only `random_crop_box` draws, from the generator
 given.
 """
@@ -19,8 +19,8 @@ def hflip(image: Image.Image, box: Box | None = None) -> Image.Image:
     """Mirrors left and right.
 
     Args:
-        image: the picture.
-        box: the part of the mirrored picture to give; None for all.
+        image: the image.
+        box: the part of the mirrored image to give; None for all.
 
     Source: torchvision's hflip.
     """
@@ -34,12 +34,12 @@ def rotate(image: Image.Image, degrees: float, box: Box | None = None) -> Image.
     """Turns counter-clockwise about the centre; the frame stays, so what it gains is black.
 
     Args:
-        image: the picture.
+        image: the image.
         degrees: any number.
-        box: the part of the turned picture to give, the only one that is computed; None for all.
+        box: the part of the turned image to give, the only one that is computed; None for all.
 
     Returns:
-        A new picture of the box's size.
+        A new image of the box's size.
 
     Source: Pillow's `rotate` (bilinear), which torchvision uses too.
     """
@@ -50,7 +50,7 @@ def rotate(image: Image.Image, degrees: float, box: Box | None = None) -> Image.
         turned = image.transpose(
             Image.Transpose.ROTATE_90 if quarters == 1 else Image.Transpose.ROTATE_270
         )
-        # Outside of a picture, crop gives black.
+        # Outside of an image, crop gives black.
         x, y = (height - width) // 2, (width - height) // 2
         return turned.crop((left + x, top + y, right + x, bottom + y))
     if quarters in (0, 2):
@@ -79,9 +79,9 @@ def random_crop_box(
     """Draws the region of a random resized crop.
 
     Args:
-        width: of the picture, at least 1.
-        height: of the picture, at least 1.
-        scale: least and greatest area, as a fraction of the picture's, drawn uniformly.
+        width: of the image, at least 1.
+        height: of the image, at least 1.
+        scale: least and greatest area, as a fraction of the image's, drawn uniformly.
         ratio: least and greatest width / height, drawn uniformly in the logarithm.
         rng: where the numbers come from.
 
@@ -120,7 +120,7 @@ def resized_crop(image: Image.Image, box: Box, size: int) -> Image.Image:
 
 
 def grey(image: Image.Image) -> Image.Image:
-    """Removes colour; the picture keeps three (equal) channels. Source: torchvision's rgb_to_grayscale."""
+    """Removes colour; the image keeps three (equal) channels. Source: torchvision's rgb_to_grayscale."""
     return image.convert("L").convert("RGB")
 
 
@@ -141,17 +141,17 @@ def overlay_emoji(
     opacity: float,
     position: tuple[float, float],
 ) -> Image.Image:
-    """Pastes `emoji` on the picture.
+    """Pastes `emoji` on the image.
 
     Args:
-        image: the picture.
+        image: the image.
         emoji: RGBA.
-        size: of the emoji, as a fraction of the largest that fits into the picture.
+        size: of the emoji, as a fraction of the largest that fits into the image.
         opacity: 0 to 1, times the emoji's own.
         position: x and y in [0, 1]; 0 is flush left or top, 1 flush right or bottom.
 
     Returns:
-        A new picture; unchanged where the emoji would be smaller than a pixel.
+        A new image; unchanged where the emoji would be smaller than a pixel.
 
     Source: AugLy's overlay_emoji.
 
@@ -178,10 +178,10 @@ def overlay_text(
     opacity: float,
     position: tuple[float, float],
 ) -> Image.Image:
-    """Writes one line of text on the picture.
+    """Writes one line of text on the image.
 
     Args:
-        image: the picture.
+        image: the image.
         text: the line; `longest_fit` says how much of one fits.
         font: face and size.
         colour: R, G, B in 0..255.
@@ -189,7 +189,7 @@ def overlay_text(
         position: x and y in [0, 1]; 0 is flush left or top, 1 flush right or bottom.
 
     Returns:
-        A new picture.
+        A new image.
 
     Source: AugLy's overlay_text.
     """

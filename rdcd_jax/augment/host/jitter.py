@@ -1,7 +1,7 @@
-"""Brightness, contrast, saturation and hue of a picture as three planes of 16-bit integers.
+"""Brightness, contrast, saturation and hue of an image as three planes of 16-bit integers.
 
 The formulas are Pillow's `ImageEnhance` and the hue of its HSV, as torchvision's `ColorJitter` uses them. Hue is
-turned without going by way of an 8-bit HSV picture, which is the slowest part there and rounds twice.
+turned without going by way of an 8-bit HSV image, which is the slowest part there and rounds twice.
 
 Each function takes planes [3, H, W] int16 of values 0 to 255 and returns new ones, each within one level of the exact
 value. Pillow cuts where this rounds, so the two differ by up to two levels; for hue by up to 16 in few pixels, which
@@ -24,7 +24,7 @@ def jitter(image: Image.Image, changes: Sequence[tuple[str, float]]) -> Image.Im
         changes: names from `CHANGES`, each with its amount.
 
     Returns:
-        A new picture.
+        A new image.
 
     Source: torchvision's ColorJitter, which also changes the four in random order.
     """
@@ -35,12 +35,12 @@ def jitter(image: Image.Image, changes: Sequence[tuple[str, float]]) -> Image.Im
 
 
 def brightness(planes: np.ndarray, factor: float) -> np.ndarray:
-    """Multiplies every value; 0 gives black, 1 the picture. Source: Pillow's ImageEnhance.Brightness."""
+    """Multiplies every value; 0 gives black, 1 the image. Source: Pillow's ImageEnhance.Brightness."""
     return _clip(_times(planes, factor))
 
 
 def contrast(planes: np.ndarray, factor: float) -> np.ndarray:
-    """Moves every value away from the mean grey; 0 gives that grey, 1 the picture.
+    """Moves every value away from the mean grey; 0 gives that grey, 1 the image.
 
     Source: Pillow's ImageEnhance.Contrast.
     """
@@ -48,7 +48,7 @@ def contrast(planes: np.ndarray, factor: float) -> np.ndarray:
 
 
 def saturation(planes: np.ndarray, factor: float) -> np.ndarray:
-    """Moves every pixel away from its own grey; 0 gives a grey picture, 1 the picture.
+    """Moves every pixel away from its own grey; 0 gives a grey image, 1 the image.
 
     Source: Pillow's ImageEnhance.Color.
     """
@@ -58,7 +58,7 @@ def saturation(planes: np.ndarray, factor: float) -> np.ndarray:
 def hue(planes: np.ndarray, turn: float) -> np.ndarray:
     """Shifts the hue round its circle by `turn`, a fraction in [-0.5, 0.5], cut to 255ths.
 
-    Source: torchvision's adjust_hue on Pillow pictures, whose hue has 255 levels.
+    Source: torchvision's adjust_hue on Pillow images, whose hue has 255 levels.
     """
     turn = int(turn * 255) / 255
     # A third of the circle swaps channels; only what is left, a sixth at most, is computed.
@@ -66,21 +66,21 @@ def hue(planes: np.ndarray, turn: float) -> np.ndarray:
     red, green, blue = np.roll(planes, thirds, axis=0)
     high = np.maximum(np.maximum(red, green), blue)
     low = np.minimum(np.minimum(red, green), blue)
-    # The hue's place on a circle of 6 chroma, from -3 to 3 chroma with red at 0: no division is needed. Where red is
-    # the middle channel `room` is 0; where it is the largest the place lies by |green - blue| from 0, and where it is
+    # The hue's position on a circle of 6 chroma, from -3 to 3 chroma with red at 0: no division is needed. Where red is
+    # the middle channel `room` is 0; where it is the largest it lies by |green - blue| from 0, and where it is
     # the smallest by that much short of the circle's far end.
     chroma = high - low
     side = green - blue
     room = chroma - np.abs(side)
-    place = chroma + high
-    place -= red
-    place -= _with_sign(room, red + red - green - blue)
-    place = _with_sign(place, side)
-    place += _times(chroma, 6 * (turn - thirds / 3))
+    position = chroma + high
+    position -= red
+    position -= _with_sign(room, red + red - green - blue)
+    position = _with_sign(position, side)
+    position += _times(chroma, 6 * (turn - thirds / 3))
     turned = np.empty_like(planes)
     # A channel is largest within one chroma of its own colour, smallest from two on, and falls evenly between.
     for out, colour in zip(turned, (0, 2, -2), strict=True):
-        away = np.abs(place - chroma * np.int16(colour))
+        away = np.abs(position - chroma * np.int16(colour))
         away -= chroma * np.int16(3)
         np.abs(away, out=away)
         away -= chroma

@@ -1,6 +1,6 @@
 """What the steps of a policy can be: how each operation draws its parameters, and what it then does.
 
-Drawing looks at the picture's size alone, so that all of a view is known before any pixel is touched. The numbers are
+Drawing looks at the image's size alone, so that all of a view is known before any pixel is touched. The numbers are
 drawn in a fixed order, which is part of what a seed means.
 """
 
@@ -21,11 +21,11 @@ Size = tuple[int, int]
 
 
 class Drawn(NamedTuple):
-    """An operation that fires, with its parameters: what is done to one picture.
+    """An operation that fires, with its parameters: what is done to one image.
 
     Attributes:
         operation: a name from `OPERATIONS`.
-        values: the arguments of its `apply`, after the picture.
+        values: the arguments of its `apply`, after the image.
     """
 
     operation: str
@@ -36,9 +36,9 @@ class Operation(NamedTuple):
     """One kind of step.
 
     Attributes:
-        draw: (generator, (width, height) of the picture, side of the view, and a range for each of the step's
+        draw: (generator, (width, height) of the image, side of the view, and a range for each of the step's
             parameters) -> the arguments of `apply`, or None where nothing can be done.
-        apply: (RGB picture, those arguments by name) -> a new RGB picture.
+        apply: (RGB image, those arguments by name) -> a new RGB image.
     """
 
     draw: Callable[..., Values | None]
@@ -67,7 +67,7 @@ def _overlay_text(
     pixels = int(min(frame) * rng.uniform(*size))
     if not pixels:
         return None
-    # A hundred characters fill any picture but a very long one; then this much is the line.
+    # A hundred characters fill any image but a very long one; then this much is the line.
     known = assets.characters(path)
     text = "".join(map(chr, known[rng.integers(len(known), size=100)]))
     try:

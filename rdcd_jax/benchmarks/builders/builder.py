@@ -1,4 +1,4 @@
-"""What the benchmarks' builders share: pictures copied as they are into ArrayRecord shards, without TensorFlow."""
+"""What the benchmarks' builders share: images copied as they are into ArrayRecord shards, without TensorFlow."""
 
 import abc
 import dataclasses
@@ -11,31 +11,31 @@ from rdcd_jax.benchmarks.ground_truth import read_ground_truth, require_known_id
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.sources import ImageSet, find_images
 
-# A million DISC pictures make 489 shards of some 200 MB: enough to spread, few enough to list.
-SHARD_PICTURES = 2048
+# A million DISC images make 489 shards of some 200 MB: enough to spread, few enough to list.
+SHARD_IMAGES = 2048
 
-# Called with a split's name, pictures written and pictures in all.
+# Called with a split's name, images written and images in all.
 Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split's pictures.
+    """One split's images.
 
     Attributes:
-        images: the pictures.
-        references: ids of the pictures that one is a copy of, by its own id; none for an id left out.
+        images: the images.
+        references: ids of the images that one is a copy of, by its own id; none for an id left out.
     """
 
     images: ImageSet
     references: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
 
-class PictureBuilder(tfds.core.ShardBasedBuilder):
-    """Base of the benchmarks' builders: a subclass says which pictures make which split.
+class ImageBuilder(tfds.core.ShardBasedBuilder):
+    """Base of the benchmarks' builders: a subclass says which images make which split.
 
     Shards are written one after another, or wherever Apache Beam runs them where `DownloadConfig` names a
-    `beam_runner`; either way a process holds one picture at a time.
+    `beam_runner`; either way a process holds one image at a time.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -44,7 +44,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder):
     homepage: str
     # Nothing is downloaded. tfds would look for checksums beside this file with a package it does not declare.
     url_infos: dict = {}
-    # Told how far writing has come; not with Beam, which writes elsewhere.
+    # Reported how far writing has come; not with Beam, which writes elsewhere.
     on_progress: Progress | None = None
 
     def __init__(self, *, file_format: str = "array_record", **kwargs):
@@ -53,7 +53,7 @@ class PictureBuilder(tfds.core.ShardBasedBuilder):
     @classmethod
     @abc.abstractmethod
     def find_splits(cls, root: pathlib.Path) -> dict[str, Split]:
-        """Lists the pictures of each split.
+        """Lists the images of each split.
 
         Args:
             root: the manual folder.
@@ -69,14 +69,14 @@ class PictureBuilder(tfds.core.ShardBasedBuilder):
         return self.dataset_info_from_configs(
             description=self.about,
             homepage=self.homepage,
-            # Pictures keep their folder's order, so that a shard is found again by its ids.
+            # Images keep their folder's order, so that a shard is found again by its ids.
             disable_shuffling=True,
             features=tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(doc="the file's name without its extension"),
                     "image": tfds.features.Image(doc="the file's bytes, unchanged"),
                     "reference_ids": tfds.features.Sequence(
-                        tfds.features.Text(), doc="what the picture is a copy of, if anything"
+                        tfds.features.Text(), doc="what the image is a copy of, if anything"
                     ),
                 }
             ),
@@ -89,9 +89,9 @@ class PictureBuilder(tfds.core.ShardBasedBuilder):
         for name, split in self.find_splits(pathlib.Path(dl_manager.manual_dir)).items():
             if split.images.reader is not None:
                 raise UserError(
-                    f"{split.images.source}: holds packed pictures; a benchmark is prepared from its own files."
+                    f"{split.images.source}: holds packed images; a benchmark is prepared from its own files."
                 )
-            starts = range(0, len(split.images), SHARD_PICTURES)
+            starts = range(0, len(split.images), SHARD_IMAGES)
             self._shards = {name: [_Shard(name, split, i, self.on_progress) for i in starts]}
             super()._download_and_prepare(dl_manager, download_config)
             lengths = [len(shard) for shard in self._shards[name]]
@@ -103,11 +103,11 @@ class PictureBuilder(tfds.core.ShardBasedBuilder):
 
 
 class _Shard:
-    """The pictures of one shard, as tfds asks for them."""
+    """The images of one shard, as tfds asks for them."""
 
     def __init__(self, name: str, split: Split, start: int, on_progress: Progress | None):
         # Only its own part, since Beam sends it to another machine.
-        part = slice(start, start + SHARD_PICTURES)
+        part = slice(start, start + SHARD_IMAGES)
         self._rows = [
             (id_, path, list(split.references.get(id_, ())))
             for id_, path in zip(split.images.ids[part], split.images.paths[part], strict=True)
@@ -130,15 +130,15 @@ def query_split(folder: pathlib.Path, ground_truth: pathlib.Path, references: Sp
     """Queries with what the ground truth says of them.
 
     Args:
-        folder: the queries' pictures.
+        folder: the queries' images.
         ground_truth: a CSV file, see `read_ground_truth`.
-        references: the reference pictures.
+        references: the reference images.
 
     Returns:
         The split.
 
     Raises:
-        UserError: no pictures, or a ground truth that is broken or names pictures that are not there.
+        UserError: no images, or a ground truth that is broken or names images that are not there.
     """
     images, truth = find_images(folder), read_ground_truth(ground_truth)
     require_known_ids(truth, images.ids, references.images.ids)

@@ -1,8 +1,8 @@
-"""Copydays: holiday pictures and their attacked copies."""
+"""Copydays: holiday images and their attacked copies."""
 
 import pathlib
 
-from rdcd_jax.benchmarks.builders.builder import PictureBuilder, Split
+from rdcd_jax.benchmarks.builders.builder import ImageBuilder, Split
 from rdcd_jax.benchmarks.copydays_folder import (
     GRADED_FOLDERS,
     ORIGINAL,
@@ -16,14 +16,14 @@ from rdcd_jax.benchmarks.copydays_folder import (
 from rdcd_jax.images.sources import find_images
 
 
-class Copydays(PictureBuilder):
+class Copydays(ImageBuilder):
     """Builder of `copydays`: splits original, strong, jpegqual_3 ... jpegqual_75 and crops_10 ... crops_80.
 
     Source: https://lear.inrialpes.fr/~jegou/data.php, Douze et al., CIVR 2009.
     """
 
     name = "copydays"
-    about = "Copydays: 157 holiday pictures with JPEG, cropped and strongly attacked copies."
+    about = "Copydays: 157 holiday images with JPEG, cropped and strongly attacked copies."
     homepage = "https://lear.inrialpes.fr/~jegou/data.php"
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"""
     Unpack Copydays (https://lear.inrialpes.fr/~jegou/data.php) into the manual folder. It or its images

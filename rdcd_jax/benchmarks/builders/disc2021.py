@@ -2,7 +2,7 @@
 
 import pathlib
 
-from rdcd_jax.benchmarks.builders.builder import PictureBuilder, Split, query_split
+from rdcd_jax.benchmarks.builders.builder import ImageBuilder, Split, query_split
 from rdcd_jax.benchmarks.ground_truth import (
     GROUND_TRUTH_FILES,
     QUERY_FOLDERS,
@@ -23,14 +23,14 @@ FINAL_GROUND_TRUTH_FILES = (
 _DEV_QUERY_FOLDERS = tuple(name for name in QUERY_FOLDERS if name not in FINAL_QUERY_FOLDERS)
 
 
-class Disc2021(PictureBuilder):
+class Disc2021(ImageBuilder):
     """Builder of `disc2021`: splits train, references, queries (development) and final_queries.
 
     Source: https://ai.meta.com/datasets/disc21-dataset/, arXiv 2106.09672.
     """
 
     name = "disc2021"
-    about = "DISC2021: edited copies to be found among a million pictures."
+    about = "DISC2021: edited copies to be found among a million images."
     homepage = "https://ai.meta.com/datasets/disc21-dataset/"
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"""
     Unpack DISC2021 (https://ai.meta.com/datasets/disc21-dataset/) into the manual folder, or link to where it
@@ -39,10 +39,10 @@ class Disc2021(PictureBuilder):
       * the development queries Q*.jpg in a folder called {", ".join(_DEV_QUERY_FOLDERS)},
         and their ground truth in a file called {", ".join(GROUND_TRUTH_FILES)};
     and may hold
-      * the training pictures T*.jpg in a folder called {", ".join(TRAINING_FOLDERS)};
+      * the training images T*.jpg in a folder called {", ".join(TRAINING_FOLDERS)};
       * the final queries in a folder called {", ".join(FINAL_QUERY_FOLDERS)},
         and their ground truth in a file called {", ".join(FINAL_GROUND_TRUTH_FILES)}.
-    The final queries may also stand in place of the development queries. Pictures that were unpacked into several
+    The final queries may also stand in place of the development queries. Images that were unpacked into several
     folders (references_0, references_1, ...) go into one, as folders or as links.
     """
 

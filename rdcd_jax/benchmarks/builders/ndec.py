@@ -2,7 +2,7 @@
 
 import pathlib
 
-from rdcd_jax.benchmarks.builders.builder import PictureBuilder, Split, query_split
+from rdcd_jax.benchmarks.builders.builder import ImageBuilder, Split, query_split
 from rdcd_jax.benchmarks.ground_truth import (
     NDEC_GROUND_TRUTH_FILES,
     NDEC_QUERY_FOLDERS,
@@ -13,7 +13,7 @@ from rdcd_jax.benchmarks.ground_truth import (
 from rdcd_jax.images.sources import find_images
 
 
-class Ndec(PictureBuilder):
+class Ndec(ImageBuilder):
     """Builder of `ndec`: splits queries, references and train; the latter two are DISC2021's.
 
     Source: https://github.com/WangWenhao0716/ASL, arXiv 2205.12358.
@@ -24,11 +24,11 @@ class Ndec(PictureBuilder):
     homepage = "https://github.com/WangWenhao0716/ASL"
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"""
     Unpack NDEC's queries (https://github.com/WangWenhao0716/ASL) into the manual folder and link to DISC2021's
-    pictures. It or its images folder must hold
+    images. It or its images folder must hold
       * the queries in a folder called {", ".join(NDEC_QUERY_FOLDERS)};
       * their ground truth in a file called {", ".join(NDEC_GROUND_TRUTH_FILES)};
       * DISC2021's references R*.jpg in a folder called {", ".join(REFERENCE_FOLDERS)};
-    and may hold DISC2021's training pictures T*.jpg in a folder called {", ".join(TRAINING_FOLDERS)}.
+    and may hold DISC2021's training images T*.jpg in a folder called {", ".join(TRAINING_FOLDERS)}.
     """
 
     @classmethod

@@ -25,13 +25,13 @@ class Prepared:
     Attributes:
         name: its name in tfds.
         folder: where its shards are.
-        pictures: number of pictures by split.
+        images: number of images by split.
         was_there: whether it had been prepared before, so that nothing was written now.
     """
 
     name: str
     folder: str
-    pictures: dict[str, int]
+    images: dict[str, int]
     was_there: bool
 
 
@@ -43,7 +43,7 @@ def prepare(
     beam_options: str | None = None,
     on_progress: Progress | None = None,
 ) -> Prepared:
-    """Writes a benchmark's pictures, bytes unchanged, into ArrayRecord shards that tfds reads.
+    """Writes a benchmark's images, bytes unchanged, into ArrayRecord shards that tfds reads.
 
     Args:
         name: disc2021, ndec or copydays.
@@ -53,7 +53,7 @@ def prepare(
         beam_options: options of an Apache Beam pipeline, as on its command line, such as
             "--runner=FlinkRunner --flink_master=HOST:8081"; shards are then written wherever it runs. Without,
             this process writes them one by one.
-        on_progress: told a split's name, pictures written and in all; not with Beam.
+        on_progress: called with a split's name, images written and in all; not with Beam.
 
     Returns:
         What is there now. A benchmark prepared earlier into `data_dir` is left as it is.
@@ -61,7 +61,7 @@ def prepare(
     Raises:
         UserError: an unknown name, a folder that lacks something, shards that cannot be written, or Beam asked for and
             not installed. Nothing is left of a data set that is not whole.
-        OSError: a picture's file that cannot be read; likewise.
+        OSError: an image's file that cannot be read; likewise.
     """
     if name not in BUILDERS:
         raise UserError(f"There is no data set {name!r}: use {', '.join(BUILDERS)}.")
@@ -87,8 +87,8 @@ def prepare(
             f"{builder.data_dir} cannot be written ({error}); nothing is left of it; make room or give another data"
             " folder."
         ) from error
-    pictures = {split: each.num_examples for split, each in builder.info.splits.items()}
-    return Prepared(name, str(builder.data_dir), pictures, was_there)
+    images = {split: each.num_examples for split, each in builder.info.splits.items()}
+    return Prepared(name, str(builder.data_dir), images, was_there)
 
 
 def _beam(options: str) -> dict:

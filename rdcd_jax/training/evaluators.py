@@ -1,0 +1,105 @@
+"""Evaluations by name, during a run and at its end: `config.evals`."""
+
+import pathlib
+from collections.abc import Callable, Mapping
+
+import ml_collections
+
+from rdcd_jax.benchmarks.copydays_runs import evaluate_copydays_run
+from rdcd_jax.benchmarks.disc_runs import IMAGE_SIZES, evaluate_disc_run
+from rdcd_jax.benchmarks.ground_truth import DiscLayout, find_disc_layout, find_ndec_layout
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.weights.model import Model
+
+Figures = dict[str, float | None]
+# What the sources of a pair evaluation are given by.
+_PAIRS = ("queries", "references", "ground_truth")
+
+
+def evaluations(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
+    """The evaluations that a config gives something to evaluate on, by name."""
+    return {
+        name: options
+        for name, options in config.evals.items()
+        if options.data or any(options[part] for part in _PAIRS)
+    }
+
+
+def layout_of(name: str, options: ml_collections.ConfigDict) -> DiscLayout | None:
+    """Where the parts of an evaluation lie; None for Copydays, which has none of these.
+
+    Raises:
+        UserError: a part is missing.
+    """
+    if options.protocol == "disc":
+        return find_disc_layout(options.data)
+    if options.protocol == "ndec":
+        return find_ndec_layout(options.data)
+    if options.protocol == "copydays":
+        return None
+    for part in _PAIRS:
+        if not options[part]:
+            raise UserError(
+                f"config.evals.{name}.{part} is empty; an evaluation of pairs needs {', '.join(_PAIRS)}."
+            )
+    return DiscLayout(
+        options.queries, options.references, options.training or None, options.ground_truth
+    )
+
+
+def evaluate(model: Model, options: ml_collections.ConfigDict, folder: pathlib.Path) -> Figures:
+    """Evaluates a model, and keeps the figures, not the descriptors.
+
+    Args:
+        model: at the size that images are to have.
+        options: fields of `schema.EvalOptions`.
+        folder: for the results.
+
+    Returns:
+        Figures by `CODEC/SCORE_NORM/NAME`, fractions of 1.
+    """
+    return _PROTOCOLS[options.protocol](model, options, folder)
+
+
+def _disc(model: Model, options: ml_collections.ConfigDict, folder: pathlib.Path) -> Figures:
+    layout = layout_of(folder.name, options)
+    rows, _, _ = evaluate_disc_run(
+        model.at_size(IMAGE_SIZES.get(options.protocol)),
+        layout,
+        folder,
+        benchmark="ndec" if options.protocol == "ndec" else "disc",
+        training=options.training or None,
+        codecs=options.codecs,
+        keep_descriptors=False,
+    )
+    return _figures([row.cells() for row in rows])
+
+
+def _copydays(model: Model, options: ml_collections.ConfigDict, folder: pathlib.Path) -> Figures:
+    rows, _ = evaluate_copydays_run(
+        model,
+        options.data,
+        folder,
+        training=options.training or None,
+        codecs=options.codecs,
+        keep_descriptors=False,
+    )
+    return _figures([row.cells() for row in rows])
+
+
+def _figures(rows: list[Mapping[str, str | float | None]]) -> Figures:
+    names = ("codec", "score_norm")
+    return {
+        "/".join([*(str(row[name]) for name in names if name in row), figure]): value
+        for row in rows
+        for figure, value in row.items()
+        if figure not in names
+    }
+
+
+_PROTOCOLS: dict[str, Callable[[Model, ml_collections.ConfigDict, pathlib.Path], Figures]] = {
+    "disc": _disc,
+    "ndec": _disc,
+    "pairs": _disc,
+    "copydays": _copydays,
+}

@@ -1,0 +1,251 @@
+"""What comes before the first step: everything that a run needs, made of its config."""
+
+import contextlib
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable, Iterator
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.mesh import make_mesh, replicate
+from rdcd_jax.core.rng import stream
+from rdcd_jax.images.sources import ImageSet, find_images
+from rdcd_jax.method.objective import Objective
+from rdcd_jax.method.state import TrainState, Tree, init_state, split
+from rdcd_jax.method.step import Batch, make_train_step
+from rdcd_jax.models.descriptor import DescriptorHead, DescriptorNet
+from rdcd_jax.training import feed, record
+from rdcd_jax.training.check import check_config, check_training_set
+from rdcd_jax.training.finish import Finish
+from rdcd_jax.training.fitting import whiten
+from rdcd_jax.training.frozen import ViewFeatures, view_features
+from rdcd_jax.training.optim import Schedule, learning_rate_schedule, make_optimizer
+from rdcd_jax.training.student import make_student
+from rdcd_jax.training.teacher import Teacher, make_teacher
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run's parts.
+
+    Attributes:
+        config: its config.
+        workdir: its folder.
+        mesh: its devices.
+        images: what it trains on.
+        views: features of the images' views, where the trunk is frozen.
+        teacher: what it learns from.
+        schedule: step -> learning rate.
+        total_steps: where it ends.
+        state: the state before the first step, on the mesh.
+        step: the compiled step, see `make_train_step`.
+        teacher_arrays: the teacher's weights on the mesh; None where the step does not embed by it.
+        dropout: the run's dropout key.
+        finish: makes models of states, evaluates and exports them.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: pathlib.Path
+    mesh: Mesh
+    images: ImageSet
+    views: ViewFeatures | None
+    teacher: Teacher
+    schedule: Schedule
+    total_steps: int
+    state: TrainState
+    step: Callable
+    teacher_arrays: Tree
+    dropout: jax.Array
+    finish: Finish
+
+    def batches(self, stack: contextlib.ExitStack, start_step: int) -> Iterator[Batch]:
+        """Batches from a step on; the stack closes what reads them."""
+        kept = self.views or feed.kept_images(self.config, self.images)
+        batches = stack.enter_context(feed.read_batches(self.config, self.images, kept, start_step))
+        return feed.on_devices(
+            batches,
+            self.config,
+            self.images,
+            kept,
+            self.teacher.features_of,
+            self.mesh,
+            self.workdir,
+        )
+
+
+def set_up(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
+    """Makes a run's parts, and writes its `run.json`.
+
+    Raises:
+        UserError: see `loop.train_and_evaluate`.
+    """
+    images, mesh = inputs(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    record.begin(workdir, config.to_dict(), images.fingerprint())
+    objective = Objective(**config.objective)
+    student, teacher, views = networks(config, objective, images, mesh, workdir)
+    images = teacher.images
+    # Some may have turned out to be unreadable.
+    _require_a_batch(images, config.batch_size)
+    schedule, total_steps, optimizer = optimization(config, len(images))
+    feature_dim = teacher.feature_dim or student.projector.in_features
+    _require_enough_to_whiten(config, images, feature_dim)
+    # What learns.
+    learner = student if views is None else DescriptorHead(student.projector)
+    step = make_train_step(
+        training_graph(learner, config),
+        optimizer,
+        objective,
+        teacher.embed,
+        feed.make_views(config) if views is None else None,
+    )
+    state = init_state(
+        learner,
+        optimizer,
+        queue_size=config.queue.size,
+        bank_size=config.bank.size,
+        dim=config.student.dim,
+        feature_dim=feature_dim,
+        rng=stream(config.seed, "memory"),
+    )
+    _warn_of_past_keys(config, objective, images)
+    with jax.set_mesh(mesh):
+        return Run(
+            config=config,
+            workdir=workdir,
+            mesh=mesh,
+            images=images,
+            views=views,
+            teacher=teacher,
+            schedule=schedule,
+            total_steps=total_steps,
+            state=replicate(state, mesh),
+            step=jax.jit(step, donate_argnums=0),
+            teacher_arrays=replicate(teacher.arrays, mesh),
+            dropout=replicate(stream(config.seed, "dropout"), mesh),
+            finish=Finish(config, student, images, workdir, views),
+        )
+
+
+def inputs(config: ml_collections.ConfigDict) -> tuple[ImageSet, Mesh]:
+    """The checked config's training images, those of its share, and its devices.
+
+    Raises:
+        UserError: for a config, images or devices that cannot work.
+    """
+    check_config(config)
+    images = find_images(config.data.train)
+    check_training_set(images, config)
+    images = share_of(images, config.data.share, config.seed)
+    mesh = make_mesh(config.devices)
+    if config.batch_size % mesh.size:
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, not a multiple of the {mesh.size} devices."
+        )
+    _require_a_batch(images, config.batch_size)
+    return images, mesh
+
+
+def share_of(images: ImageSet, share: float, seed: int) -> ImageSet:
+    """A share of the images, at least one, in their order; with one seed a smaller share lies within a larger."""
+    drawn = np.random.default_rng(seed).permutation(len(images))
+    return images.subset(sorted(drawn[: max(1, round(share * len(images)))].tolist()))
+
+
+def networks(
+    config: ml_collections.ConfigDict,
+    objective: Objective,
+    images: ImageSet,
+    mesh: Mesh,
+    workdir: pathlib.Path,
+) -> tuple[DescriptorNet, Teacher, ViewFeatures | None]:
+    """The student, its teacher with the images that are trained on, and the views' features on a frozen trunk."""
+    views = None
+    if config.student.trainable == "projector":
+        start = make_student(config, None)
+        record.pin(workdir, "init_from", start.fingerprint)
+        untrained = Finish(config, start.module, images, workdir).untrained
+        views = view_features(config, images, untrained, mesh, workdir)
+        if not start.own_projector:
+            whiten(start.module.projector, views.unedited)
+        images = views.images
+    teacher = make_teacher(config, objective, images, workdir)
+    record.pin(workdir, "teacher", teacher.fingerprint)
+    if views is not None:
+        return start.module, teacher, views.of(teacher.images)
+    start = make_student(config, teacher.feature_dim)
+    record.pin(workdir, "init_from", start.fingerprint)
+    return start.module, teacher, None
+
+
+def optimization(
+    config: ml_collections.ConfigDict, images: int
+) -> tuple[Schedule, int, optax.GradientTransformation]:
+    """The learning rate's schedule, the run's last step, and the optimiser."""
+    steps_per_epoch = images // config.batch_size
+    schedule = learning_rate_schedule(
+        config.optimizer.learning_rate * config.batch_size / 256,
+        steps_per_epoch,
+        config.schedule.epochs,
+        config.schedule.warmup_epochs,
+    )
+    total_steps = config.schedule.epochs * steps_per_epoch
+    if config.schedule.max_steps:
+        total_steps = min(total_steps, config.schedule.max_steps)
+    optimizer = make_optimizer(
+        config.optimizer.name,
+        schedule,
+        weight_decay=config.optimizer.weight_decay,
+        momentum=config.optimizer.momentum,
+    )
+    return schedule, total_steps, optimizer
+
+
+def training_graph(learner: nnx.Module, config: ml_collections.ConfigDict) -> nnx.GraphDef:
+    """The structure of what learns, in training mode."""
+    view = nnx.view(
+        learner,
+        deterministic=not config.student.dropout,
+        use_running_average=config.student.bn == "running",
+        raise_if_not_found=False,
+    )
+    return split(view)[0]
+
+
+def _require_a_batch(images: ImageSet, batch_size: int) -> None:
+    if len(images) < batch_size:
+        raise UserError(
+            f"{images.source}: {len(images)} images do not fill one batch of {batch_size}; lower config.batch_size."
+        )
+
+
+def _require_enough_to_whiten(
+    config: ml_collections.ConfigDict, images: ImageSet, feature_dim: int
+) -> None:
+    if config.student.projector == "whitened" and len(images) < feature_dim:
+        raise UserError(
+            f"{images.source}: {len(images)} images are too few to whiten {feature_dim} dimensions; use more, or"
+            " set config.student.projector to 'learned'."
+        )
+
+
+def _warn_of_past_keys(
+    config: ml_collections.ConfigDict, objective: Objective, images: ImageSet
+) -> None:
+    if objective.moco_lambda > 0 and config.queue.size > len(images) // 2:
+        _log.warning(
+            "config.queue.size is %d for %d training images, so many an image meets its own past keys as negatives; a"
+            " quarter of the images, %d, is better.",
+            config.queue.size,
+            len(images),
+            len(images) // 4,
+        )
