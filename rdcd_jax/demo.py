@@ -13,7 +13,7 @@ from rich.table import Table
 
 from rdcd_jax.augment.assets import assets_folder
 from rdcd_jax.benchmarks.disc import DiscRow, Predictions
-from rdcd_jax.benchmarks.disc_runs import evaluate_disc_run
+from rdcd_jax.benchmarks.disc_runs import evaluate_disc
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json
@@ -109,7 +109,7 @@ def _evaluated(
     """Rows without and with score normalisation, searched by ScaNN where there is one."""
     # ScaNN has wheels for Linux only; exact search in JAX gives the same answers.
     backend = "scann" if importlib.util.find_spec("scann") else "jax"
-    rows, predictions, _ = evaluate_disc_run(model, sample, out, codecs=codecs, backend=backend)
+    rows, predictions, _ = evaluate_disc(model, sample, out, codecs=codecs, backend=backend)
     return rows, predictions
 
 

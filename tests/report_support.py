@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from rdcd_jax.benchmarks.disc import evaluate_disc, write_disc_results
+from rdcd_jax.benchmarks.disc import evaluate_descriptors, write_disc_results
 from rdcd_jax.benchmarks.ground_truth import GroundTruth
 from rdcd_jax.benchmarks.record import write_record
 from rdcd_jax.embedding.descriptors import Descriptors
@@ -41,7 +41,7 @@ def evaluate(folder, *, model="toy", images=None, codecs=("Flat", "L2norm,Flat")
     queries, references, truth, ids = made_up(**made)
     names = np.asarray([f"R{i}" for i in range(REFERENCES)])
     embedded = Descriptors(names, references, model)
-    rows, predictions = evaluate_disc(
+    rows, predictions = evaluate_descriptors(
         Descriptors(np.asarray(ids), queries, model), embedded, None, truth, codecs=codecs, k=5
     )
     write_disc_results(folder, rows, predictions)

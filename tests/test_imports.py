@@ -21,9 +21,9 @@ ROOMS = (
     "embedding",
     "weights",
     "benchmarks",
+    "report",
     "index",
     "training",
-    "report",
     "demo",
     "cli",
 )

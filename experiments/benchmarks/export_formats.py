@@ -18,7 +18,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from rdcd_jax.benchmarks.disc import evaluate_disc
+from rdcd_jax.benchmarks.disc import evaluate_descriptors
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json
@@ -30,7 +30,7 @@ from rdcd_jax.images.sources import find_images
 from rdcd_jax.models.descriptor import normalize_images
 from rdcd_jax.training.record import environment
 from rdcd_jax.weights.export import FORMATS, export_weights
-from rdcd_jax.weights.library import load_embedder, load_model
+from rdcd_jax.weights.library import load_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -43,7 +43,7 @@ Describe = Callable[[np.ndarray], np.ndarray]
 def runner(kind: str, path: pathlib.Path, dim: int) -> Describe | None:
     """What maps uint8 images to descriptors by the file; None where torch is missing."""
     if kind.startswith("onnx"):
-        return load_embedder(f"onnxruntime:{path}").embed_batch
+        return load_model(f"onnxruntime:{path}").embed_batch
     if kind == "stablehlo":
         return jax.export.deserialize(bytearray(path.read_bytes())).call
     if importlib.util.find_spec("torchvision") is None:
@@ -94,7 +94,7 @@ def figures(runs: dict[str, Describe], benchmark: pathlib.Path, image_size: int)
     truth = read_ground_truth(layout.ground_truth)
     result = {}
     for kind, queries, references in zip(runs, *embedded, strict=True):
-        rows, _ = evaluate_disc(queries, references, None, truth)
+        rows, _ = evaluate_descriptors(queries, references, None, truth)
         result[kind] = rows[0].metrics.average_precision
     return result
 

@@ -19,7 +19,7 @@ import numpy as np
 from rdcd_jax.augment.device.overlay import draw_atlas
 from rdcd_jax.augment.device.views import make_device_view
 from rdcd_jax.augment.policies import make_view
-from rdcd_jax.benchmarks.disc_runs import evaluate_disc_run
+from rdcd_jax.benchmarks.disc_runs import evaluate_disc
 from rdcd_jax.core.files import write_json
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.training.config import load_config
@@ -94,7 +94,7 @@ def trained(out: pathlib.Path, views: str, seed: int, epochs: int) -> dict:
     begun = time.monotonic()
     train_and_evaluate(config, out)
     seconds = time.monotonic() - begun
-    rows, _, _ = evaluate_disc_run(load_model(str(out / "export")), SAMPLE, out / "evaluation")
+    rows, _, _ = evaluate_disc(load_model(str(out / "export")), SAMPLE, out / "evaluation")
     result = {
         "seconds": round(seconds, 1),
         **{f"uAP {row.score_norm}": round(100 * row.metrics.average_precision, 2) for row in rows},

@@ -10,7 +10,6 @@ experiments/results/index_million.json, one entry for each number of rows and di
 """
 
 import argparse
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -23,7 +22,7 @@ import numpy as np
 from experiments.benchmarks.search_rows import NETWORKS, RULE, read_rows
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json
-from rdcd_jax.weights.library import shipped_names
+from rdcd_jax.weights.library import list_models
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -36,15 +35,13 @@ def build(folder: pathlib.Path, rows: np.ndarray) -> float:
     """Writes an int8 index of rows, with ids as a million files of DISC have them; gives the seconds."""
     from rdcd_jax.embedding.descriptors import Descriptors
     from rdcd_jax.index import store
-    from rdcd_jax.index.search import calibration_of
-    from rdcd_jax.weights.library import load_embedder
+    from rdcd_jax.weights.library import load_model
 
     begun = time.perf_counter()
     dim = rows.shape[1]
     name = f"rdcd-effb0-{dim}" if NETWORKS[dim][0] == "student" else "onnxruntime"
-    model = load_embedder(name)
-    meaning = calibration_of(model)
-    stored = meaning and dataclasses.asdict(meaning)
+    model = load_model(name)
+    stored = getattr(model, "card", {}).get("calibration")
     new = store.Manifest(name, model.fingerprint, 224, dim, "int8", stored)
     with store.writer(folder, new) as writer:
         if len(writer.manifest):
@@ -52,7 +49,7 @@ def build(folder: pathlib.Path, rows: np.ndarray) -> float:
         for first in range(0, len(rows), _CHUNK):
             part = rows[first : first + _CHUNK]
             ids = np.asarray([f"R{first + i:06d}" for i in range(len(part))])
-            writer.add(Descriptors(ids, part, name))
+            writer.add(Descriptors(ids, part, name), ids.tolist())
     return time.perf_counter() - begun
 
 
@@ -66,7 +63,7 @@ def searched(folder: pathlib.Path, queries: pathlib.Path, images: str, pipe) -> 
         _, positions = index.nearest(rows, K)
         seconds.append(round(time.perf_counter() - begun, 2))
     stored = {"seconds, first and second": seconds, "peak memory, bytes": _peak()}
-    if index.manifest.model in shipped_names():
+    if index.manifest.model in list_models():
         begun = time.perf_counter()
         index.search(images, k=K)
         stored["seconds of a search for pictures"] = round(time.perf_counter() - begun, 2)

@@ -54,7 +54,7 @@ def embed_views(source: str, pool: pathlib.Path, n_views: int, size: int) -> Non
     from rdcd_jax.augment.policies import make_view
     from rdcd_jax.images.sources import find_images
     from rdcd_jax.weights.export import export_weights
-    from rdcd_jax.weights.library import load_embedder, load_model
+    from rdcd_jax.weights.library import load_model
     from rdcd_jax.weights.onnx_model import load_onnx_model
 
     images, view = find_images(source), make_view(POLICY, size)
@@ -69,7 +69,7 @@ def embed_views(source: str, pool: pathlib.Path, n_views: int, size: int) -> Non
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "student.onnx"
         export_weights(load_model(STUDENT), "onnx", path)
-        models = {"student": load_onnx_model("student", path), "teacher": load_embedder(TEACHER)}
+        models = {"student": load_onnx_model("student", path), "teacher": load_model(TEACHER)}
 
     def made(position: int, number: int) -> np.ndarray:
         pixels = images.decode(position, min_side_hint=2 * size)

@@ -27,7 +27,7 @@ from rdcd_jax.search.calibration import Calibration, fit_calibration
 from rdcd_jax.search.score_norm import DEFAULT
 from rdcd_jax.search.scoring import scoring_of
 from rdcd_jax.training.record import environment
-from rdcd_jax.weights.library import load_embedder, shipped_names
+from rdcd_jax.weights.library import list_models, load_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -158,12 +158,12 @@ def main() -> None:
     )
     parser.add_argument("benchmark")
     parser.add_argument("others", nargs="*")
-    parser.add_argument("--models", nargs="+", default=shipped_names())
+    parser.add_argument("--models", nargs="+", default=list_models())
     parser.add_argument("--splits", type=int, default=50)
     options = parser.parse_args()
     result = {}
     for name in options.models:
-        model = load_embedder(name)
+        model = load_model(name)
         sets, where = sets_of(model, options.benchmark), pathlib.Path(options.benchmark).name
         own = scoring_of(model.background, model.card["calibration"])
         rows = {

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 from flax import nnx
 
-from rdcd_jax.benchmarks.disc import evaluate_disc
+from rdcd_jax.benchmarks.disc import evaluate_descriptors
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
 from rdcd_jax.core.files import write_json
 from rdcd_jax.core.progress import Reporter
@@ -59,7 +59,7 @@ def main() -> None:
         "imported_float32": as_imported(source),
     }.items():
         queries, references = (embedded(name, embed, images) for images in sets)
-        rows, _ = evaluate_disc(queries, references, None, truth)
+        rows, _ = evaluate_descriptors(queries, references, None, truth)
         flat[name] = rows[0].metrics.average_precision
         embedded[name] = references
         print(f"{name}: Flat µAP {flat[name]:.4f}", flush=True)

@@ -26,7 +26,7 @@ from rdcd_jax.core.files import write_text
 from rdcd_jax.core.progress import Reporter
 from rdcd_jax.embedding.stream import embed_images
 from rdcd_jax.images.sources import find_images
-from rdcd_jax.weights.library import load_embedder
+from rdcd_jax.weights.library import load_model
 
 PACKAGE = "openclipart-png"
 REFERENCES, COPIES, DISTRACTORS = 300, 200, 100
@@ -98,7 +98,7 @@ def choose(
     paths: list[pathlib.Path],
 ) -> tuple[list[pathlib.Path], list[pathlib.Path], list[pathlib.Path]]:
     """References, distractors and training images: the first two like nothing else there is."""
-    model = load_embedder("onnxruntime")
+    model = load_model("onnxruntime")
     with Reporter("Descriptors", len(paths)) as reporter:
         found, _ = embed_images(
             model.at_size(SIDE),

@@ -21,7 +21,7 @@ import matplotlib
 import numpy as np
 
 from configs import sscd
-from rdcd_jax.benchmarks.disc_runs import evaluate_disc_run
+from rdcd_jax.benchmarks.disc_runs import evaluate_disc
 from rdcd_jax.core.files import write_aside, write_json, write_text
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.images.sources import find_images
@@ -75,7 +75,7 @@ def start(config, options: argparse.Namespace) -> pathlib.Path:
         module = evaluation_mode(make_student(config, DIM).module)
         model = Model("start", config.student.network, module, config.evaluate.image_size)
         recalibrate_batch_norm(model, find_images(config.data.train), config.student.recalibrate)
-        evaluate_disc_run(
+        evaluate_disc(
             model, options.benchmark, folder, training=config.evals.disc.training, codecs="Flat"
         )
     return folder

@@ -12,7 +12,7 @@ import argparse
 import pathlib
 
 from configs import finetune
-from rdcd_jax.benchmarks.disc_runs import evaluate_disc_run
+from rdcd_jax.benchmarks.disc_runs import evaluate_disc
 from rdcd_jax.core.files import write_json
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.training.loop import train_and_evaluate
@@ -29,7 +29,7 @@ def figures(
     model: str, folder: pathlib.Path, out: pathlib.Path, image_size: int, training: str | None
 ) -> dict:
     """µAP and recall at 90% precision in percent, without and with score normalisation."""
-    rows, _, _ = evaluate_disc_run(
+    rows, _, _ = evaluate_disc(
         load_model(model).at_size(image_size), folder, out / folder.name, training=training
     )
     found = {}

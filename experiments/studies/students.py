@@ -24,7 +24,7 @@ import json
 import pathlib
 
 from configs import descriptor, distill
-from rdcd_jax.benchmarks.disc_runs import evaluate_disc_run
+from rdcd_jax.benchmarks.disc_runs import evaluate_disc
 from rdcd_jax.core.files import write_aside, write_json, write_text
 from rdcd_jax.images.pack import pack_images
 from rdcd_jax.images.sources import find_images
@@ -182,7 +182,7 @@ def descriptors(options: argparse.Namespace) -> None:
 def figures(model: Model, options: argparse.Namespace) -> tuple[dict, dict]:
     """µAP in percent by normalisation, and the threshold on similarity of 90% precision; what a similarity means."""
     folder = options.out / f"eval_{model.name}"
-    rows, _, _ = evaluate_disc_run(
+    rows, _, _ = evaluate_disc(
         model,
         options.benchmark,
         folder,

@@ -20,7 +20,7 @@ from rdcd_jax.core.files import write_json
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.index import Index
 from rdcd_jax.training.record import environment
-from rdcd_jax.weights.library import shipped_names
+from rdcd_jax.weights.library import list_models
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -74,7 +74,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("benchmark", type=pathlib.Path)
-    parser.add_argument("--models", nargs="+", default=shipped_names())
+    parser.add_argument("--models", nargs="+", default=list_models())
     options = parser.parse_args()
     layout = find_disc_layout(options.benchmark)
     pairs = read_ground_truth(layout.ground_truth).pairs
@@ -85,16 +85,16 @@ def main() -> None:
         folder = pathlib.Path(folder)
         count = make_copies(folder / "copies")
         for model in options.models:
-            sample = Index.build(folder / model / "sample", "sample:references", model=model)[0]
-            large = Index.build(folder / model / "large", layout.references, model=model)[0]
+            sample = Index.build(folder / model / "sample", "sample:references", model=model)
+            large = Index.build(folder / model / "large", layout.references, model=model)
             for variants in CHOICES:
                 row = {}
                 for kind in KINDS:
-                    matches, _ = sample.search(folder / "copies" / kind, k=1, variants=variants)
+                    matches = sample.search(folder / "copies" / kind, k=1, variants=variants)
                     right = [match for match in matches if match.query == match.reference]
                     row[kind] = round(100 * len(right) / count, 1)
                 start = time.monotonic()
-                matches, _ = large.search(queries, variants=variants)
+                matches = large.search(queries, variants=variants)
                 seconds = time.monotonic() - start
                 right = {match.query for match in matches if (match.query, match.reference) in true}
                 wrong = [match for match in matches if (match.query, match.reference) not in true]

@@ -52,7 +52,7 @@ def evaluate_copydays_run(
         The table, and the images left out (Copydays' own count as missed).
 
     Raises:
-        UserError: as `evaluate_disc_run`.
+        UserError: as `evaluate_disc`.
     """
     names = codec_names(codecs, [None], training is not None, k=k, backend=backend)
     images = {"copydays": find_copydays_images(data)}

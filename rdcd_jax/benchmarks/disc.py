@@ -64,7 +64,7 @@ class Predictions:
     scores: np.ndarray
 
 
-def evaluate_disc(
+def evaluate_descriptors(
     queries: Descriptors,
     references: Descriptors,
     training: Descriptors | None,
@@ -152,7 +152,7 @@ def write_disc_results(
     Args:
         folder: where to; it is made if missing.
         rows: the table. A figure that does not exist is an empty cell, and null in JSON.
-        predictions: what `evaluate_disc` returns: those of the last row.
+        predictions: what `evaluate_descriptors` returns: those of the last row.
         benchmark: what the first file is called by.
     """
     folder = pathlib.Path(folder)

@@ -32,7 +32,7 @@ LAYOUTS = {"disc": find_disc_layout, "ndec": find_ndec_layout}
 IMAGE_SIZES = {"ndec": 224}
 
 
-def evaluate_disc_run(
+def evaluate_disc(
     model: EmbeddingModel,
     data: str | os.PathLike | DiscLayout,
     out: str | os.PathLike,
@@ -95,7 +95,7 @@ def evaluate_disc_run(
         left_out,
     ):
         unreadable = [each for some in left_out.values() for each in some]
-        rows, predictions = disc.evaluate_disc(
+        rows, predictions = disc.evaluate_descriptors(
             embedded["queries"],
             embedded["references"],
             embedded.get("training"),
@@ -144,13 +144,13 @@ def evaluate_disc_files(
         ground_truth: a CSV file.
         out: folder for `disc_metrics.csv` (or `ndec_`), `metrics.json`, `predictions.csv` (of the last row),
             `calibration.json` and what a report is made of.
-        benchmark: as in `evaluate_disc_run`.
+        benchmark: as in `evaluate_disc`.
         training: a descriptor file of unrelated images.
-        codecs: as in `evaluate_disc_run`.
-        score_norm: as in `evaluate_disc_run`.
-        k: as in `evaluate_disc_run`.
-        global_candidates: as in `evaluate_disc_run`.
-        backend: as in `evaluate_disc_run`.
+        codecs: as in `evaluate_disc`.
+        score_norm: as in `evaluate_disc`.
+        k: as in `evaluate_disc`.
+        global_candidates: as in `evaluate_disc`.
+        backend: as in `evaluate_disc`.
 
     Returns:
         The table, and the predictions behind its last row.
@@ -161,7 +161,7 @@ def evaluate_disc_files(
     settings = _settings(codecs, score_norm, training is not None, k=k, backend=backend)
     truth = read_ground_truth(ground_truth)
     read = read_sets({"query": queries, "reference": references, "training": training})
-    rows, predictions = disc.evaluate_disc(
+    rows, predictions = disc.evaluate_descriptors(
         read["query"],
         read["reference"],
         read.get("training"),
@@ -180,7 +180,7 @@ def evaluate_disc_files(
 def _settings(
     codecs: str, score_norm: str | None, has_training: bool, *, k: int | None, backend: str
 ) -> dict:
-    """Arguments of `disc.evaluate_disc`, checked before anything costly is done."""
+    """Arguments of `disc.evaluate_descriptors`, checked before anything costly is done."""
     norms = parse_score_norms(
         DEFAULT_SCORE_NORMS[has_training] if score_norm is None else score_norm
     )

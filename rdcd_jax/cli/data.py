@@ -3,9 +3,7 @@
 import os
 import pathlib
 
-from rdcd_jax.cli.options import add_ids_option, positive, report_unreadable, reported, verb
-
-SOURCE = "a folder, a text file of paths, a .zip or .tar, packed shards, or tfds:NAME/SPLIT"
+from rdcd_jax.cli.options import SOURCE, add_ids_option, positive, report_unreadable, reported, verb
 
 
 def add_data(verbs) -> None:

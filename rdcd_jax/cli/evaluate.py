@@ -3,8 +3,8 @@
 import pathlib
 import sys
 
-from rdcd_jax.cli.data import SOURCE
 from rdcd_jax.cli.options import (
+    SOURCE,
     add_embedding_options,
     chosen_model,
     report_unreadable,
@@ -115,7 +115,7 @@ def _disc(options, images: bool, shared: dict) -> None:
         "global_candidates": options.global_candidates,
     }
     if images:
-        rows, _, unreadable = _from_images(options, disc_runs.evaluate_disc_run, shared)
+        rows, _, unreadable = _from_images(options, disc_runs.evaluate_disc, shared)
         report_unreadable(len(unreadable), options.out / "unreadable.txt")
     else:
         rows, _ = disc_runs.evaluate_disc_files(

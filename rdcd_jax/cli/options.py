@@ -5,6 +5,12 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
+from rdcd_jax.core.errors import one_line
+
+SOURCE = "a folder, a text file of paths, a .zip or .tar, packed shards, or tfds:NAME/SPLIT"
+# Matches and groups printed; a file gets them all.
+SHOWN = 40
+
 
 def verb(
     verbs, name: str, about: str, example: str, run: Callable | None = None
@@ -50,6 +56,42 @@ def add_ids_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sources(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds SOURCE..., --images and --ids; `sources_of` reads them."""
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help=f"{what}: images, or {SOURCE}")
+    parser.add_argument("--images", metavar="SOURCE", help="the same, one alone")
+    add_ids_option(parser)
+
+
+def sources_of(options: argparse.Namespace):
+    """The images of SOURCE... or --images.
+
+    Raises:
+        UserError: see `find_all`. A usage error where neither or both were given.
+    """
+    from rdcd_jax.images.sources import find_all
+
+    if bool(options.sources) == (options.images is not None):
+        options.usage_error("name the images once: SOURCE..., or --images=SOURCE")
+    return find_all(options.sources or [options.images], ids=options.ids)
+
+
+def add_score_norm_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --score-norm of verbs that compare by a model's own background."""
+    parser.add_argument(
+        "--score-norm",
+        choices=("auto", "none"),
+        default="auto",
+        help="none leaves similarities as they are; else the model's background, if it has one, normalises them",
+    )
+
+
+def warn_left_out(unreadable) -> None:
+    """Names each image that was left out on stderr."""
+    for each in unreadable:
+        print(f"left out: {one_line(each.reason)}", file=sys.stderr)
+
+
 def add_embedding_options(parser: argparse.ArgumentParser) -> None:
     """Adds --image-size, --short-edge and --batch-size."""
     sizes = parser.add_mutually_exclusive_group()
@@ -69,9 +111,9 @@ def add_embedding_options(parser: argparse.ArgumentParser) -> None:
 
 def chosen_model(options: argparse.Namespace, image_size: int | None = None):
     """The model of --model at --image-size or --short-edge; at `image_size`, or its own without either."""
-    from rdcd_jax.weights.library import load_embedder
+    from rdcd_jax.weights.library import load_model
 
-    model = load_embedder(options.model)
+    model = load_model(options.model)
     if options.short_edge is not None:
         return model.at_size(options.short_edge, short_edge=True)
     return model.at_size(image_size if options.image_size is None else options.image_size)

@@ -2,12 +2,15 @@
 
 import logging
 import sys
+import traceback
 
 
 class _Stderr(logging.Handler):
     """One line a record, on whatever stderr is at that moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            traceback.print_exception(*record.exc_info)
         print(f"{record.levelname.capitalize()}: {record.getMessage()}", file=sys.stderr)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.core.workers import mapped_ahead
 from rdcd_jax.embedding.descriptors import Descriptors
 from rdcd_jax.embedding.shapes import batches, resized
+from rdcd_jax.images.given import Images, images_of
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.search.exact import rows_not_finite
 
@@ -22,6 +23,8 @@ _BATCHES_AHEAD = 2
 NOTHING = "the model embeds it by nothing but zeros"
 
 # Called with images done and images in all.
+# Images at a time.
+_BATCH = 32
 Progress = Callable[[int, int], None]
 
 
@@ -75,8 +78,7 @@ class Unreadable:
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """What became of some images that follow each other in a set.
 
     Attributes:
@@ -94,7 +96,7 @@ def embed_images(
     *,
     batch_size: int = 32,
     on_progress: Progress | None = None,
-) -> tuple[Descriptors, list[Unreadable]]:
+) -> Part:
     """Embeds every readable image of a set.
 
     Args:
@@ -104,7 +106,7 @@ def embed_images(
         on_progress: reported images done and in all after each batch.
 
     Returns:
-        The descriptors in the set's order, and the images that could not be read.
+        The descriptors in the set's order, at least one, and the images that could not be read.
 
     Raises:
         UserError: not one image can be read, or the model gives NaN.
@@ -112,7 +114,33 @@ def embed_images(
     (part,) = embedded_parts(model, images, batch_size=batch_size, on_progress=on_progress)
     if part.found is None:
         raise UserError(none_readable(images, part.unreadable[0].reason))
-    return part.found, part.unreadable
+    return part
+
+
+def embed_given(model: EmbeddingModel, images: Images) -> np.ndarray:
+    """Embeds images as a caller has them, one descriptor for each.
+
+    Args:
+        model: what embeds them.
+        images: see `given.images_of`.
+
+    Returns:
+        [N, D] float32 of unit length, in the order given (of a folder that of its sorted paths).
+
+    Raises:
+        UserError: an image cannot be read; it says which, and how many more.
+    """
+    found = images_of(images)
+    # Of few images a whole batch would mostly be black.
+    batch_size = min(_BATCH, 1 << (len(found) - 1).bit_length())
+    part = embed_images(model, found, batch_size=batch_size)
+    if part.unreadable:
+        rest = len(part.unreadable) - 1
+        more = f" (and {rest} more)" if rest else ""
+        raise UserError(
+            f"{part.unreadable[0].reason}{more} Leave what cannot be read out; `rdcd-jax embed` does."
+        )
+    return part.found.descriptors
 
 
 def none_readable(images: ImageSet, reason: str) -> str:

@@ -100,7 +100,7 @@ def decode_rgb(
                 image.draft(None, (min_side_hint, min_side_hint))
             large = image.width * image.height > _LARGE_PIXELS
             with _ONE_LARGE if large else contextlib.nullcontext():
-                rgb = _to_rgb(image)
+                rgb = to_rgb(image)
             if min_side_hint is not None and min(rgb.size) >= 2 * min_side_hint:
                 rgb = rgb.reduce(min(rgb.size) // min_side_hint)
             return _upright(image, rgb)
@@ -141,7 +141,8 @@ def resize_short_edge(image: Image.Image, size: int) -> Image.Image:
     return image.resize(target, Image.Resampling.BILINEAR)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image as `decode_rgb` makes it of its file, but for its orientation."""
     if image.mode == "RGB":
         # Loaded, a JPEG no longer needs its file, and a copy would cost an eighth of the decoding.
         image.load()

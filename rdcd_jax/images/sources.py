@@ -6,7 +6,7 @@ import importlib.resources
 import os
 import pathlib
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from PIL import Image
@@ -50,12 +50,14 @@ class ImageSet:
         ids: N different names.
         paths: N paths of files; where there is a reader, names that it reads by, which tell people as much.
         reader: reads what lies in records or archives; None for files.
+        in_memory: images that are there already, by their paths.
     """
 
     source: str
     ids: tuple[str, ...]
     paths: tuple[str, ...]
     reader: Reader | None = None
+    in_memory: Mapping[str, Image.Image] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -90,6 +92,8 @@ class ImageSet:
             UnreadableImageError: see `decode.decode_rgb` and `read`.
             UserError: a whole shard is gone or damaged.
         """
+        if (image := self.in_memory.get(self.paths[position])) is not None:
+            return image
         content = None if self.reader is None else self.read(position)
         return decode_rgb(self.paths[position], min_side_hint=min_side_hint, content=content)
 

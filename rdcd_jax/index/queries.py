@@ -78,9 +78,10 @@ def embed_queries(
                     yield len(rows) - 1, image
 
     embedded: dict[int, np.ndarray] = {}
-    for positions, batch in batches(
-        looks(), _BATCH, max(1, _BATCH // 4) if model.short_edge else _BATCH
-    ):
+    # Of few queries a whole batch would mostly be black.
+    expected = len(images) * (1 + len(variants))
+    size = min(_BATCH, 1 << (expected - 1).bit_length())
+    for positions, batch in batches(looks(), size, max(1, size // 4) if model.short_edge else size):
         found = np.asarray(model.embed_batch(batch), np.float32)[: len(positions)]
         embedded |= zip(positions, found, strict=True)
         if on_progress is not None:

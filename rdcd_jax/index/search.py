@@ -1,6 +1,5 @@
-"""An index in memory's reach: images in, the most similar images of the index out."""
+"""A persistent index: images in, the most similar images of the index out."""
 
-import dataclasses
 import functools
 import os
 import pathlib
@@ -9,13 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.embedding.stream import Unreadable, embedded_parts, has_fingerprint
-from rdcd_jax.images.sources import ImageSet, find_images
+from rdcd_jax.embedding.stream import embedded_parts, has_fingerprint
+from rdcd_jax.images.given import Images, images_of
 from rdcd_jax.index import store
 from rdcd_jax.index.queries import Looks, embed_queries
+from rdcd_jax.index.results import Added, Match, Matches
 from rdcd_jax.search import backends
 from rdcd_jax.search.background import BACKGROUND, read_background
 from rdcd_jax.search.scoring import Scoring, scoring_of
+from rdcd_jax.weights.library import load_model_of
+from rdcd_jax.weights.model import Model
+from rdcd_jax.weights.onnx_model import OnnxModel
 
 # Descriptors that are searched at a time: every thread's share of the heap keeps room for as many.
 _BLOCK = 16_384
@@ -28,147 +31,125 @@ CHUNK = 4096
 Progress = Callable[[int, int], None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Match:
-    """An image of the index that resembles a query.
-
-    Attributes:
-        query: the query's id.
-        reference: the id of the image in the index.
-        score: their similarity, less how near the query is to the model's background where the index normalises scores.
-        similarity: inner product of their descriptors, 1 at most.
-        probability: estimated, that the one is a copy of the other; None without a calibration.
-        variant: what was done to the query to find it, a key of `variants.VARIANTS`; empty for nothing.
-    """
-
-    query: str
-    reference: str
-    score: float
-    similarity: float
-    probability: float | None = None
-    variant: str = ""
-
-
 class Index:
     """A persistent index of images.
 
-        index, _, _ = Index.build("my.index", "PICTURES", model="rdcd-effb0-128")
-        for match in index.search("SUSPECTS")[0]:
-            print(match.query, match.reference, match.score)
+    Attributes:
+        folder: where it lies.
+        manifest: what it is and holds, as it was last read.
+        added: what the build, or the last addition, came to; None of an index that was opened.
 
     Args:
         folder: of an index that is there; `build` makes one.
 
     Raises:
         UserError: there is none, or it is damaged.
+
+    >>> import importlib.resources, tempfile
+    >>> import rdcd_jax as rdcd
+    >>> sample = importlib.resources.files("rdcd_jax") / "sample" / "references"
+    >>> paths = sorted(str(path) for path in sample.iterdir())[:4]
+    >>> folder = tempfile.mkdtemp()
+    >>> index = rdcd.Index.build(folder, paths, model="rdcd-effb0-64")
+    >>> len(index)
+    4
+    >>> [match.path == paths[2] for match in rdcd.Index.open(folder).search(paths[2], k=1)]
+    [True]
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = pathlib.Path(folder)
         self.manifest = store.read_manifest(self.folder)
+        self.added: Added | None = None
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> "Index":
+        """Opens an index that is there.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        return cls(folder)
 
     @classmethod
     def build(
         cls,
         folder: str | os.PathLike,
-        images: str | os.PathLike | ImageSet,
+        images: Images,
         *,
-        model: str,
+        model: str | Model | OnnxModel,
         dtype: str = "float32",
         image_size: int | None = None,
         calibration: Mapping | None = None,
         normalised: bool = True,
         on_progress: Progress | None = None,
-    ) -> tuple["Index", int, list[Unreadable]]:
+    ) -> "Index":
         """Makes an index of images; the same call goes on with one that was ended.
 
         Args:
             folder: of the index.
-            images: a source of images.
-            model: see `load_embedder`.
+            images: see `given.images_of`.
+            model: a model that `load_model` gave, or what it takes.
             dtype: of the descriptors on disk: float32, float16 or int8.
-            image_size: side that images are resized to; the model's own for None.
+            image_size: side that images are resized to, in pixels; the model's own for None.
             calibration: what a score means, see `calibration.read_calibration`; for None the model's own, if it has
                 one, and an index that is there keeps its own.
             normalised: normalises scores by the model's background, if it has one.
             on_progress: called with images done and in all.
 
         Returns:
-            The index, how many images were added, and those that cannot be read.
+            The index; its `added` says what was left out.
 
         Raises:
             UserError: for images or a model that cannot be read; there is an index of another model or dtype.
         """
         if dtype not in store.DTYPES:
             raise UserError(f"There is no dtype '{dtype}'; use one of {', '.join(store.DTYPES)}.")
-        from rdcd_jax.weights.library import absolute_spec, load_embedder_of
-
         folder = pathlib.Path(folder)
         there = store.read_manifest(folder) if (folder / store.MANIFEST).exists() else None
-        embedder = load_embedder_of(model, there and there.fingerprint).at_size(image_size)
+        embedder = _embedder_for(model, there).at_size(image_size)
         if there is not None and there.normalised and not normalised:
             raise UserError(
-                f"{folder} is an index whose scores are normalised; search it with --score-norm=none, or give another"
-                " folder."
+                f"{folder} is an index whose scores are normalised; leave normalisation out in the search, or give"
+                " another folder."
             )
+        if there is not None:
+            normalised = there.normalised
         background = getattr(embedder, "background", None) if normalised else None
-        meaning = calibration or getattr(embedder, "card", {}).get("calibration")
-        scoring = scoring_of(background, meaning)  # refuses what is none
-        if calibration and background is not None and scoring.calibration is None:
-            raise UserError(
-                "The calibration given knows nothing of normalised scores; give the calibration.json of `rdcd-jax"
-                " evaluate disc --model=...`, or build the index with --score-norm=none."
-            )
-        new = store.Manifest(
-            model=absolute_spec(model),
-            fingerprint=embedder.fingerprint,
-            image_size=embedder.image_size,
-            dim=embedder.dim,
-            dtype=dtype,
-            calibration=meaning and dict(meaning),
-            normalised=background is not None,
-        )
-        images = images if isinstance(images, ImageSet) else find_images(images)
+        new = _manifest_of(embedder, dtype, calibration, background)
+        images = images_of(images)
         with store.writer(folder, new, background) as writer:
-            there = writer.manifest
-            for name in ("model", "image_size", "dim", "dtype"):
-                ours, theirs = getattr(new, name), getattr(there, name)
-                if ours != theirs:
-                    raise UserError(
-                        f"{folder} is an index with {name} {theirs}, and this would have {ours}; give another folder."
-                    )
-            _require_same_model(folder, there, embedder)
-            if calibration is not None and new.calibration != there.calibration:
+            _require_like(folder, writer.manifest, new)
+            _require_same_model(folder, writer.manifest, embedder)
+            if calibration is not None and new.calibration != writer.manifest.calibration:
                 writer.calibrate(new.calibration)
         index = cls(folder)
         index._embedder = embedder
-        return index, *index.add(images, on_progress=on_progress)
+        index.add(images, on_progress=on_progress)
+        return index
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     @functools.cached_property
-    def _embedder(self):
-        from rdcd_jax.weights.library import load_embedder_of
-
+    def _embedder(self) -> Model | OnnxModel:
         manifest = self.manifest
-        found = load_embedder_of(manifest.model, manifest.fingerprint).at_size(manifest.image_size)
+        found = load_model_of(manifest.model, manifest.fingerprint).at_size(manifest.image_size)
         _require_same_model(self.folder, self.manifest, found)
         return found
 
-    def add(
-        self, images: str | os.PathLike | ImageSet, *, on_progress: Progress | None = None
-    ) -> tuple[int, list[Unreadable]]:
+    def add(self, images: Images, *, on_progress: Progress | None = None) -> Added:
         """Adds images whose ids are not in the index yet; what is done stays if this is ended.
 
         Args:
-            images: a source of images.
+            images: see `given.images_of`.
             on_progress: called with images done and in all.
 
-        Returns:
-            How many were added, and those that cannot be read.
+        Raises:
+            UserError: for images or a model that cannot be read.
         """
-        images = images if isinstance(images, ImageSet) else find_images(images)
+        images = images_of(images)
+        path_of = dict(zip(images.ids, _lasting_paths(images), strict=True))
         added, unreadable = 0, []
         with store.writer(self.folder) as writer:
             _require_same_model(self.folder, writer.manifest, self._embedder)
@@ -183,11 +164,12 @@ class Index:
                     ),
                 )
                 if part.found is not None:
-                    writer.add(part.found)
+                    writer.add(part.found, [path_of[name] for name in part.found.ids.tolist()])
                     self.manifest = writer.manifest
                     added += len(part.found)
                 unreadable += part.unreadable
-        return added, unreadable
+        self.added = Added(added, len(images) - len(positions), unreadable)
+        return self.added
 
     def remove(self, ids: Sequence[str]) -> int:
         """Removes images by id; gives how many of them there were."""
@@ -198,47 +180,89 @@ class Index:
 
     def search(
         self,
-        images: str | os.PathLike | ImageSet,
+        images: Images,
         *,
         k: int = 10,
         threshold: float | None = None,
         variants: Sequence[str] = DEFAULT_VARIANTS,
         normalised: bool = True,
         on_progress: Progress | None = None,
-    ) -> tuple[list[Match], list[Unreadable]]:
+    ) -> Matches:
         """Finds the images of the index that resemble each query most.
 
         Args:
-            images: the queries, a source of images.
+            images: the queries, see `given.images_of`.
             k: images for each query; all where the index has fewer.
             threshold: least score; for None that of 90 % precision, see `threshold`, or none where the index has no
                 calibration.
-            normalised: False for similarities as they are, where the index normalises scores.
             variants: also looks for queries changed so, keys of `variants.VARIANTS`; of the same pair the best score
                 counts. By default `trim`: queries with borders, such as screenshots, without them as well.
+            normalised: False for similarities as they are, where the index normalises scores.
             on_progress: called with images done and in all.
-
-        Returns:
-            The matches, query by query, best first; and the queries that cannot be read.
 
         Raises:
             UserError: the index is empty or damaged, k is below 1, or a variant is unknown.
         """
-        self.manifest = store.read_manifest(self.folder)
-        if not len(self):
-            raise UserError(f"{self.folder} is empty; add images by `rdcd-jax index add`.")
+        self._require_images(k)
+        images = images_of(images)
+        looks = embed_queries(self._embedder, images, variants, on_progress=on_progress)
+        return self._found(looks, images.ids, k, threshold, normalised)
+
+    def search_descriptors(
+        self,
+        descriptors: np.ndarray,
+        *,
+        k: int = 10,
+        threshold: float | None = None,
+        normalised: bool = True,
+    ) -> Matches:
+        """Finds the images of the index whose descriptors are nearest to those given.
+
+        Args:
+            descriptors: [N, D] float32 of unit length, by the index's model; their positions are the queries' ids.
+            k: as of `search`.
+            threshold: as of `search`.
+            normalised: as of `search`.
+
+        Raises:
+            UserError: descriptors of another size; the index is empty or damaged, or k is below 1.
+        """
+        self._require_images(k)
+        rows = np.asarray(descriptors, np.float32)
+        if rows.ndim != 2 or rows.shape[1] != self.manifest.dim:
+            raise UserError(
+                f"Descriptors of shape {list(rows.shape)} cannot be compared with those of {self.folder}; give"
+                f" [N, {self.manifest.dim}]."
+            )
+        looks = Looks(np.arange(len(rows)), ("",) * len(rows), rows, [])
+        return self._found(looks, [str(i) for i in range(len(rows))], k, threshold, normalised)
+
+    def _require_images(self, k: int) -> None:
         if k < 1:
             raise UserError(f"k is {k}; ask for at least 1 image.")
-        scoring = self.scoring(normalised)
-        images = images if isinstance(images, ImageSet) else find_images(images)
-        looks = embed_queries(self._embedder, images, variants, on_progress=on_progress)
+        if not len(self):
+            # Somebody may have added some since.
+            self.manifest = store.read_manifest(self.folder)
+        if not len(self):
+            raise UserError(f"{self.folder} is empty; add images to it first.")
+
+    def _found(
+        self,
+        looks: Looks,
+        names: Sequence[str],
+        k: int,
+        threshold: float | None,
+        normalised: bool,
+    ) -> Matches:
+        left_out = {each.id for each in looks.unreadable}
+        readable = [name for name in names if name not in left_out]
         if not len(looks.query):
-            return [], looks.unreadable
+            return Matches([], readable, looks.unreadable)
         matches = store.consistently(
             self.folder,
-            lambda manifest: self._matches(manifest, looks, images.ids, k, threshold, scoring),
+            lambda manifest: self._matches(manifest, looks, names, k, threshold, normalised),
         )
-        return _ranked(images.ids, matches, k), looks.unreadable
+        return Matches(_ranked(names, matches, k), readable, looks.unreadable)
 
     def _matches(
         self,
@@ -247,12 +271,15 @@ class Index:
         names: Sequence[str],
         k: int,
         threshold: float | None,
-        scoring: Scoring,
+        normalised: bool,
     ) -> list[Match]:
         """The matches of all queries in no order; of a query and an image the variant that scores best."""
         # Another index may lie there by now.
         _require_same_model(self.folder, manifest, self._embedder)
         self.manifest = manifest
+        if not len(manifest):
+            return []
+        scoring = self.scoring(normalised)
         similarities, positions = self._nearest(manifest, looks.descriptors, k)
         scores = scoring.scores(similarities, scoring.adjustment(looks.descriptors)[:, None])
         # Each look is another chance for a likeness.
@@ -269,7 +296,7 @@ class Index:
         pair = np.stack([query, position])[:, order]
         first = np.r_[True, (pair[:, 1:] != pair[:, :-1]).any(axis=0)][: len(order)]
         row, column = row[order[first]], column[order[first]]
-        ids = self._ids_of(manifest, positions[row, column])
+        names_of = self._names_of(manifest, positions[row, column])
         found = zip(
             looks.query[row].tolist(),
             positions[row, column].tolist(),
@@ -280,7 +307,9 @@ class Index:
             strict=True,
         )
         return [
-            Match(names[query], ids[position], score, similarity, probability, looks.variant[i])
+            Match(
+                names[query], *names_of[position], score, similarity, probability, looks.variant[i]
+            )
             for query, position, score, similarity, probability, i in found
         ]
 
@@ -293,11 +322,13 @@ class Index:
         Raises:
             UserError: the index's background is damaged.
         """
-        background = None
-        if normalised and self.manifest.normalised:
-            path = self.folder / BACKGROUND
-            background = read_background(path, self.manifest.dim)
+        background = self._background if normalised and self.manifest.normalised else None
         return scoring_of(background, self.manifest.calibration)
+
+    @functools.cached_property
+    def _background(self) -> np.ndarray:
+        # It is written once, with the index.
+        return read_background(self.folder / BACKGROUND, self.manifest.dim)
 
     def threshold(self, precision: float = PRECISION, looks: int = 1) -> float | None:
         """The score from which on that share of matches are copies, see `Calibration.threshold`.
@@ -343,14 +374,70 @@ class Index:
         for position in range(len(manifest.segments)):
             yield store.read_segment(self.folder, manifest, position)
 
-    def _ids_of(self, manifest: store.Manifest, positions: Sequence[int]) -> dict[int, str]:
-        """Ids by position, a segment's in memory at a time."""
-        wanted, ids, first = np.unique(np.asarray(positions, np.int64)), {}, 0
+    def _names_of(
+        self, manifest: store.Manifest, positions: Sequence[int]
+    ) -> dict[int, tuple[str, str]]:
+        """Ids and paths by position, a segment's in memory at a time."""
+        wanted, found, first = np.unique(np.asarray(positions, np.int64)), {}, 0
         for segment in self._segments(manifest):
             inside = wanted[(first <= wanted) & (wanted < first + len(segment))]
-            ids |= {position: segment.ids[position - first] for position in inside.tolist()}
+            for position in inside.tolist():
+                found[position] = segment.ids[position - first], segment.paths[position - first]
             first += len(segment)
-        return ids
+        return found
+
+
+def _embedder_for(
+    model: str | Model | OnnxModel, there: store.Manifest | None
+) -> Model | OnnxModel:
+    """The model to build by; of a shipped student the version that an index which is there was made by."""
+    if isinstance(model, str):
+        return load_model_of(model, there and there.fingerprint)
+    if not model.spec:
+        raise UserError(
+            f"The model {model.name} lies nowhere that the index could find it again; export it, and load the export."
+        )
+    return model
+
+
+def _manifest_of(
+    embedder: Model | OnnxModel,
+    dtype: str,
+    calibration: Mapping | None,
+    background: np.ndarray | None,
+) -> store.Manifest:
+    meaning = calibration or getattr(embedder, "card", {}).get("calibration")
+    scoring = scoring_of(background, meaning)  # refuses what is none
+    if calibration and background is not None and scoring.calibration is None:
+        raise UserError(
+            "The calibration given knows nothing of normalised scores; give the calibration.json of `rdcd-jax"
+            " evaluate disc --model=...`, or build the index without normalisation."
+        )
+    return store.Manifest(
+        model=embedder.spec,
+        fingerprint=embedder.fingerprint,
+        image_size=embedder.image_size,
+        dim=embedder.dim,
+        dtype=dtype,
+        calibration=meaning and dict(meaning),
+        normalised=background is not None,
+    )
+
+
+def _lasting_paths(images) -> list[str]:
+    """The images' paths as they mean the same in any folder."""
+    if images.reader is not None:
+        return list(images.paths)
+    return [path if path in images.in_memory else os.path.abspath(path) for path in images.paths]
+
+
+def _require_like(folder: pathlib.Path, there: store.Manifest, new: store.Manifest) -> None:
+    for name in ("model", "image_size", "dim", "dtype"):
+        ours, theirs = getattr(new, name), getattr(there, name)
+        if ours != theirs:
+            raise UserError(
+                f"{folder} is an index with {name} {theirs}, and this would have {ours}; give another folder."
+            )
 
 
 def _require_same_model(folder: pathlib.Path, manifest: store.Manifest, embedder) -> None:

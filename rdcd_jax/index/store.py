@@ -3,7 +3,7 @@
     DIR/index.json              the manifest; what it does not name does not exist
     DIR/segments/N.rows.npy     [n, D] float32, float16 or int8
     DIR/segments/N.scales.npy   [n] float32, of int8: a row is its numbers times its scale
-    DIR/segments/N.ids.json     [n] ids
+    DIR/segments/N.ids.json     [n] ids, and [n] paths of the images when they were added
     DIR/background.safetensors  the model's background, of an index whose scores are normalised
 
 A segment is never changed. Whoever adds or removes writes new segments, then the manifest by one rename, and only then
@@ -28,9 +28,9 @@ from rdcd_jax.embedding.descriptors import Descriptors, require_usable
 from rdcd_jax.search.background import BACKGROUND, write_background
 from rdcd_jax.search.int8 import quantised
 
-FORMAT = 4
-# Format 3, of version 0.1, has no score normalisation.
-READS = (3, FORMAT)
+FORMAT = 5
+# Format 3, of version 0.1, has no score normalisation; formats 3 and 4 have no paths.
+READS = (3, 4, FORMAT)
 MANIFEST, SEGMENTS, LOCK = "index.json", "segments", "lock"
 DTYPES = ("float32", "float16", "int8")
 # Rows of a full segment: what a removal writes again.
@@ -47,7 +47,7 @@ class Manifest:
     """What an index is and holds.
 
     Attributes:
-        model: the model's spec, as `load_embedder` takes it.
+        model: the model's spec, as `load_model` takes it.
         fingerprint: what tells its weights from others.
         image_size: side of the images that were embedded.
         dim: D.
@@ -78,11 +78,13 @@ class Segment:
 
     Attributes:
         ids: n ids.
+        paths: n paths; empty texts in indexes of version 0.1.
         rows: [n, D] as stored; mapped from the file, not read.
         scales: [n] float32 of int8, else None.
     """
 
     ids: tuple[str, ...]
+    paths: tuple[str, ...]
     rows: np.ndarray
     scales: np.ndarray | None
 
@@ -96,8 +98,12 @@ class Segment:
 
     def kept(self, keep: np.ndarray) -> "Segment":
         """The images where `keep` [n] is true."""
-        ids = tuple(np.asarray(self.ids, object)[keep].tolist())
-        return Segment(ids, self.rows[keep], None if self.scales is None else self.scales[keep])
+        ids, paths = (
+            tuple(np.asarray(each, object)[keep].tolist()) for each in (self.ids, self.paths)
+        )
+        return Segment(
+            ids, paths, self.rows[keep], None if self.scales is None else self.scales[keep]
+        )
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest:
@@ -117,7 +123,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
         if version not in READS:
             raise UserError(
                 f"{path} is of format {version}, and this version of rdcd-jax reads"
-                f" {' and '.join(map(str, READS))}; use the version that wrote it, or {AGAIN}."
+                f" {', '.join(map(str, READS))}; use the version that wrote it, or {AGAIN}."
             )
         segments = tuple((int(number), int(rows)) for number, rows in stored.pop("segments"))
         manifest = Manifest(**stored, segments=segments)
@@ -149,11 +155,14 @@ def read_segment(folder: pathlib.Path, manifest: Manifest, position: int) -> Seg
     paths = _paths(folder, number)
     try:
         ids = json.loads(paths["ids"].read_text(encoding="utf-8"))
+        where = [""] * len(ids)
+        if isinstance(ids, dict):
+            ids, where = ids["ids"], ids["paths"]
         rows = np.load(paths["rows"], mmap_mode="r", allow_pickle=False)
         scales = None
         if manifest.dtype == "int8":
             scales = np.load(paths["scales"], allow_pickle=False)
-        shapes = rows.shape == (count, manifest.dim) and len(ids) == count
+        shapes = rows.shape == (count, manifest.dim) and len(ids) == len(where) == count
         if (
             not shapes
             or rows.dtype != manifest.dtype
@@ -162,8 +171,8 @@ def read_segment(folder: pathlib.Path, manifest: Manifest, position: int) -> Seg
             raise ValueError(
                 f"it does not hold {count} rows of {manifest.dim} dimensions in {manifest.dtype}"
             )
-        return Segment(tuple(map(str, ids)), rows, scales)
-    except (OSError, ValueError, EOFError, TypeError, RecursionError) as error:
+        return Segment(tuple(map(str, ids)), tuple(map(str, where)), rows, scales)
+    except (OSError, ValueError, KeyError, EOFError, TypeError, RecursionError) as error:
         raise UserError(
             f"{paths['rows']}: segment {number} of the index is missing or damaged ({error}); {AGAIN}."
         ) from error
@@ -241,8 +250,12 @@ class Writer:
             for i in read_segment(self.folder, self.manifest, position).ids
         }
 
-    def add(self, found: Descriptors) -> None:
+    def add(self, found: Descriptors, paths: Sequence[str]) -> None:
         """Adds images, whose ids are not in the index; the last segment is filled up first.
+
+        Args:
+            found: n descriptors.
+            paths: n, where the images lie.
 
         Raises:
             UserError: for descriptors of another size, NaN or zeros.
@@ -253,7 +266,7 @@ class Writer:
                 f" {found.descriptors.shape[1]}; embed the images with {self.manifest.model}."
             )
         require_usable(found.ids, found.descriptors, found.model)
-        fresh = _stored(found, self.manifest.dtype)
+        fresh = _stored(found, paths, self.manifest.dtype)
         segments = list(self.manifest.segments)
         if segments and segments[-1][1] < FULL:
             last = read_segment(self.folder, self.manifest, len(segments) - 1)
@@ -297,9 +310,8 @@ class Writer:
             with write_aside(paths["scales"]) as aside:
                 np.save(aside, segment.scales)
         with write_aside(paths["ids"]) as aside:
-            aside.write_text(
-                json.dumps(segment.ids, ensure_ascii=False, separators=(",", ":")), "utf-8"
-            )
+            names = {"ids": segment.ids, "paths": segment.paths}
+            aside.write_text(json.dumps(names, ensure_ascii=False, separators=(",", ":")), "utf-8")
         flush(*(path for path in paths.values() if path.exists()))
 
     def _publish(self, manifest: Manifest) -> None:
@@ -344,16 +356,17 @@ def _paths(folder: pathlib.Path, number: int) -> dict[str, pathlib.Path]:
     }
 
 
-def _stored(found: Descriptors, dtype: str) -> Segment:
+def _stored(found: Descriptors, paths: Sequence[str], dtype: str) -> Segment:
     rows = np.asarray(found.descriptors, np.float32)
     ids = tuple(found.ids.tolist())
     if dtype != "int8":
-        return Segment(ids, rows.astype(dtype), None)
-    return Segment(ids, *quantised(rows))
+        return Segment(ids, tuple(paths), rows.astype(dtype), None)
+    return Segment(ids, tuple(paths), *quantised(rows))
 
 
 def _joined(first: Segment, second: Segment) -> Segment:
     scales = None
     if first.scales is not None:
         scales = np.concatenate([first.scales, second.scales])
-    return Segment(first.ids + second.ids, np.concatenate([first.rows, second.rows]), scales)
+    rows = np.concatenate([first.rows, second.rows])
+    return Segment(first.ids + second.ids, first.paths + second.paths, rows, scales)

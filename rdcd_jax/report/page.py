@@ -57,38 +57,34 @@ def write_report(
     require_writable(out)
     runs = read_runs(folders)
     shown_cases, notes = _with_images(runs, shown)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rdcd_jax.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["told"] = one_line
-    script = _template("report.js")
-    page = environment.get_template("report.html").render(
-        version=rdcd_jax.__version__,
-        style=_template("report.css"),
-        script=script,
-        # The page's own script may run, and nothing that an image's name may have smuggled in.
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        runs=runs,
-        comparable=tables.are_comparable(runs),
-        copydays=tables.has_copydays(runs),
-        figures=tables.metrics_table(runs),
-        curves=charts.precision_recall(runs),
-        histograms=[(run, charts.score_histogram(run)) for run in runs],
-        spectrum=charts.spectrum(runs),
-        edits=tables.edit_table(runs),
-        cases=shown_cases,
-        counts=[(run, *_mistakes(run)) for run in runs],
-        notes=notes,
-        outcomes=(FALSE_POSITIVE, MISSED),
-        kinds=sorted(
-            {edit for each in shown_cases for edit in each.case.edits}, key=tables.natural_order
-        ),
-        canvas=charts,
-        scored=_scored,
+    script = template("report.js")
+    page = (
+        environment()
+        .get_template("report.html")
+        .render(
+            version=rdcd_jax.__version__,
+            style=template("report.css"),
+            script=script,
+            # The page's own script may run, and nothing that an image's name may have smuggled in.
+            script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            runs=runs,
+            comparable=tables.are_comparable(runs),
+            copydays=tables.has_copydays(runs),
+            figures=tables.metrics_table(runs),
+            curves=charts.precision_recall(runs),
+            histograms=[(run, charts.score_histogram(run)) for run in runs],
+            spectrum=charts.spectrum(runs),
+            edits=tables.edit_table(runs),
+            cases=shown_cases,
+            counts=[(run, *_mistakes(run)) for run in runs],
+            notes=notes,
+            outcomes=(FALSE_POSITIVE, MISSED),
+            kinds=sorted(
+                {edit for each in shown_cases for edit in each.case.edits}, key=tables.natural_order
+            ),
+            canvas=charts,
+            scored=_scored,
+        )
     )
     write_text(out, page)
     return runs
@@ -137,5 +133,19 @@ def _scored(score: float | None) -> str:
     return ", not a candidate" if score is None else f", score {score:.3f}"
 
 
-def _template(name: str) -> str:
+def environment() -> jinja2.Environment:
+    """What fills the templates; every text is escaped."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("rdcd_jax.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["one_line"] = one_line
+    return made
+
+
+def template(name: str) -> str:
+    """A template's file as it is."""
     return (pathlib.Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")

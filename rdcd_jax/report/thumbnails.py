@@ -4,12 +4,14 @@ import base64
 import io
 from collections.abc import Mapping
 
+from PIL import Image
+
 from rdcd_jax.benchmarks.copydays import DISTRACTORS
 from rdcd_jax.benchmarks.copydays_folder import find_copydays_images
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.sources import ImageSet, find_images
 
-_SIDE, _QUALITY = 160, 78
+SIDE, _QUALITY = 160, 78
 # The sources that an image may lie in, by the part that it plays.
 _SOURCES = {
     "queries": ("queries", "copydays"),
@@ -55,15 +57,21 @@ class Thumbnails:
         if source not in self._images:
             return None
         try:
-            image = self._images[source].decode(self._positions[source][id_], min_side_hint=_SIDE)
+            image = self._images[source].decode(self._positions[source][id_], min_side_hint=SIDE)
         except UserError:
             return None
-        image.thumbnail((_SIDE, _SIDE))
-        # What a camera noted in the file is nobody's business.
-        image.info.clear()
-        written = io.BytesIO()
-        image.save(written, "JPEG", quality=_QUALITY, optimize=True)
-        return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}"
+        return thumbnail_uri(image)
+
+
+def thumbnail_uri(image: Image.Image) -> str:
+    """An RGB image as a data URI, at most `SIDE` pixels high and wide."""
+    image = image.copy()
+    image.thumbnail((SIDE, SIDE))
+    # What a camera noted in the file is nobody's business.
+    image.info.clear()
+    written = io.BytesIO()
+    image.save(written, "JPEG", quality=_QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}"
 
 
 def _found(part: str, source: str) -> ImageSet:

@@ -2,8 +2,10 @@
 
 import contextlib
 import difflib
+import importlib.util
 import pathlib
 import sys
+from collections.abc import Iterator
 
 import ml_collections
 from absl import flags
@@ -14,19 +16,47 @@ from rdcd_jax.core.options import flat
 
 
 def find_config(name: str) -> pathlib.Path:
-    """The project's own config file of that name, in the checkout or inside the installed package."""
+    """The project's own config file of that name, in the checkout or inside the installed package.
+
+    Raises:
+        UserError: there is none of that name.
+    """
     package = pathlib.Path(__file__).parents[1]
-    for folder in (package / "configs", package.parent / "configs"):
+    folders = [package / "configs", package.parent / "configs"]
+    for folder in folders:
         if (folder / f"{name}.py").is_file():
             return folder / f"{name}.py"
-    raise UserError(f"{package}: the config {name}.py is missing; install rdcd_jax again.")
+    names = {path.stem for folder in folders for path in folder.glob("*.py")} - {
+        "__init__",
+        "common",
+    }
+    raise UserError(
+        f"There is no config '{name}'; give a file, or one of the project's by its name: {', '.join(sorted(names))}."
+    )
+
+
+def config_path(config: str) -> pathlib.Path:
+    """The file of `CONFIG[:ARG]`, where CONFIG is a file or one of the project's configs by its name.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    name = config.partition(":")[0]
+    path = pathlib.Path(name)
+    if path.is_file():
+        return path.resolve()
+    if path.suffix or len(path.parts) > 1:
+        raise UserError(
+            f"{name}: there is no such config file; the project's are known by name, such as --config=rdcd."
+        )
+    return find_config(name)
 
 
 def load_config(config: str, overrides: list[str]) -> ml_collections.ConfigDict:
     """Loads a config.
 
     Args:
-        config: `FILE[:ARG]`; ARG goes to the file's `get_config`.
+        config: `CONFIG[:ARG]`, see `config_path`; ARG goes to the file's `get_config`.
         overrides: `--config.a.b=VALUE`, each of a field that exists, in its type.
 
     Returns:
@@ -40,10 +70,10 @@ def load_config(config: str, overrides: list[str]) -> ml_collections.ConfigDict:
             raise UserError(
                 f"Unknown argument {word}; a config's field is set by --config.NAME=VALUE."
             )
-    path = pathlib.Path(config.partition(":")[0])
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such config file; the project's are in configs/.")
-    with importable(path.resolve().parent.parent):
+    path = config_path(config)
+    _, colon, arg = config.partition(":")
+    config = f"{path}{colon}{arg}"
+    with importable(path):
         fields = flat(_parsed(config, []).to_dict())
         for word in overrides:
             name = word.removeprefix("--config.").partition("=")[0]
@@ -73,10 +103,20 @@ def _parsed(config: str, overrides: list[str]) -> ml_collections.ConfigDict:
 
 
 @contextlib.contextmanager
-def importable(folder: pathlib.Path):
-    """Lets configs import each other as `configs.NAME`."""
-    sys.path.insert(0, str(folder))
+def importable(path: pathlib.Path) -> Iterator[None]:
+    """Lets a config import others as `configs.NAME`: those beside it, if its folder is called `configs`, else ours."""
+    sys.path.insert(0, str(path.parent.parent))
+    ours = find_config("rdcd").parent
+    bound = (path.parent.parent / "configs" / "common.py").is_file() or "configs" in sys.modules
+    if not bound:
+        spec = importlib.util.spec_from_file_location(
+            "configs", ours / "__init__.py", submodule_search_locations=[str(ours)]
+        )
+        sys.modules["configs"] = importlib.util.module_from_spec(spec)
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        sys.path.remove(str(path.parent.parent))
+        if not bound:
+            for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
+                del sys.modules[name]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import ml_collections
 
 from rdcd_jax.benchmarks.copydays_runs import evaluate_copydays_run
-from rdcd_jax.benchmarks.disc_runs import IMAGE_SIZES, evaluate_disc_run
+from rdcd_jax.benchmarks.disc_runs import IMAGE_SIZES, evaluate_disc
 from rdcd_jax.benchmarks.ground_truth import DiscLayout, find_disc_layout, find_ndec_layout
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.weights.model import Model
@@ -63,7 +63,7 @@ def evaluate(model: Model, options: ml_collections.ConfigDict, folder: pathlib.P
 
 def _disc(model: Model, options: ml_collections.ConfigDict, folder: pathlib.Path) -> Figures:
     layout = layout_of(folder.name, options)
-    rows, _, _ = evaluate_disc_run(
+    rows, _, _ = evaluate_disc(
         model.at_size(IMAGE_SIZES.get(options.protocol)),
         layout,
         folder,

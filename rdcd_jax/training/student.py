@@ -10,7 +10,7 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.rng import stream
 from rdcd_jax.models import build
 from rdcd_jax.models.descriptor import DescriptorNet
-from rdcd_jax.weights.library import load_model
+from rdcd_jax.weights.library import load_network
 from rdcd_jax.weights.model import Model
 
 
@@ -76,7 +76,7 @@ def make_student(config: ml_collections.ConfigDict, feature_dim: int | None) -> 
 
 
 def _starting_model(config: ml_collections.ConfigDict, feature_dim: int | None) -> Model:
-    start = load_model(config.init_from, trunk=True, feature_dim=feature_dim)
+    start = load_network(config.init_from, trunk=True, feature_dim=feature_dim)
     if start.network != config.student.network:
         raise UserError(
             f"config.init_from = {config.init_from} is a {start.network}, but config.student.network is"

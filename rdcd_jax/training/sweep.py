@@ -12,17 +12,20 @@ names.
 import dataclasses
 import hashlib
 import importlib.util
+import logging
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import ml_collections
 
-from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.errors import UserError, one_line
 from rdcd_jax.core.options import flat
-from rdcd_jax.training.config import importable, load_config
-from rdcd_jax.training.results import portable
+from rdcd_jax.training.config import config_path, importable, load_config
+from rdcd_jax.training.loop import train_and_evaluate
+from rdcd_jax.training.results import portable, require_same, run_result
 
+_log = logging.getLogger(__name__)
 Value = str | int | float | bool
 
 # A name is a folder's and a file's, so it holds little but letters, and is not long.
@@ -93,7 +96,7 @@ def load_sweep(config: str) -> list[Run]:
         UserError: a missing or broken file or `sweep`, or two runs of one name.
     """
     load_config(config, [])  # Tells what is wrong with the file.
-    path = pathlib.Path(config.partition(":")[0]).resolve()
+    path = config_path(config)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     runs: dict[str, Run] = {}
@@ -105,7 +108,7 @@ def load_sweep(config: str) -> list[Run]:
         runs[run.name] = run
 
     try:
-        with importable(path.parent.parent):
+        with importable(path):
             spec.loader.exec_module(module)
             getattr(module, "sweep", lambda add: add())(add)
     except Exception as error:
@@ -118,3 +121,71 @@ def _items(arg: str) -> dict[str, str]:
     """A config's argument by name, the bare names as "true"."""
     parts = (item.partition("=") for item in filter(None, arg.split(",")))
     return {name: text if equals else "true" for name, equals, text in parts}
+
+
+def run_sweep(
+    runs: Sequence[Run],
+    base: str,
+    overrides: list[str],
+    out: pathlib.Path,
+    *,
+    on_result: Callable[[str], None],
+    on_failure: Callable[[str], None],
+) -> list[str]:
+    """Finishes runs one after another; one that fails stops no other, one that is stopped ends the sweep.
+
+    Args:
+        runs: of `load_sweep`.
+        base: `FILE[:ARG]`, what all share.
+        overrides: `--config.a.b=VALUE`, likewise.
+        out: OUT/NAME becomes a run's workdir, OUT/results/NAME.json its result.
+        on_result: called with a line about each run.
+        on_failure: called with a line about each that fails.
+
+    Returns:
+        Names of the runs that failed.
+    """
+    failed = []
+    for number, run in enumerate(runs, 1):
+        on_result(f"[{number}/{len(runs)}] {run.name}")
+        try:
+            outcome = finish_run(run, base, overrides, out)
+        except Exception as error:
+            # Whatever it was, the other runs may do.
+            if not isinstance(error, UserError | OSError):
+                _log.exception("The run %s failed.", run.name)
+            on_failure(f"{run.name} failed: {one_line(str(error))}")
+            failed.append(run.name)
+            continue
+        if outcome is None:
+            on_result(f"{run.name} was stopped and saved; the same command continues.")
+            break
+        on_result(f"    {outcome}")
+    return failed
+
+
+def finish_run(run: Run, base: str, overrides: list[str], out: pathlib.Path) -> str | None:
+    """Trains and evaluates a run and writes its result, or finds that done.
+
+    Returns:
+        What came of it, in a few words; None where the run was stopped.
+
+    Raises:
+        UserError: for a config that cannot work.
+    """
+    config, settings = run.config(base, overrides)
+    path = out / "results" / f"{run.name}.json"
+    if path.is_file():
+        require_same(path, config.to_dict())
+        return "done before"
+    if not config.evals.disc.data:
+        raise UserError(
+            "config.evals.disc.data is empty; give a benchmark, as --config.evals.disc.data=FOLDER."
+        )
+    state = train_and_evaluate(config, out / run.name)
+    result = run_result(out / run.name, int(state.step), settings)
+    if result is None:
+        return None
+    result.write(path)
+    best = max((row["uAP"] for row in result.figures if row["uAP"] is not None), default=0)
+    return f"{result.steps} steps, best µAP {100 * best:.2f}, in {path}"

@@ -23,7 +23,7 @@ from rdcd_jax.method.state import Tree
 from rdcd_jax.models.layers import BatchNorm
 from rdcd_jax.training.check import check_image_size
 from rdcd_jax.training.record import TEACHER_FEATURES
-from rdcd_jax.weights.library import load_embedder
+from rdcd_jax.weights.library import load_model
 from rdcd_jax.weights.model import Model
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def make_teacher(
         return Teacher(images, config.student.dim if bare else None)
     if config.teacher.features != "live":
         return cached_teacher(config.teacher, images, workdir)
-    model = load_embedder(config.teacher.model)
+    model = load_model(config.teacher.model)
     if isinstance(model, Model):
         check_image_size(model.network, "image_size", config.image_size)
         return live_teacher(model, config.teacher.bn, images)
@@ -170,7 +170,7 @@ def cached_teacher(
 
 def _embed_all(spec: str, images: ImageSet, path: pathlib.Path) -> str:
     """Makes the file of a teacher's descriptors, or makes sure that the one there is its; gives its fingerprint."""
-    model = load_embedder(spec)
+    model = load_model(spec)
     made_by = {"teacher": model.fingerprint, "images": images.fingerprint()}
     beside = path.with_suffix(".json")
     if path.exists() and beside.exists():

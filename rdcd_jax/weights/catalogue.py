@@ -9,7 +9,7 @@ from rdcd_jax.models import build
 from rdcd_jax.models.counts import multiply_adds, parameter_count
 from rdcd_jax.models.registry import NETWORKS
 from rdcd_jax.weights.kinds import KINDS
-from rdcd_jax.weights.library import CARD, SHIPPED, shipped_names
+from rdcd_jax.weights.library import CARD, SHIPPED, list_models
 
 # A student's descriptor may have any size; this is the configs' own.
 STUDENT_DIM = 128
@@ -47,7 +47,7 @@ class NetworkFacts:
 def networks() -> list[NetworkFacts]:
     """The facts of every network, students first."""
     shipped = {
-        name: json.loads((SHIPPED / name / CARD).read_text())["network"] for name in shipped_names()
+        name: json.loads((SHIPPED / name / CARD).read_text())["network"] for name in list_models()
     }
     rows = sorted(NETWORKS.items(), key=lambda item: (item[1].role, item[0]))
     return [_facts(name, row.role, row.feature_dim, shipped) for name, row in rows]

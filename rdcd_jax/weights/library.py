@@ -39,8 +39,8 @@ VERSION = "@"
 RANDOM = "random"
 
 
-def load_model(spec: str, *, trunk: bool = False, feature_dim: int | None = None) -> Model:
-    """Loads a model.
+def load_network(spec: str, *, trunk: bool = False, feature_dim: int | None = None) -> Model:
+    """Loads a network with weights.
 
     Args:
         spec: a shipped student's name, an export folder, a file of `weights export --format=safetensors`, or
@@ -76,27 +76,27 @@ def load_model(spec: str, *, trunk: bool = False, feature_dim: int | None = None
     if folder.is_dir():
         raise UserError(f"{spec} has no {CARD}; give the export folder of a run (WORKDIR/export).")
     raise UserError(
-        f"There is no model '{spec}'; give a shipped student ({', '.join(shipped_names())}), an export folder, or a"
+        f"There is no model '{spec}'; give a shipped student ({', '.join(list_models())}), an export folder, or a"
         f" foreign file as KIND:PATH with KIND one of {', '.join(store.KINDS)}."
     )
 
 
-def load_embedder(spec: str) -> Model | OnnxModel:
-    """Loads whatever embeds images: a model as `load_model` does, or an ONNX file that onnxruntime runs.
+def load_model(spec: str) -> Model | OnnxModel:
+    """Loads whatever embeds images: a network as `load_network` does, or an ONNX file that onnxruntime runs.
 
     Args:
-        spec: see `load_model`; or `onnxruntime:PATH`, and `onnxruntime` alone for the installed package's teacher.
+        spec: see `load_network`; or `onnxruntime:PATH`, and `onnxruntime` alone for the installed package's teacher.
 
     Raises:
-        UserError: see `load_model`; without onnxruntime, or for a file that it cannot run.
+        UserError: see `load_network`; without onnxruntime, or for a file that it cannot run.
     """
     kind, _, path = spec.partition(":")
     if kind != ONNX_RUN:
-        return load_model(spec)
+        return dataclasses.replace(load_network(spec), spec=absolute_spec(spec))
     path = path or store.find_installed("sscd-onnx")
     if path is None:
         raise UserError(f"'{ONNX_RUN}' needs a file, as {ONNX_RUN}:PATH. {store.TEACHER_HELP}")
-    return load_onnx_model(spec, path)
+    return dataclasses.replace(load_onnx_model(spec, path), spec=absolute_spec(spec))
 
 
 def absolute_spec(spec: str) -> str:
@@ -108,7 +108,7 @@ def absolute_spec(spec: str) -> str:
     return spec if named or not os.path.exists(spec) else os.path.abspath(spec)
 
 
-def shipped_names() -> list[str]:
+def list_models() -> list[str]:
     """Names of the students inside the package, without those of earlier versions."""
     return [name for name in _shipped() if VERSION not in name]
 
@@ -119,18 +119,18 @@ def _shipped() -> list[str]:
     return sorted(folder.name for folder in SHIPPED.iterdir() if (folder / CARD).is_file())
 
 
-def load_embedder_of(spec: str, fingerprint: str | None) -> Model | OnnxModel:
-    """Loads what `load_embedder` does; of a shipped student the version that has these weights, if one has.
+def load_model_of(spec: str, fingerprint: str | None) -> Model | OnnxModel:
+    """Loads what `load_model` does; of a shipped student the version that has these weights, if one has.
 
     Args:
-        spec: see `load_embedder`.
+        spec: see `load_model`.
         fingerprint: a digest of weights, see `Model.fingerprint`; None for any.
     """
-    found = load_embedder(spec)
+    found = load_model(spec)
     if fingerprint is not None and not has_fingerprint(found, fingerprint):
         for name in _shipped():
             if name.startswith(spec + VERSION):
-                earlier = load_embedder(name)
+                earlier = load_model(name)
                 if has_fingerprint(earlier, fingerprint):
                     return earlier
     return found

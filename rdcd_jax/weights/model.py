@@ -10,13 +10,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rdcd_jax.embedding.stream import embed_given
+from rdcd_jax.images.given import Images
 from rdcd_jax.models.branches import reparameterised
 from rdcd_jax.models.descriptor import DescriptorNet, normalize_images
 from rdcd_jax.models.registry import refuse_image_size
 from rdcd_jax.weights import convert
-from rdcd_jax.weights.onnx_model import (
-    require_size,
-)
+from rdcd_jax.weights.onnx_model import require_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Model:
         module: in evaluation mode.
         image_size: S, the side of the square images that it is best given, or their short edge.
         card: what its `model.json` says.
-        short_edge: images should keep their aspect, see `evaluation.shapes`.
+        short_edge: images should keep their aspect, see `embedding.shapes`.
         background: [T, D] float32, descriptors of unrelated images, for score normalisation; None without.
+        spec: what `load_model` loads it by, in any folder; empty for a model that lies nowhere.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Model:
     card: Mapping[str, object] = dataclasses.field(default_factory=dict)
     short_edge: bool = False
     background: np.ndarray | None = None
+    spec: str = ""
 
     @functools.cached_property
     def _embedded(self) -> Callable[[np.ndarray], jax.Array]:
@@ -87,6 +89,28 @@ class Model:
         images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
         feature, descriptor = jax.eval_shape(self.module, images)
         return feature.shape[-1], descriptor.shape[-1]
+
+    def embed(self, images: Images) -> np.ndarray:
+        """Embeds images, decoding and resizing them as this model was evaluated.
+
+        Args:
+            images: a source (a folder, an image, a text file of paths, an archive, ...), a Pillow image, a uint8 array
+                [H, W, 3] of any size, or a list of these.
+
+        Returns:
+            Descriptors [N, D] float32 of unit length, one for each image in the order given.
+
+        Raises:
+            UserError: an image cannot be read.
+
+        >>> import numpy as np
+        >>> import rdcd_jax as rdcd
+        >>> model = rdcd.load_model("rdcd-effb0-64")
+        >>> grey = np.full((40, 60, 3), 128, np.uint8)
+        >>> model.embed([grey, grey]).shape
+        (2, 64)
+        """
+        return embed_given(self, images)
 
     def embed_batch(self, images: np.ndarray) -> np.ndarray:
         """Maps images [B, H, W, 3] uint8 to descriptors [B, D] float32 of unit length.

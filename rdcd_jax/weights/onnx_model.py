@@ -11,6 +11,8 @@ import numpy as np
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import file_sha256
+from rdcd_jax.embedding.stream import embed_given
+from rdcd_jax.images.given import Images
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -30,7 +32,8 @@ class OnnxModel:
         image_size: S, the side of the square images that it is given, or their short edge.
         path: the file; its one input takes uint8 [B, H, W, 3], its first output is [B, D].
         session: what runs the file.
-        short_edge: images should keep their aspect, see `evaluation.shapes`.
+        short_edge: images should keep their aspect, see `embedding.shapes`.
+        spec: what `load_model` loads it by, in any folder.
     """
 
     name: str
@@ -38,6 +41,7 @@ class OnnxModel:
     path: pathlib.Path
     session: "onnxruntime.InferenceSession"
     short_edge: bool = False
+    spec: str = ""
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -48,6 +52,21 @@ class OnnxModel:
     def dim(self) -> int:
         """D, the size of the descriptor."""
         return self.embed_batch(np.zeros((1, 64, 64, 3), np.uint8)).shape[1]
+
+    def embed(self, images: Images) -> np.ndarray:
+        """Embeds images, decoding and resizing them as this model was evaluated.
+
+        Args:
+            images: a source (a folder, an image, a text file of paths, an archive, ...), a Pillow image, a uint8 array
+                [H, W, 3] of any size, or a list of these.
+
+        Returns:
+            Descriptors [N, D] float32 of unit length, one for each image in the order given.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        return embed_given(self, images)
 
     def embed_batch(self, images: np.ndarray) -> np.ndarray:
         """Maps images [B, H, W, 3] uint8 to descriptors [B, D] float32 of unit length."""

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rdcd_jax.benchmarks.disc import evaluate_disc, write_disc_results
+from rdcd_jax.benchmarks.disc import evaluate_descriptors, write_disc_results
 from rdcd_jax.benchmarks.ground_truth import GroundTruth
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import Descriptors
@@ -40,7 +40,7 @@ def test_the_references_table(disc, backend):
     for metric in ("ip", "ip_global"):
         cases = [case for case in expected if case[2] == metric]
         norms = list(dict.fromkeys(norm for _, norm, _ in cases))
-        rows, _ = evaluate_disc(
+        rows, _ = evaluate_descriptors(
             queries,
             references,
             training,
@@ -69,7 +69,7 @@ def test_the_references_table(disc, backend):
 @pytest.mark.parametrize("norm", [None, "1.0[0,2]"])
 def test_the_references_neighbours(disc, codec, norm):
     g, queries, references, training, truth = disc
-    _, predictions = evaluate_disc(
+    _, predictions = evaluate_descriptors(
         queries, references, training, truth, codecs=[codec], score_norms=[norm]
     )
     position = f"{codec.replace(',', '_')}/sn_{norm}"
@@ -91,7 +91,7 @@ def test_the_references_neighbours(disc, codec, norm):
 def test_predictions_are_those_of_the_last_row(disc):
     _, queries, references, training, truth = disc
     settings = {"codecs": ["Flat", "PCAW32,L2norm,Flat"], "score_norms": [None, "1.0[0,2]"]}
-    rows, predictions = evaluate_disc(queries, references, training, truth, **settings)
+    rows, predictions = evaluate_descriptors(queries, references, training, truth, **settings)
     assert [(row.codec, row.score_norm) for row in rows] == [
         ("Flat", "None"),
         ("Flat", "1.0[0,2]"),
@@ -103,7 +103,7 @@ def test_predictions_are_those_of_the_last_row(disc):
 
 def test_files(tmp_path, disc):
     _, queries, references, training, truth = disc
-    rows, predictions = evaluate_disc(
+    rows, predictions = evaluate_descriptors(
         queries,
         references,
         training,
@@ -132,15 +132,17 @@ def test_k_and_unreadable_images(disc):
     _, queries, references, _, truth = disc
     few = Descriptors(references.ids[:4], references.descriptors[:4], "m")
     with pytest.raises(UserError, match=r"gt\.csv: \d+ of the \d+ references"):
-        evaluate_disc(queries, few, None, truth)
-    rows, predictions = evaluate_disc(queries, few, None, truth, unreadable=references.ids[4:])
+        evaluate_descriptors(queries, few, None, truth)
+    rows, predictions = evaluate_descriptors(
+        queries, few, None, truth, unreadable=references.ids[4:]
+    )
     assert len(predictions.scores) == 4 * len(queries)
     assert len(rows[0].metrics.true_ranks) == len(truth.pairs)
     # Fewer references than k only because of those that are unreadable.
-    _, same = evaluate_disc(queries, few, None, truth, k=5, unreadable=references.ids[4:])
+    _, same = evaluate_descriptors(queries, few, None, truth, k=5, unreadable=references.ids[4:])
     np.testing.assert_array_equal(same.scores, predictions.scores)
     with pytest.raises(UserError, match="k is 301, but queries are compared with 300 images"):
-        evaluate_disc(queries, references, None, truth, k=301)
+        evaluate_descriptors(queries, references, None, truth, k=301)
 
 
 @pytest.mark.parametrize(
@@ -156,11 +158,11 @@ def test_k_and_unreadable_images(disc):
 def test_settings_that_cannot_work_are_refused(disc, change, sentence):
     _, queries, references, _, truth = disc
     with pytest.raises(UserError, match=sentence):
-        evaluate_disc(queries, references, None, truth, **change)
+        evaluate_descriptors(queries, references, None, truth, **change)
 
 
 def test_descriptors_of_other_models_are_refused(disc):
     _, queries, references, _, truth = disc
     other = dataclasses.replace(references, model="other")
     with pytest.raises(UserError, match="the query set was embedded by 'm' and the reference set"):
-        evaluate_disc(queries, other, None, truth)
+        evaluate_descriptors(queries, other, None, truth)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rdcd_jax.benchmarks.disc_runs import evaluate_disc_files, evaluate_disc_run
+from rdcd_jax.benchmarks.disc_runs import evaluate_disc, evaluate_disc_files
 from rdcd_jax.benchmarks.ground_truth import read_ground_truth
 from rdcd_jax.benchmarks.record import read_record
 from rdcd_jax.core.errors import UserError
@@ -28,7 +28,7 @@ class Thumbnails:
     def __init__(self):
         self.shapes = set()
 
-    def embed(self, images):
+    def embed_batch(self, images):
         assert images.dtype == np.uint8
         self.shapes.add(images.shape)
         small = images.reshape(len(images), 4, 4, 4, 4, 3).mean(axis=(2, 4))
@@ -88,7 +88,7 @@ def test_unreadable_images_are_listed_and_left_out(root, tmp_path):
     listed = (tmp_path / "r.npz.unreadable.txt").read_text().splitlines()
     assert len(listed) == 2
     assert all("R0.png" in line or "R11.png" in line for line in listed)
-    rows, _, _ = evaluate_disc_run(Thumbnails(), root, tmp_path / "out", backend="numpy")
+    rows, _, _ = evaluate_disc(Thumbnails(), root, tmp_path / "out", backend="numpy")
     # The pair of the lost reference counts as missed.
     assert rows[0].metrics.recall_at_1 == pytest.approx(0.8)
     assert len((tmp_path / "out" / "unreadable.txt").read_text().splitlines()) == 2
@@ -111,7 +111,7 @@ def test_a_model_that_gives_nan_is_refused(root):
 
 def test_evaluation_of_a_folder_and_of_its_descriptors(root, tmp_path):
     out = tmp_path / "out"
-    rows, predictions, unreadable = evaluate_disc_run(
+    rows, predictions, unreadable = evaluate_disc(
         Thumbnails(), root, out, codecs="Flat;L2norm,Flat", batch_size=5
     )
     assert unreadable == []
@@ -146,7 +146,7 @@ def test_evaluation_of_a_folder_and_of_its_descriptors(root, tmp_path):
 
 def test_evaluation_writes_what_a_score_means(root, tmp_path):
     out = tmp_path / "out"
-    evaluate_disc_run(Thumbnails(), root, out, score_norm="None")
+    evaluate_disc(Thumbnails(), root, out, score_norm="None")
     found = read_calibration(out / "calibration.json")
     assert (found.references, found.measured_on) == (12, "data")
     # Copies are the very same images here.
@@ -166,10 +166,10 @@ def test_evaluation_writes_what_a_score_means(root, tmp_path):
 
 
 def test_ndec_is_evaluated_as_disc_is(root, tmp_path):
-    rows, _, _ = evaluate_disc_run(Thumbnails(), root, tmp_path / "disc", backend="numpy")
+    rows, _, _ = evaluate_disc(Thumbnails(), root, tmp_path / "disc", backend="numpy")
     (root / "queries").rename(root / "query_images_h5")
     (root / "ground_truth.csv").rename(root / "public_ground_truth_h5.csv")
-    again, _, _ = evaluate_disc_run(
+    again, _, _ = evaluate_disc(
         Thumbnails(), root, tmp_path / "ndec", benchmark="ndec", backend="numpy"
     )
     assert [row.cells() for row in again] == [row.cells() for row in rows]
@@ -179,7 +179,7 @@ def test_ndec_is_evaluated_as_disc_is(root, tmp_path):
 
 
 def test_an_evaluation_that_was_ended_goes_on(root, tmp_path, monkeypatch):
-    whole, _, _ = evaluate_disc_run(Thumbnails(), root, tmp_path / "whole", batch_size=5)
+    whole, _, _ = evaluate_disc(Thumbnails(), root, tmp_path / "whole", batch_size=5)
     embed, given = Thumbnails.embed_batch, []
 
     def ending(self, images):
@@ -189,15 +189,15 @@ def test_an_evaluation_that_was_ended_goes_on(root, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return embed(self, images)
 
-    monkeypatch.setattr(Thumbnails, "describe", ending)
+    monkeypatch.setattr(Thumbnails, "embed_batch", ending)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        evaluate_disc_run(Thumbnails(), root, out, batch_size=5)
+        evaluate_disc(Thumbnails(), root, out, batch_size=5)
     other = Thumbnails()
     other.image_size = 8
     with pytest.raises(UserError, match=r"queries\.npz\.parts holds parts of another"):
-        evaluate_disc_run(other, root, out)
-    rows, _, _ = evaluate_disc_run(Thumbnails(), root, out, batch_size=5)
+        evaluate_disc(other, root, out)
+    rows, _, _ = evaluate_disc(Thumbnails(), root, out, batch_size=5)
     assert len(given) == 6 + 3
     assert [row.cells() for row in rows] == [row.cells() for row in whole]
     assert sorted(path.name for path in (out / "descriptors").iterdir()) == [
@@ -211,20 +211,20 @@ def test_a_mistake_in_the_codec_costs_no_descriptors(root, tmp_path):
     given, out = [], tmp_path / "out"
 
     class Counting(Thumbnails):
-        def embed(self, images):
+        def embed_batch(self, images):
             given.append(len(images))
             return super().embed_batch(images)
 
     with pytest.raises(UserError, match="cannot keep 999 dimensions"):
-        evaluate_disc_run(Counting(), root, out, codecs="PCAW999,L2norm,Flat")
+        evaluate_disc(Counting(), root, out, codecs="PCAW999,L2norm,Flat")
     embedded = len(given)
-    evaluate_disc_run(Counting(), root, out)
+    evaluate_disc(Counting(), root, out)
     assert len(given) == embedded
     assert not list((out / "descriptors").glob("*.parts"))
 
 
 def test_training_images_are_embedded_only_where_needed(root, tmp_path):
-    rows, _, _ = evaluate_disc_run(Thumbnails(), root, tmp_path / "out", score_norm="None")
+    rows, _, _ = evaluate_disc(Thumbnails(), root, tmp_path / "out", score_norm="None")
     assert len(rows) == 1
     assert not (tmp_path / "out" / "descriptors" / "training.npz").exists()
 
@@ -233,7 +233,7 @@ def test_mistakes_are_stored_before_images_are_embedded(root, tmp_path):
     def run(**settings):
         model = Thumbnails()
         with pytest.raises(UserError) as caught:
-            evaluate_disc_run(model, root, tmp_path / "out", **settings)
+            evaluate_disc(model, root, tmp_path / "out", **settings)
         assert not model.shapes
         assert not (tmp_path / "out").exists()
         return str(caught.value)
@@ -250,7 +250,7 @@ def test_mistakes_are_stored_before_images_are_embedded(root, tmp_path):
 
 
 def test_files_of_different_models_are_refused_by_name(root, tmp_path):
-    evaluate_disc_run(Thumbnails(), root, tmp_path / "out", score_norm="None")
+    evaluate_disc(Thumbnails(), root, tmp_path / "out", score_norm="None")
     kept = tmp_path / "out" / "descriptors"
     other = dataclasses.replace(read_descriptors(kept / "references.npz"), model="other")
     write_descriptors(tmp_path / "other.h5", other)
@@ -264,7 +264,7 @@ def test_files_of_different_models_are_refused_by_name(root, tmp_path):
 
 
 def test_image_of_matches(root, tmp_path):
-    _, predictions, _ = evaluate_disc_run(Thumbnails(), root, tmp_path / "out", score_norm="None")
+    _, predictions, _ = evaluate_disc(Thumbnails(), root, tmp_path / "out", score_norm="None")
     truth = read_ground_truth(root / "ground_truth.csv")
     images = find_images(root / "queries"), find_images(root / "references")
     rows = match_rows(predictions, truth, n_queries=3, n_found=4)
@@ -280,7 +280,7 @@ def test_image_of_matches(root, tmp_path):
 
 
 def test_predictions_csv_keeps_names(root, tmp_path):
-    evaluate_disc_run(Thumbnails(), root, tmp_path / "out", score_norm="None", k=1)
+    evaluate_disc(Thumbnails(), root, tmp_path / "out", score_norm="None", k=1)
     with (tmp_path / "out" / "predictions.csv").open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert {line["query_id"] for line in lines} == {f"Q {i} é" for i in range(8)}

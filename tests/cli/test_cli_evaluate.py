@@ -181,7 +181,7 @@ def test_ndec_is_embedded_at_its_own_size(student, disc, tmp_path, monkeypatch, 
         sizes.append((model.image_size, settings["benchmark"]))
         return [], None, []
 
-    monkeypatch.setattr(disc_runs, "evaluate_disc_run", evaluated)
+    monkeypatch.setattr(disc_runs, "evaluate_disc", evaluated)
     arguments = options(model=student, data=disc, out=tmp_path / "out")
     for more in (["ndec"], ["ndec", "--image-size=96"], ["disc"]):
         assert main(["evaluate", *more, *arguments]) == 0

@@ -70,7 +70,7 @@ def test_an_ended_pack_goes_on_from_sound_shards(folder, packed, tmp_path, monke
     flipped[-1] ^= 1
     shards[3].write_bytes(flipped)
     pathlib.Path(f"{shards[4]}.json").unlink()  # ended before its index
-    (out / ".images-00001-of-00005-abc.array_record").write_bytes(b"half")
+    (out / ".pictures-00001-of-00005-abc.array_record").write_bytes(b"half")
     (out / "unreadable.txt").unlink()
     made = []
     real = pack._write_records
@@ -95,11 +95,11 @@ def test_a_killed_pack_goes_on(tmp_path):
         [*words, str(out), *options], env=environment, stderr=subprocess.DEVNULL
     ) as run:
         limit = time.monotonic() + 30
-        while not list(out.glob("images-*.array_record")) and time.monotonic() < limit:
+        while not list(out.glob("pictures-*.array_record")) and time.monotonic() < limit:
             time.sleep(0.005)
         run.send_signal(signal.SIGKILL)
     time.sleep(0.5)  # its workers leave with it
-    before = {path: path.stat().st_mtime_ns for path in out.glob("images-*.array_record")}
+    before = {path: path.stat().st_mtime_ns for path in out.glob("pictures-*.array_record")}
     assert before and not (out / "unreadable.txt").exists()
     done = pack_images(folder, out, shards=12, short_side=100)
     assert done.images == 60
@@ -153,7 +153,7 @@ def test_other_settings_are_refused(folder, packed, options, says):
 def test_another_source_is_refused(folder, packed, tmp_path):
     before = contents(packed)
     other = shutil.copytree(folder, tmp_path / "other")
-    with pytest.raises(UserError, match=r"begun with source = .*images'.* this is .*other'"):
+    with pytest.raises(UserError, match=r"begun with source = .*pictures'.* this is .*other'"):
         pack_images(other, packed, shards=5)
     shutil.copy(folder / "T00000.jpg", folder / "more.jpg")
     try:

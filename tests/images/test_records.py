@@ -59,7 +59,7 @@ def test_subsets_keep_their_reader(packed):
 def test_a_shard_and_a_pattern_are_sources_too(packed):
     images = find_images(packed)
     assert find_images(shards_of(packed)[1]).ids == images.ids[3:6]
-    assert find_images(f"{packed}/images-0000[02]-*.array_record").ids == (
+    assert find_images(f"{packed}/pictures-0000[02]-*.array_record").ids == (
         *images.ids[:3],
         *images.ids[6:],
     )
@@ -75,7 +75,7 @@ def test_listing_opens_no_shard(copy):
 
 def test_shards_beside_loose_images_are_refused(copy, folder):
     shutil.copy(next(folder.iterdir()), copy / "loose.jpg")
-    with pytest.raises(UserError, match=r"images-00000.*loose images \(loose\.jpg\)"):
+    with pytest.raises(UserError, match=r"pictures-00000.*loose images \(loose\.jpg\)"):
         find_images(copy)
 
 
@@ -90,13 +90,15 @@ def test_two_packs_of_the_same_ids_are_refused(packed, copy):
 def test_a_shard_cut_short_is_named(copy):
     shard = shards_of(copy)[1]
     shard.write_bytes(shard.read_bytes()[:-1000])
-    with pytest.raises(UserError, match=r"images-00001-of-00003\.array_record is cut short .*pack"):
+    with pytest.raises(
+        UserError, match=r"pictures-00001-of-00003\.array_record is cut short .*pack"
+    ):
         find_images(copy)
 
 
 def test_a_shard_that_is_gone_is_named(copy):
     shards_of(copy)[2].unlink()
-    with pytest.raises(UserError, match=r"images-00002-of-00003\.array_record is missing"):
+    with pytest.raises(UserError, match=r"pictures-00002-of-00003\.array_record is missing"):
         find_images(copy)
 
 
@@ -104,11 +106,11 @@ def test_a_shard_that_goes_later_ends_the_work(copy):
     images = find_images(copy)
     shard = shards_of(copy)[0]
     shard.write_bytes(shard.read_bytes()[:70_000])
-    with pytest.raises(UserError, match=r"images-00000-of-00003\.array_record is cut") as error:
+    with pytest.raises(UserError, match=r"pictures-00000-of-00003\.array_record is cut") as error:
         images.read(0)
     assert not isinstance(error.value, UnreadableImageError)
     shard.unlink()
-    with pytest.raises(UserError, match=r"images-00000-of-00003\.array_record is cut.*gone"):
+    with pytest.raises(UserError, match=r"pictures-00000-of-00003\.array_record is cut.*gone"):
         images.read(0)
 
 

@@ -28,7 +28,7 @@ def test_a_folder_gives_its_images_sorted_by_path(tmp_path):
 
 def test_a_text_file_gives_its_lines_in_order(tmp_path):
     touch(tmp_path, "images/b c.jpg", "elsewhere/a.png")
-    text = f"\ufeffpictures/b c.jpg\r\n\n{tmp_path / 'elsewhere' / 'a.png'}\nmissing.jpg\n"
+    text = f"\ufeffimages/b c.jpg\r\n\n{tmp_path / 'elsewhere' / 'a.png'}\nmissing.jpg\n"
     (tmp_path / "list.txt").write_bytes(text.encode())
     images = find_images(str(tmp_path / "list.txt"))
     assert images.ids == ("b c", "a", "missing")

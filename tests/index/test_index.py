@@ -18,6 +18,7 @@ from rdcd_jax.embedding.descriptors import Descriptors
 from rdcd_jax.embedding.stream import Embedder
 from rdcd_jax.index import Index, store
 from rdcd_jax.index.duplicates import groups_of
+from rdcd_jax.index.results import Added
 from rdcd_jax.search import backends as exact_search
 from rdcd_jax.search.calibration import Calibration
 
@@ -27,7 +28,7 @@ DIM = 8
 class Sized(Embedder):
     """A function as a model that indexes can be made with."""
 
-    dim = DIM
+    dim, spec = DIM, "sums"
 
     def at_size(self, size):
         return self
@@ -50,7 +51,7 @@ def new(dtype="float32"):
 def filled(folder, *parts, dtype="float32"):
     with store.writer(folder, new(dtype)) as writer:
         for part in parts:
-            writer.add(part)
+            writer.add(part, [""] * len(part))
     return folder
 
 
@@ -104,12 +105,12 @@ def test_a_killed_writer_loses_only_what_was_not_in_yet(when, tmp_path, monkeypa
 
     with monkeypatch.context() as broken, pytest.raises(Killed), store.writer(folder) as writer:
         broken.setattr(*{"rows": (np, "save"), "manifest": (store, "write_json")}[when], killed)
-        writer.add(embedded(3, "b", 1))
+        writer.add(embedded(3, "b", 1), [""] * 3)
     ids, rows = everything(folder)
     assert ids == [f"a{i}" for i in range(6)]
     np.testing.assert_array_equal(rows, embedded(6).descriptors)
     with store.writer(folder) as writer:
-        writer.add(embedded(3, "b", 1))
+        writer.add(embedded(3, "b", 1), [""] * 3)
     assert everything(folder)[0] == [*(f"a{i}" for i in range(6)), "b0", "b1", "b2"]
     files = len(list((folder / store.SEGMENTS).iterdir()))
     assert files == 2, "what the killed writer left is still there"
@@ -139,7 +140,7 @@ def test_a_second_writer_is_refused_and_readers_are_not(tmp_path):
         done.set()
         holder.join()
     with store.writer(folder) as writer:
-        writer.add(embedded(1, "b"))
+        writer.add(embedded(1, "b"), [""] * 1)
 
 
 def damage(folder, how):
@@ -147,7 +148,7 @@ def damage(folder, how):
     stored = json.loads(manifest.read_text())
     rows = next((folder / store.SEGMENTS).glob("*.rows.npy"))
     if how == "later":
-        manifest.write_text(json.dumps({**stored, "format": 5}))
+        manifest.write_text(json.dumps({**stored, "format": 6}))
     elif how == "cut manifest":
         manifest.write_text(manifest.read_text()[:40])
     elif how == "cut rows":
@@ -163,7 +164,7 @@ def damage(folder, how):
 @pytest.mark.parametrize(
     ("how", "stored"),
     [
-        ("later", r"is of format 5, and this version of rdcd-jax reads 3 and 4"),
+        ("later", r"is of format 6, and this version of rdcd-jax reads 3, 4, 5"),
         ("cut manifest", r"index\.json is damaged"),
         ("cut rows", r"rows\.npy: segment 0 of the index is missing or damaged"),
         ("no rows", r"rows\.npy: segment 0 of the index is missing or damaged"),
@@ -247,12 +248,12 @@ def test_groups_are_joined_by_their_links():
     rows = unit_rows(6, dim=64)
     chain = np.stack([rows[0], rows[0] + 0.5 * rows[1], rows[0] + rows[1]])
     rows = np.concatenate([chain / np.linalg.norm(chain, axis=1, keepdims=True), rows[2:]])
-    found = groups_of([f"p{i}" for i in range(len(rows))], rows, 0.85)
+    found = groups_of([f"p{i}" for i in range(len(rows))], [""] * len(rows), rows, 0.85)
     assert [group.ids for group in found] == [("p0", "p1", "p2")]
     # The first and the last are less alike than that, and held together by the one between.
     assert rows[0] @ rows[2] < 0.85 <= found[0].score
     assert found[0].score == pytest.approx(min(rows[0] @ rows[1], rows[1] @ rows[2]))
-    assert groups_of(["a", "b"], rows[3:5], 0.99) == []
+    assert groups_of(["a", "b"], ["", ""], rows[3:5], 0.99) == []
 
 
 def test_a_large_group_is_stored_as_one():
@@ -261,7 +262,7 @@ def test_a_large_group_is_stored_as_one():
     second = 0.95 * first + np.sqrt(1 - 0.95**2, dtype=np.float32) * second
     rows = np.concatenate([np.tile(first, (25, 1)), np.tile(second, (25, 1)), unit_rows(5)])
     ids = [f"p{i}" for i in range(len(rows))]
-    (group,) = groups_of(ids, rows, 0.9)
+    (group,) = groups_of(ids, ids, rows, 0.9)
     assert group.ids == tuple(ids[:50]) and group.score == pytest.approx(0.95)
 
 
@@ -272,18 +273,18 @@ def model(tmp_path, toys):
 
 def test_build_add_search_remove(model, tmp_path):
     images = make_images(tmp_path / "pictures", 12)
-    index, added, unreadable = Index.build(tmp_path / "x", images, model=model)
-    assert (len(index), added, unreadable) == (12, 12, [])
-    matches, _ = index.search(images, k=3)
+    index = Index.build(tmp_path / "x", images, model=model)
+    assert (len(index), index.added) == (12, Added(12, 0, []))
+    matches = index.search(images, k=3)
     first = matches[::3]
     assert [match.query for match in first] == [match.reference for match in first]
     assert all(abs(match.score - 1) < 1e-5 for match in first)
     (images / "broken.jpg").write_bytes(b"no picture")
     make_images(images, 14)
-    added, unreadable = index.add(images)
-    assert (added, [each.id for each in unreadable], len(index)) == (2, ["broken"], 14)
+    done = index.add(images)
+    assert (done.added, [each.id for each in done.unreadable], len(index)) == (2, ["broken"], 14)
     assert index.remove(["T00000"]) == 1
-    assert "T00000" not in {match.reference for match in Index(tmp_path / "x").search(images)[0]}
+    assert "T00000" not in {match.reference for match in Index(tmp_path / "x").search(images)}
 
 
 def test_an_index_of_another_model_is_not_gone_on_with(model, tmp_path, toys):
@@ -298,7 +299,7 @@ def test_an_index_of_another_model_is_not_gone_on_with(model, tmp_path, toys):
 
 def test_an_index_of_other_weights_is_refused(model, tmp_path):
     images = make_images(tmp_path / "pictures", 4)
-    index, _, _ = Index.build(tmp_path / "x", images, model=model)
+    index = Index.build(tmp_path / "x", images, model=model)
     make_export(pathlib.Path(model), seed=1)
     make_images(images, 5)
     for use in (Index(index.folder).search, Index(index.folder).add):
@@ -310,8 +311,8 @@ def test_an_index_of_other_weights_is_refused(model, tmp_path):
 
 def test_an_index_that_another_took_the_position_of_is_refused(model, tmp_path):
     images = make_images(tmp_path / "pictures", 4)
-    index, _, _ = Index.build(tmp_path / "x", images, model=model)
-    assert index.search(images)[0]
+    index = Index.build(tmp_path / "x", images, model=model)
+    assert index.search(images)
     other = make_export(tmp_path / "other", seed=1)
     for settings, stored in (({"image_size": 16}, "of 16 pixels"), ({}, "by other weights")):
         shutil.rmtree(tmp_path / "x")
@@ -319,7 +320,7 @@ def test_an_index_that_another_took_the_position_of_is_refused(model, tmp_path):
         for use in (index.search, index.add):
             with pytest.raises(UserError, match=stored):
                 use(images)
-    assert len(Index(tmp_path / "x").search(images, k=1)[0]) == 4
+    assert len(Index(tmp_path / "x").search(images, k=1)) == 4
 
 
 def test_the_model_is_found_from_any_folder(model, tmp_path, monkeypatch):
@@ -327,17 +328,17 @@ def test_the_model_is_found_from_any_folder(model, tmp_path, monkeypatch):
     monkeypatch.chdir(pathlib.Path(model).parent)
     Index.build(tmp_path / "x", images, model=pathlib.Path(model).name)
     monkeypatch.chdir("/")
-    assert len(Index(tmp_path / "x").search(images, k=1)[0]) == 4
+    assert len(Index(tmp_path / "x").search(images, k=1)) == 4
 
 
 def test_a_calibration_given_later_counts(model, tmp_path):
     images = make_images(tmp_path / "pictures", 4)
     Index.build(tmp_path / "x", images, model=model)
     lenient, strict = Calibration(9.0, 2.0, 4, "a set"), Calibration(-9.0, 2.0, 4, "a set")
-    index, _, _ = Index.build(tmp_path / "x", images, model=model, calibration=asdict(lenient))
-    assert index.scoring().calibration == lenient and len(index.search(images)[0]) > 4
-    index, _, _ = Index.build(tmp_path / "x", images, model=model, calibration=asdict(strict))
-    found = index.search(images)[0]
+    index = Index.build(tmp_path / "x", images, model=model, calibration=asdict(lenient))
+    assert index.scoring().calibration == lenient and len(index.search(images)) > 4
+    index = Index.build(tmp_path / "x", images, model=model, calibration=asdict(strict))
+    found = index.search(images)
     assert sorted(match.query for match in found) == sorted(match.reference for match in found)
     assert len(found) == 4 and all(match.probability > 0.9 for match in found)
 
@@ -349,8 +350,8 @@ def test_a_flipped_copy_is_found_where_it_is_asked_for(model, tmp_path):
     (tmp_path / "queries").mkdir()
     with Image.open(images / "T00002.jpg") as image:
         ImageOps.mirror(image).save(tmp_path / "queries" / "q.png")
-    index, _, _ = Index.build(tmp_path / "x", images, model=model)
-    (best, *_), _ = index.search(tmp_path / "queries", variants=["flip"])
+    index = Index.build(tmp_path / "x", images, model=model)
+    best, *_ = index.search(tmp_path / "queries", variants=["flip"])
     assert (best.reference, best.variant) == ("T00002", "flip") and best.score > 0.9999
     with pytest.raises(UserError, match="no variant 'mirror'; use flip, rotate90"):
         index.search(tmp_path / "queries", variants=["mirror"])
@@ -363,10 +364,10 @@ def test_a_framed_copy_is_found_unless_it_is_not_asked_for(model, tmp_path, caps
     with Image.open(images / "T00002.jpg") as image:
         page.paste(image, (24, 48))
     page.save(queries / "page.png")
-    index, _, _ = Index.build(tmp_path / "x", images, model=model)
-    (best, *_), _ = index.search(queries)
+    index = Index.build(tmp_path / "x", images, model=model)
+    best, *_ = index.search(queries)
     assert (best.reference, best.variant) == ("T00002", "trim") and best.score > 0.999
-    (plain, *_), _ = index.search(queries, variants=())
+    plain, *_ = index.search(queries, variants=())
     assert plain.score < best.score
     words = ["search", f"--index={tmp_path / 'x'}", str(queries), f"--out={tmp_path / 'm.csv'}"]
     for option, variants in (([], {"trim"}), (["--variants=none"], {""})):
@@ -378,11 +379,11 @@ def test_a_framed_copy_is_found_unless_it_is_not_asked_for(model, tmp_path, caps
 def test_more_looks_at_a_query_ask_for_a_higher_score(model, tmp_path):
     images = make_images(tmp_path / "pictures", 4)
     meaning = Calibration(0.0, 2.0, 4, "a set")
-    index, _, _ = Index.build(tmp_path / "x", images, model=model, calibration=asdict(meaning))
+    index = Index.build(tmp_path / "x", images, model=model, calibration=asdict(meaning))
     assert index.threshold() == meaning.threshold(0.9, 4)
     assert index.threshold(looks=3) == meaning.threshold(0.9, 12)
     (plain,), (turned,) = (
-        {match.probability for match in index.search(images, k=1, variants=names)[0]}
+        {match.probability for match in index.search(images, k=1, variants=names)}
         for names in ((), ["rotate180"])
     )
     assert turned == meaning.probability(1, 8) < plain == meaning.probability(1, 4)
@@ -405,13 +406,13 @@ def test_an_image_of_zeros_is_left_out(tmp_path, monkeypatch):
 
     Image.new("RGB", (8, 8)).save(images / "blank.png")
     monkeypatch.setattr(
-        "rdcd_jax.weights.library.load_embedder_of",
+        "rdcd_jax.index.search.load_model_of",
         lambda spec, fingerprint: Sized(embed, 8, name="sums"),
     )
-    index, added, unreadable = Index.build(tmp_path / "x", images, model="sums")
-    assert (len(index), added) == (4, 4)
-    assert [each.id for each in unreadable] == ["blank"]
-    assert "blank: the model embeds it by nothing but zeros" in unreadable[0].reason
+    index = Index.build(tmp_path / "x", images, model="sums")
+    assert len(index) == index.added.added == 4
+    assert [each.id for each in index.added.unreadable] == ["blank"]
+    assert "blank: the model embeds it by nothing but zeros" in index.added.unreadable[0].reason
 
 
 def test_command_line(model, tmp_path, capsys):
@@ -434,8 +435,10 @@ def test_command_line(model, tmp_path, capsys):
     with out.open() as file:
         assert [row["reference"] for row in csv.DictReader(file)] == ["T00004", "T00002"]
     for pair in ([], [paths[0], f"--images={images}"]):
-        assert main(["search", f"--index={folder}", *pair]) == 1
-        assert "Name what to look for once" in capsys.readouterr().err
+        with pytest.raises(SystemExit) as left:
+            main(["search", f"--index={folder}", *pair])
+        assert left.value.code == 2
+        assert "name the images once" in capsys.readouterr().err
     assert main(["search", f"--index={tmp_path}", f"--images={images}"]) == 1
     assert "is not an index" in capsys.readouterr().err
     assert main([*words[:-1], f"--out={tmp_path / 'm.txt'}"]) == 1

@@ -254,7 +254,7 @@ def test_lost_images_and_descriptor_files_are_stored(tmp_path, report):
     worst = read_runs([tmp_path / "lost"])[0].false_positives()[0]
     (tmp_path / "data" / "queries" / f"{worst.query}.jpg").write_bytes(b"broken")
     found = report(tmp_path / "lost")
-    assert found.all("img") and "no image" in "".join(found.texts)
+    assert found.all("img") and "no picture" in "".join(found.texts)
     assert f"Query {worst.query}" not in {each["alt"] for each in found.all("img")}
 
 
@@ -334,7 +334,7 @@ def test_names_sort_by_their_numbers():
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_stand_out(scheme):
-    style = page._template("report.css")
+    style = page.template("report.css")
     blocks = re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL)
     colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", blocks[scheme == "dark"]))
 

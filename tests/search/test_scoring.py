@@ -86,21 +86,21 @@ def test_scores_are_those_of_the_protocol_s_normalisation():
 
 def test_an_index_normalises_by_default(model, tmp_path):
     images = make_images(tmp_path / "pictures", 6)
-    index, _, _ = Index.build(tmp_path / "x", images, model=model)
+    index = Index.build(tmp_path / "x", images, model=model)
     assert index.manifest.normalised and (tmp_path / "x" / BACKGROUND).exists()
     assert index.threshold() == index.scoring().calibration.threshold(0.9, 6)
     assert index.scoring().calibration.score_norm
     assert not index.scoring(normalised=False).calibration.score_norm
     queries = make_images(tmp_path / "queries", 3, prefix="Q", seed=9)
-    found, _ = index.search(queries, k=2, threshold=-2)
+    found = index.search(queries, k=2, threshold=-2)
     adjustment = {}
     for match in found:
         adjustment.setdefault(match.query, set()).add(round(match.score - match.similarity, 5))
     assert all(len(one) == 1 for one in adjustment.values()) and len(adjustment) == 3
-    plain, _ = index.search(queries, k=2, threshold=-2, normalised=False)
+    plain = index.search(queries, k=2, threshold=-2, normalised=False)
     assert [match.score for match in plain] == [match.similarity for match in found]
     # Copies without an edit are found as surely as before.
-    equal, _ = index.search(images, k=1)
+    equal = index.search(images, k=1)
     assert [match.query for match in equal] == [match.reference for match in equal]
     assert all(match.score > 0.999 for match in equal) and len(equal) == 6
 
@@ -132,12 +132,12 @@ def test_a_calibration_of_other_scores_is_refused(model, tmp_path):
         Index.build(tmp_path / "x", images, model=model, calibration=plain)
     assert not (tmp_path / "x").exists()
     index = Index.build(tmp_path / "x", images, model=model, calibration=plain, normalised=False)
-    assert index[0].scoring().calibration == Calibration(0.0, 2.0, 4, "a set")
+    assert index.scoring().calibration == Calibration(0.0, 2.0, 4, "a set")
 
 
 def test_a_damaged_background_is_stored(model, tmp_path):
     images = make_images(tmp_path / "pictures", 4)
-    index, _, _ = Index.build(tmp_path / "x", images, model=model)
+    index = Index.build(tmp_path / "x", images, model=model)
     (tmp_path / "x" / BACKGROUND).write_bytes(b"something else")
     with pytest.raises(UserError, match=f"x/{BACKGROUND} is no background"):
         index.search(images)
@@ -152,10 +152,13 @@ def test_an_index_of_version_0_1_is_searched_and_grown(model, tmp_path):
     old = {name: stored["calibration"][name] for name in ("offset", "exponent", "references")}
     stored |= {"format": 3, "calibration": {**old, "measured_on": "a set"}}
     path.write_text(json.dumps(stored))
+    names = tmp_path / "x" / "segments" / "000000.ids.json"
+    names.write_text(json.dumps(json.loads(names.read_text())["ids"]))
     make_images(images, 5)
     index = Index(tmp_path / "x")
-    assert len(index.search(images, k=1)[0]) == 5
-    assert index.add(images)[0] == 1
+    matches = index.search(images, k=1)
+    assert len(matches) == 5 and {match.path for match in matches} == {""}
+    assert index.add(images).added == 1
     assert Index(tmp_path / "x").scoring().background is None
 
 
@@ -178,8 +181,8 @@ def test_groups_by_normalised_scores():
     background = np.concatenate([near(centre, 0.15), near(centre, 0.15)])
     background /= np.linalg.norm(background, axis=1, keepdims=True)
     ids = [f"p{i}" for i in range(8)]
-    plain = groups_of(ids, rows, 0.8)
+    plain = groups_of(ids, ids, rows, 0.8)
     assert {group.ids for group in plain} == {("p0", "p1", "p6", "p7"), ("p2", "p3", "p4", "p5")}
-    found = groups_of(ids, rows, 0.5, Scoring(background))
+    found = groups_of(ids, ids, rows, 0.5, Scoring(background))
     # Equal ones stay copies of each other.
     assert {group.ids for group in found} == {("p6", "p7"), ("p2", "p3", "p4", "p5")}

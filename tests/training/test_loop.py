@@ -19,7 +19,7 @@ from toy import (
     toy_config,
 )
 
-from rdcd_jax.benchmarks.disc_runs import evaluate_disc_run
+from rdcd_jax.benchmarks.disc_runs import evaluate_disc
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.method.state import split
@@ -393,7 +393,7 @@ def test_evaluation_during_a_run(toys, images, features, tmp_path):
     # What is evaluated last is the export, and the descriptors do not stay.
     assert not [*(tmp_path / "run" / "evaluations").rglob("descriptors*")]
     model = load_model(str(tmp_path / "run" / "export"))
-    again = evaluate_disc_run(model, disc, tmp_path / "again")[1]
+    again = evaluate_disc(model, disc, tmp_path / "again")[1]
     before = (tmp_path / "run" / "evaluations" / "3" / "disc" / "predictions.csv").read_text()
     scores = [float(line.rpartition(",")[2]) for line in before.splitlines()[1:]]
     np.testing.assert_allclose(scores, again.scores, atol=1e-6)

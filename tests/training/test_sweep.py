@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from toy import CONFIGS, add_toys, make_images
 
+from rdcd_jax.cli import main
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import Descriptors, write_descriptors
+from rdcd_jax.training import sweep
 from rdcd_jax.training.check import check_config
 from rdcd_jax.training.config import load_config
 from rdcd_jax.training.loop import train_and_evaluate
@@ -70,13 +72,11 @@ def swept(images, features, disc, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     config = folder / "configs" / "small.py"
     write_config(config, CONFIG.replace("TEACHER", str(features)))
-    sweep = importlib.import_module("experiments.studies.sweep")
-    words = [f"{config}:data={images}", str(folder / "out"), f"--config.evals.disc.data={disc}"]
+    words = ["sweep", f"--config={config}:data={images}", f"--out={folder / 'out'}"]
 
     def go(*more):
-        return sweep.main([*words, "--config.log_every=2", *more])
+        return main([*words, f"--config.evals.disc.data={disc}", "--config.log_every=2", *more])
 
-    go.module = sweep
     with pytest.MonkeyPatch.context() as patch:
         add_toys(patch)
         yield folder / "out", go, go()
@@ -114,7 +114,7 @@ def test_each_run_has_its_result_and_one_that_fails_stops_no_other(swept, disc, 
 def test_what_is_done_is_passed_over(swept, monkeypatch, capsys):
     out, go, _ = swept
     monkeypatch.setattr(
-        go.module,
+        sweep,
         "train_and_evaluate",
         lambda config, workdir: check_config(config) or pytest.fail("trained"),
     )
@@ -141,14 +141,14 @@ def test_a_stopped_run_is_continued(swept, capsys, monkeypatch):
     path = out / "results" / f"{NAMES[0]}.json"
     whole = json.loads(path.read_text())
     path.unlink()
-    train = go.module.train_and_evaluate
+    train = sweep.train_and_evaluate
 
     def stopped(config, workdir):
         (workdir / "export" / "model.json").unlink()
         return train(config, workdir).replace(step=1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(go.module, "train_and_evaluate", stopped)
+        patch.setattr(sweep, "train_and_evaluate", stopped)
         assert go("--only=moco") == 0
     assert "was stopped and saved; the same command continues" in capsys.readouterr().out
     assert not path.exists()

@@ -19,7 +19,7 @@ from rdcd_jax.images.sources import find_images
 from rdcd_jax.models.descriptor import normalize_images
 from rdcd_jax.weights import convert
 from rdcd_jax.weights.export import export_weights
-from rdcd_jax.weights.library import load_embedder, load_model
+from rdcd_jax.weights.library import load_model
 from rdcd_jax.weights.model import Model, evaluation_mode
 from rdcd_jax.weights.torch_files import read_torch_file
 from rdcd_jax.weights.torch_writer import write_torch_file
@@ -74,7 +74,7 @@ def exported(model, kind, folder, **options):
 def run_onnx(path, images):
     pytest.importorskip("onnxruntime")
     onnx.checker.check_model(path, full_check=True)
-    session = load_embedder(f"onnxruntime:{path}").session
+    session = load_model(f"onnxruntime:{path}").session
     return session.run(None, {"pictures": images})[0]
 
 
@@ -162,7 +162,7 @@ def test_onnx_agrees_at_any_batch(student, images, embedded, tmp_path):
     for batch in (5, 1):
         found = run_onnx(path, images[:batch])
         np.testing.assert_allclose(found, embedded[:batch], atol=1e-5)
-    assert load_embedder(f"onnxruntime:{path}").image_size == SIZE
+    assert load_model(f"onnxruntime:{path}").image_size == SIZE
 
 
 def test_other_networks_as_onnx_agree_at_any_size(network, tmp_path):
@@ -184,7 +184,7 @@ def test_int8_is_near_and_its_operators_are_integers(student, images, embedded, 
     onnxruntime = pytest.importorskip("onnxruntime")
     path = exported(student, "onnx-int8", tmp_path, calibration="sample:references")
     assert path.stat().st_size < 9e6
-    assert load_embedder(f"onnxruntime:{path}").image_size == SIZE
+    assert load_model(f"onnxruntime:{path}").image_size == SIZE
     assert np.sum(run_onnx(path, images) * embedded, axis=1).mean() > 0.98
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "run.onnx")

@@ -13,7 +13,7 @@ from toy import keys
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.models import efficientnet, registry, vit
 from rdcd_jax.weights import convert, foreign_tables, kinds, store, tables
-from rdcd_jax.weights.library import load_model
+from rdcd_jax.weights.library import load_model, load_network
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def saved(path, tensors):
 def test_a_classifier_is_a_trunk_to_start_from(tmp_path, name, kind, classes):
     tensors = bare(name, classes)
     spec = f"{kind}:{saved(tmp_path / 'a.safetensors', tensors)}"
-    model = load_model(spec, trunk=True, feature_dim=48)
+    model = load_network(spec, trunk=True, feature_dim=48)
     assert (model.network, model.feature_dim, model.dim) == (name, 48, 48)
     filled = convert.to_torch(model.module, name)
     head = tables.HEADS[name]

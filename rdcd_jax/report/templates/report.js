@@ -39,7 +39,7 @@
   for (const chart of document.querySelectorAll(".chart")) {
     const canvas = chart.querySelector(".canvas");
     const svg = canvas.querySelector("svg");
-    const told = canvas.querySelector(".told");
+    const tooltip = canvas.querySelector(".tooltip");
     const dot = svg.querySelector(".dot");
     const lines = JSON.parse(canvas.querySelector(".places").textContent);
     const drawn = [...svg.querySelectorAll(".line")];
@@ -48,7 +48,7 @@
 
     const visible = (line) => boxes[line].checked && lines[line].points.length > 0;
     const hide = () => {
-      told.hidden = true;
+      tooltip.hidden = true;
       dot.setAttribute("cx", -9);
     };
     const tell = (line, point) => {
@@ -57,14 +57,14 @@
       const { width, height } = svg.viewBox.baseVal;
       dot.setAttribute("cx", x);
       dot.setAttribute("cy", y);
-      told.textContent = `${lines[line].name}: ${note}`;
-      told.hidden = false;
+      tooltip.textContent = `${lines[line].name}: ${note}`;
+      tooltip.hidden = false;
       const across = (x / width) * canvas.clientWidth;
       const down = (y / height) * canvas.clientHeight;
-      const left = across + 12 + told.offsetWidth > canvas.clientWidth ? across - 12 - told.offsetWidth : across + 12;
-      const top = down + 12 + told.offsetHeight > canvas.clientHeight ? down - 12 - told.offsetHeight : down + 12;
-      told.style.left = `${Math.max(0, left)}px`;
-      told.style.top = `${Math.max(0, top)}px`;
+      const left = across + 12 + tooltip.offsetWidth > canvas.clientWidth ? across - 12 - tooltip.offsetWidth : across + 12;
+      const top = down + 12 + tooltip.offsetHeight > canvas.clientHeight ? down - 12 - tooltip.offsetHeight : down + 12;
+      tooltip.style.left = `${Math.max(0, left)}px`;
+      tooltip.style.top = `${Math.max(0, top)}px`;
     };
     const nearest = (x, y) => {
       let found = null;
@@ -81,8 +81,8 @@
     svg.addEventListener("pointermove", (event) => {
       const box = svg.getBoundingClientRect();
       const { width, height } = svg.viewBox.baseVal;
-      const place = [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
-      const found = nearest(...place);
+      const position = [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
+      const found = nearest(...position);
       if (found) tell(...found);
     });
     svg.addEventListener("pointerleave", hide);

@@ -1,0 +1,23 @@
+"""`rdcd-jax demo`."""
+
+import pathlib
+
+from rdcd_jax.cli.options import verb
+
+
+def add_demo(verbs) -> None:
+    """Adds the verb to the parser's."""
+    parser = verb(
+        verbs,
+        "demo",
+        "Distil a student from the teacher on the bundled images, and find edited copies with it.",
+        "rdcd-jax demo --out=demo-out",
+        _demo,
+    )
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("demo-out"))
+
+
+def _demo(options, rest) -> None:
+    from rdcd_jax.demo import run_demo
+
+    run_demo(options.out)

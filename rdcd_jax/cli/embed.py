@@ -1,0 +1,65 @@
+"""`rdcd-jax embed`."""
+
+import argparse
+import pathlib
+
+from rdcd_jax.cli.options import (
+    add_embedding_options,
+    add_sources,
+    chosen_model,
+    report_unreadable,
+    reported,
+    sources_of,
+    verb,
+)
+
+
+def add_embed(verbs) -> None:
+    """Adds the verb to the parser's."""
+    parser = verb(
+        verbs,
+        "embed",
+        "Embed images and write their descriptors, or go on where the same command was ended.",
+        "rdcd-jax embed FOLDER --model=runs/first/export --out=descriptors.npz",
+        _embed,
+    )
+    add_sources(parser, "the images")
+    parser.add_argument(
+        "--model", required=True, help="a shipped student, an export folder, or KIND:PATH"
+    )
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="an .npz or .h5 file")
+    parser.add_argument(
+        "--process",
+        type=_process,
+        metavar="I/N",
+        help="this is process I (from 0) of N that share the work and a file system; the last to end writes the file",
+    )
+    add_embedding_options(parser)
+
+
+def _process(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (index.isdecimal() and slash and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text} is not I/N with I from 0 to N - 1")
+    return int(index), int(count)
+
+
+def _embed(options, rest) -> None:
+    from rdcd_jax.embedding.service import embed_to_file
+
+    images = sources_of(options)
+    model = chosen_model(options)
+    with reported() as report:
+        found = embed_to_file(
+            model,
+            images,
+            options.out,
+            batch_size=options.batch_size,
+            process=options.process,
+            on_progress=report,
+        )
+    if found is None:
+        print(f"This process's images are embedded; the last one to end writes {options.out}.")
+        return
+    report_unreadable(len(found.unreadable), f"{options.out}.unreadable.txt")
+    print(f"{found.count} descriptors of {found.dim} dimensions in {options.out}.")

@@ -1,0 +1,85 @@
+"""`rdcd-jax search`."""
+
+import pathlib
+import sys
+
+from rdcd_jax.cli.options import (
+    SHOWN,
+    add_score_norm_option,
+    add_sources,
+    positive,
+    reported,
+    sources_of,
+    verb,
+    warn_left_out,
+)
+from rdcd_jax.core.errors import one_line
+from rdcd_jax.core.files import require_writable
+
+
+def add_search(verbs) -> None:
+    """Adds the verb to the parser's."""
+    parser = verb(
+        verbs,
+        "search",
+        "Find the images of an index that queries are copies of.",
+        "rdcd-jax search --index=my.index SUSPECTS --out=matches.csv",
+        _search,
+    )
+    parser.add_argument("--index", required=True, type=pathlib.Path, help="made by index build")
+    add_sources(parser, "the queries")
+    parser.add_argument("--k", type=positive, default=10, help="images for each query (10)")
+    parser.add_argument(
+        "--threshold", type=float, help="least score; the model's at 90%% precision without"
+    )
+    parser.add_argument(
+        "--variants",
+        default="trim",
+        help="also looks for queries changed so: trim (borders and a screenshot's bars cut off; the default), crops"
+        " (five parts), flip, rotate90, rotate180, rotate270; or none",
+    )
+    add_score_norm_option(parser)
+    parser.add_argument("--out", type=pathlib.Path, help="a .csv or .json file for all matches")
+
+
+def _search(options, rest) -> None:
+    from rdcd_jax.index.results import require_table
+    from rdcd_jax.index.search import Index
+
+    if options.out is not None:
+        require_table(options.out)
+        require_writable(options.out)
+    images = sources_of(options)
+    index = Index(options.index)
+    with reported() as report:
+        matches = index.search(
+            images,
+            k=options.k,
+            threshold=options.threshold,
+            variants=[name for name in options.variants.split(",") if name not in ("", "none")],
+            normalised=options.score_norm == "auto",
+            on_progress=lambda done, total: report("Embedding", done, total),
+        )
+    warn_left_out(matches.unreadable)
+    if options.out is not None:
+        matches.save(options.out)
+    print_matches(matches)
+    found = len({match.query for match in matches})
+    print(f"{found} of {len(images)} queries resemble an image of the index.")
+
+
+def print_matches(matches) -> None:
+    """Prints the first matches as a table."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("query", "image of the index", "score", "probability", "variant")
+    for match in matches[:SHOWN]:
+        probability = "-" if match.probability is None else f"{100 * match.probability:.0f} %"
+        # As text, since brackets would be taken for markup.
+        ids = (Text(one_line(name)) for name in (match.query, match.reference))
+        table.add_row(*ids, f"{match.score:.3f}", probability, match.variant or "-")
+    Console(width=100 if not sys.stdout.isatty() else None).print(table)
+    if len(matches) > SHOWN:
+        print(f"... and {len(matches) - SHOWN} more; --out=FILE gets them all.")

@@ -1,0 +1,201 @@
+"""What a run would be, without running it: fields, images, steps, parameters, memory, and what is wrong."""
+
+import contextlib
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.options import flat
+from rdcd_jax.method.objective import Objective
+from rdcd_jax.method.state import init_state
+from rdcd_jax.method.step import make_train_step
+from rdcd_jax.models.counts import parameter_count
+from rdcd_jax.training import feed
+from rdcd_jax.training.config import load_config
+from rdcd_jax.training.evaluators import evaluations
+from rdcd_jax.training.schema import defaults, known_option
+from rdcd_jax.training.setup import inputs, optimization, training_graph
+from rdcd_jax.training.student import make_student
+from rdcd_jax.training.teacher import Teacher, make_teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedField:
+    """A field of the config.
+
+    Attributes:
+        name: dotted.
+        value: what the run would use.
+        set_by: "default", "config" (file or argument) or "command line".
+        help: what it is.
+    """
+
+    name: str
+    value: object
+    set_by: str
+    help: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run would be.
+
+    Attributes:
+        fields: every field; evaluations that nothing is given for are left out.
+        facts: lines about images, steps, parameters and memory.
+        problems: sentences about what would stop the run; empty where nothing would.
+    """
+
+    fields: list[PlannedField]
+    facts: list[str]
+    problems: list[str]
+
+
+def make_plan(config: str, overrides: list[str], workdir: pathlib.Path) -> Plan:
+    """Plans a run; nothing is written to its workdir.
+
+    Args:
+        config: `CONFIG[:ARG]`, see `load_config`.
+        overrides: see `load_config`.
+        workdir: the run's folder.
+
+    Raises:
+        UserError: the config cannot be loaded.
+    """
+    loaded = load_config(config, overrides)
+    facts: list[str] = []
+    problems: list[str] = []
+    if (workdir / "run.json").is_file():
+        facts.append(f"{workdir} holds a run, which would be continued.")
+    with _noted(problems):
+        _describe(loaded, facts)
+    return Plan(_fields(loaded, overrides), facts, problems)
+
+
+@contextlib.contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except (UserError, OSError) as error:
+        problems.append(str(error))
+
+
+def _fields(config: ml_collections.ConfigDict, overrides: list[str]) -> list[PlannedField]:
+    base = defaults()
+    said = {word.removeprefix("--config.").partition("=")[0] for word in overrides}
+    used = evaluations(config)
+    fields = []
+    for name, value in flat(config.to_dict()).items():
+        if name.startswith("evals.") and name.split(".")[1] not in used:
+            continue
+        by = "default" if value == base.get(name) else "config"
+        known = known_option(name)
+        about = "" if known is None else known.help
+        fields.append(PlannedField(name, value, "command line" if name in said else by, about))
+    return fields
+
+
+def _describe(config: ml_collections.ConfigDict, facts: list[str]) -> None:
+    """Adds facts one after another, so that those before a problem stay."""
+    images, mesh = inputs(config)
+    facts.append(f"{len(images)} images in {images.source}; {mesh.size} device(s).")
+    _, steps, optimizer = optimization(config, len(images))
+    per_epoch = len(images) // config.batch_size
+    facts.append(f"{steps} steps, {per_epoch} an epoch, of {config.batch_size} images each.")
+    for name, options in evaluations(config).items():
+        facts.append(
+            f"evaluation '{name}' every {config.evaluate.every} steps and at the end, by {options.protocol}."
+        )
+    objective = Objective(**config.objective)
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = _teacher(config, objective, images, pathlib.Path(folder))
+    student = make_student(config, teacher.feature_dim).module
+    counts = f"{parameter_count(student) / 1e6:.2f} M parameters in the student"
+    if teacher.arrays is not None:
+        size = sum(leaf.size for leaf in jax.tree.leaves(teacher.arrays))
+        counts += f", {size / 1e6:.1f} M in the teacher"
+    facts.append(f"{counts}.")
+    if config.student.trainable == "projector":
+        facts.append(
+            "The trunk's features would be computed once; the step itself needs little memory."
+        )
+        return
+    facts.append(_memory(config, objective, teacher, student, optimizer))
+
+
+def _teacher(config, objective: Objective, images, workdir: pathlib.Path) -> Teacher:
+    """The run's teacher; of a cached one nothing but its size, since embedding all images is no part of a plan."""
+    if not objective.needs_teacher or config.teacher.features != "cached":
+        return make_teacher(config, objective, images, workdir)
+    live = config.copy_and_resolve_references()
+    live.teacher.features = "live"
+    found = make_teacher(live, objective, images, workdir)
+    features = np.zeros((1, found.feature_dim), np.float32)
+    return Teacher(images, found.feature_dim, features_of=lambda batch: features)
+
+
+def _memory(config, objective, teacher: Teacher, student: nnx.Module, optimizer) -> str:
+    """The step's memory on one device, as XLA compiles it."""
+    make_views = feed.make_views(config)
+    step = make_train_step(
+        training_graph(student, config), optimizer, objective, teacher.embed, make_views
+    )
+    feature_dim = teacher.feature_dim or student.projector.in_features
+    state = jax.eval_shape(
+        lambda key: init_state(
+            student,
+            optimizer,
+            queue_size=config.queue.size,
+            bank_size=config.bank.size,
+            dim=config.student.dim,
+            feature_dim=feature_dim,
+            rng=key,
+        ),
+        jax.random.key(0),
+    )
+    compiled = (
+        jax.jit(step, donate_argnums=0)
+        .lower(
+            state,
+            teacher.arrays,
+            _batch(config, objective, teacher, feature_dim),
+            jax.random.key(0),
+        )
+        .compile()
+    )
+    found = compiled.memory_analysis()
+    whole = (
+        found.argument_size_in_bytes
+        + found.temp_size_in_bytes
+        + found.output_size_in_bytes
+        - found.alias_size_in_bytes
+    )
+    return (
+        f"One step of the whole batch on one device needs {whole / 1e9:.2f} GB:"
+        f" {found.argument_size_in_bytes / 1e9:.2f} GB of state, teacher and batch,"
+        f" {found.temp_size_in_bytes / 1e9:.2f} GB for what lies between; more devices share the latter."
+    )
+
+
+def _batch(config, objective: Objective, teacher: Teacher, feature_dim: int) -> dict:
+    count, on_device = config.batch_size, config.data.views == "device"
+    size = feed.source_size(config) if on_device else config.image_size
+    image = jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)
+    batch = {"index": jax.ShapeDtypeStruct((count,), jnp.int32)}
+    if on_device:
+        batch |= {"image": image, "aspect": jax.ShapeDtypeStruct((count,), jnp.float32)}
+        if feed.has_overlays(config.data.policy):
+            batch["atlas"] = jax.eval_shape(feed.draw_atlas)
+    else:
+        batch |= {"query": image, "key": image} if objective.compares_views else {"query": image}
+    if teacher.features_of is not None:
+        batch["teacher"] = jax.ShapeDtypeStruct((count, feature_dim), jnp.float32)
+    return batch
