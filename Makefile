@@ -13,7 +13,7 @@ demo: $(VENV)/.teacher
 	$(BIN)/rdcd-jax demo
 
 test: $(VENV)/.test-$(TORCH)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2
 
 lint: $(VENV)/.test-0
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ bank of a quarter of the images, a queue of one batch, AdamW, mild edits, and mo
 
 --config=configs/baselines.py:method=moco,dim=128,data=FOLDER
 --config=configs/baselines.py:method=rdcd,images=9145,image_size=64,epochs=20,start=efficientnet-lite0,data=FOLDER
-experiments/studies/sweep.py configs/baselines.py:images=9145,image_size=64,epochs=20,data=FOLDER OUT
+rdcd-jax sweep --config=baselines:images=9145,image_size=64,epochs=20,data=FOLDER --out=OUT
 """
 
 import ml_collections

@@ -6,7 +6,7 @@ its own and a few thousand images teach for many epochs. Where configs/rdcd.py n
 
 --config=configs/distill.py:dim=128,image_size=96,epochs=40,data=FOLDER
 --config=configs/distill.py:data=FOLDER --config.teacher.model=onnxruntime
-experiments/studies/sweep.py configs/distill.py:image_size=64,data=FOLDER OUT --config.evals.disc.data=BENCHMARK
+rdcd-jax sweep --config=distill:image_size=64,data=FOLDER --out=OUT --config.evals.disc.data=BENCHMARK
 """
 
 import ml_collections

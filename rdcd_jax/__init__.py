@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from rdcd_jax.search.backends import knn
     from rdcd_jax.search.score_norm import apply_score_norm
     from rdcd_jax.training.loop import train_and_evaluate
-    from rdcd_jax.weights.library import list_models, load_model
+    from rdcd_jax.weights.library import load_model
     from rdcd_jax.weights.model import Model
+    from rdcd_jax.weights.shipped import list_models
 
 __version__ = "0.1.0"
 
@@ -41,7 +42,7 @@ _HOMES = {
     "evaluate_disc": "rdcd_jax.benchmarks.disc_runs",
     "find_duplicates": "rdcd_jax.index.duplicates",
     "knn": "rdcd_jax.search.backends",
-    "list_models": "rdcd_jax.weights.library",
+    "list_models": "rdcd_jax.weights.shipped",
     "load_model": "rdcd_jax.weights.library",
     "train_and_evaluate": "rdcd_jax.training.loop",
 }

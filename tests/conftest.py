@@ -2,8 +2,14 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# What one test compiled, the others and their processes need not compile again.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="rdcd-jax-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
@@ -19,6 +25,14 @@ from rdcd_jax.core.logs import show_warnings
 show_warnings()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory():
+    """Compiled programs of a module that is done are of no use to the next, and take gigabytes."""
+    yield
+    jax.clear_caches()
+
 
 DATA = pathlib.Path(__file__).parent / "data"
 

@@ -14,7 +14,7 @@ from rdcd_jax.embedding.descriptors import Descriptors, write_descriptors
 from rdcd_jax.embedding.stream import embed_images
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.models import registry
-from rdcd_jax.models.layers import BatchNorm, conv, gem_pool
+from rdcd_jax.models.layers import BatchNorm, conv, drawn, gem_pool
 from rdcd_jax.training.config import load_config
 from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.weights import tables
@@ -33,7 +33,9 @@ class ToyBackbone(nnx.Module):
         self.conv = conv(3, 8, 3, stride=2, dtype=dtype, rngs=rngs)
         self.bn = BatchNorm(8, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(0.2)
-        self.fc = nnx.Linear(8, feature_dim, rngs=rngs)
+        self.fc = nnx.Linear(
+            8, feature_dim, kernel_init=drawn(nnx.initializers.lecun_normal()), rngs=rngs
+        )
 
     def __call__(self, images, rngs=None):
         pooled = gem_pool(jax.nn.silu(self.bn(self.conv(images))))

@@ -22,7 +22,7 @@ import numpy as np
 from experiments.benchmarks.search_rows import NETWORKS, RULE, read_rows
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json
-from rdcd_jax.weights.library import list_models
+from rdcd_jax.weights.shipped import list_models
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

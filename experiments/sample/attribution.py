@@ -6,7 +6,7 @@ HEAD = """# Attribution of the sample's images
 
 Every image here was scaled down and saved anew as JPEG; transparent parts became white. The
 images in `queries/` were also edited, as `edits.csv` lists: colours, quality, geometry, text,
-emoji, another image of the sample (`second_image`). So all of them are changed versions of the
+emoji, another image of the sample (`second_picture`). So all of them are changed versions of the
 originals, and none of the authors endorses them. `sources.tsv` names for each image the Debian
 package and version, the file in it, its authors and its licence, as the package's own copyright
 file gives them for that very file. A changed version of a ShareAlike image is under the same

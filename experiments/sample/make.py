@@ -144,7 +144,7 @@ def render(packages: pathlib.Path, sample: pathlib.Path) -> None:
         rows = list(csv.DictReader(file, delimiter="\t"))
     reference_of = {_source(row): row["name"] for row in rows if row["name"][0] == "R"}
     training = [row for row in rows if row["name"][0] == "T"][:TRAINING]
-    truth, edits = ["query_id,reference_id"], ["query_id,edits,second_image"]
+    truth, edits = ["query_id,reference_id"], ["query_id,edits,second_picture"]
     for row in rows:
         name, letter = row["name"], row["name"][0]
         image = reduced(_original(packages, row))

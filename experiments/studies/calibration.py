@@ -27,7 +27,8 @@ from rdcd_jax.search.calibration import Calibration, fit_calibration
 from rdcd_jax.search.score_norm import DEFAULT
 from rdcd_jax.search.scoring import scoring_of
 from rdcd_jax.training.record import environment
-from rdcd_jax.weights.library import list_models, load_model
+from rdcd_jax.weights.library import load_model
+from rdcd_jax.weights.shipped import list_models
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

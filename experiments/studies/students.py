@@ -31,8 +31,9 @@ from rdcd_jax.images.sources import find_images
 from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.training.record import environment
 from rdcd_jax.training.results import portable, training_seconds
-from rdcd_jax.weights.library import CARD, FIRST_OF, export_model, load_model
+from rdcd_jax.weights.library import FIRST_OF, export_model, load_model
 from rdcd_jax.weights.model import Model
+from rdcd_jax.weights.shipped import CARD
 from rdcd_jax.weights.store import KINDS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -2,7 +2,7 @@
 
     python -m experiments.studies.tables RESULTS_DIR
 
-RESULTS_DIR holds the files of studies/sweep.py and studies/whitened_teacher.py. `table.md` there gets a row for
+RESULTS_DIR holds the files of `rdcd-jax sweep` and studies/whitened_teacher.py. `table.md` there gets a row for
 each codec of runs that differ in their seed alone, with means and sample standard deviations in percent;
 `uap_by_pictures.png`, `uap_by_steps.png` and `uap_by_seconds.png` show µAP, score-normalised where it can be,
 where the files vary in these.

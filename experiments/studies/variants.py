@@ -20,7 +20,7 @@ from rdcd_jax.core.files import write_json
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.index import Index
 from rdcd_jax.training.record import environment
-from rdcd_jax.weights.library import list_models
+from rdcd_jax.weights.shipped import list_models
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -30,7 +30,7 @@ def whitened(descriptors: pathlib.Path, benchmark: pathlib.Path, dim: int) -> Re
     files = {name: descriptors / f"{name}.npz" for name in ("queries", "references", "training")}
     truth = find_disc_layout(benchmark).ground_truth
     with tempfile.TemporaryDirectory() as scratch:
-        rows, _ = evaluate_disc_files(
+        rows, _, _ = evaluate_disc_files(
             files["queries"],
             files["references"],
             truth,

@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 
+from rdcd_jax.benchmarks.disc import Search
 from rdcd_jax.benchmarks.ground_truth import (
     GroundTruth,
 )
@@ -28,6 +29,7 @@ def best_matches(
     references: Descriptors,
     truth: GroundTruth,
     background: np.ndarray | None = None,
+    search: Search = backends.knn,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The matches that a calibration is fitted to.
 
@@ -36,13 +38,14 @@ def best_matches(
         references: descriptors.
         truth: the true pairs.
         background: [T, D] float32, to normalise scores by.
+        search: as of `disc.evaluate_descriptors`, which has searched the same.
 
     Returns:
         scores [N, k] float32 of each query's ten best references, or of all where there are fewer, and whether each is
         a copy [N, k] bool.
     """
     k = min(_CALIBRATED, len(references))
-    scores, positions = backends.knn(queries.descriptors, references.descriptors, k)
+    scores, positions = search(queries.descriptors, references.descriptors, k)
     if background is not None:
         scores = scores + query_adjustment(queries.descriptors, background, DEFAULT)[:, None]
     true = set(truth.pairs)
@@ -58,6 +61,7 @@ def write_calibration(
     truth: GroundTruth,
     measured_on: str | os.PathLike,
     background: np.ndarray | None = None,
+    search: Search = backends.knn,
 ) -> None:
     """Writes `calibration.json` where there are right and wrong matches: of the descriptors as they are, and of scores
     that the background normalised."""
@@ -65,7 +69,7 @@ def write_calibration(
     name = pathlib.Path(os.path.abspath(measured_on)).name
 
     def fitted(background: np.ndarray | None) -> dict:
-        scores, correct = best_matches(queries, references, truth, background)
+        scores, correct = best_matches(queries, references, truth, background, search)
         found = fit_calibration(
             scores.ravel(),
             correct.ravel(),

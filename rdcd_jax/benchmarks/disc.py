@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -19,6 +19,8 @@ COLUMNS = ("codec", "score_norm", "uAP", "accuracy-at-1", "recall-at-p90")
 DEFAULT_K = 10
 # How a table names the absence of score normalisation.
 NO_SCORE_NORM = "None"
+# As `backends.knn`.
+Search = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,7 @@ def evaluate_descriptors(
     global_candidates: bool = False,
     backend: str = "jax",
     unreadable: Collection[str] = (),
+    search: Search = backends.knn,
 ) -> tuple[list[DiscRow], Predictions]:
     """Evaluates descriptors by every codec with every score normalisation.
 
@@ -91,6 +94,7 @@ def evaluate_descriptors(
         backend: one of `backends.EXACT_BACKENDS`.
         unreadable: ids of images that the ground truth may name although they could not be
             embedded; their pairs count as missed.
+        search: what searches, such as a `RememberingSearch`.
 
     Returns:
         One row for each codec and normalisation, codec by codec, and the predictions behind the
@@ -124,12 +128,14 @@ def evaluate_descriptors(
         encoded = [encode(each.descriptors) for each in (queries, references)]
         if ranks:
             unrelated = encode(training.descriptors)
-            similarities, _ = backends.knn(encoded[0], unrelated, ranks, backend)
+            similarities, _ = search(encoded[0], unrelated, ranks, backend)
         for spec, norm in zip(score_norms, norms, strict=True):
             pair = encoded
             if norm is not None:
                 pair = score_norm.append_adjustment(*encoded, norm.adjustment(similarities))
-            predictions = _predictions(queries, references, *pair, k, global_candidates, backend)
+            predictions = _predictions(
+                queries, references, *pair, k, global_candidates, backend, search
+            )
             figures = metrics.evaluate(
                 ground_truth.pairs,
                 predictions.query_ids,
@@ -177,13 +183,31 @@ def _predictions(
     k: int,
     global_candidates: bool,
     backend: str,
+    search: Search,
 ) -> Predictions:
     if global_candidates:
         n = k * len(queries)
         scores, query, reference = backends.best_pairs(query_rows, reference_rows, n, backend)
     else:
-        scores, reference = backends.knn(query_rows, reference_rows, k, backend)
+        scores, reference = search(query_rows, reference_rows, k, backend)
         order = np.argsort(-scores.ravel(), kind="stable")
         query = np.repeat(np.arange(len(queries)), k)[order]
         scores, reference = scores.ravel()[order], reference.ravel()[order]
     return Predictions(queries.ids[query], references.ids[reference], scores)
+
+
+class RememberingSearch:
+    """`backends.knn` that does not search the same arrays for the same number of neighbours twice."""
+
+    def __init__(self):
+        self._found: dict[tuple[int, int, int], tuple] = {}
+
+    def __call__(
+        self, queries: np.ndarray, database: np.ndarray, k: int, backend: str = "jax"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `backends.knn`; exact backends give the same answer, so whichever searched first will do."""
+        key = id(queries), id(database), k
+        if key not in self._found:
+            # With the arrays, so that no other gets their ids.
+            self._found[key] = backends.knn(queries, database, k, backend), queries, database
+        return self._found[key][0]

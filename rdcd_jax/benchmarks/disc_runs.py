@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import NamedTuple
 
 from rdcd_jax.benchmarks import disc
 from rdcd_jax.benchmarks.calibrating import write_calibration
@@ -32,6 +33,20 @@ LAYOUTS = {"disc": find_disc_layout, "ndec": find_ndec_layout}
 IMAGE_SIZES = {"ndec": 224}
 
 
+class Evaluation(NamedTuple):
+    """What an evaluation came to.
+
+    Attributes:
+        rows: the table, one row for each codec and score normalisation.
+        predictions: the ranked pairs behind the last row.
+        unreadable: images that were left out; their pairs count as missed.
+    """
+
+    rows: list[disc.DiscRow]
+    predictions: disc.Predictions
+    unreadable: list[Unreadable]
+
+
 def evaluate_disc(
     model: EmbeddingModel,
     data: str | os.PathLike | DiscLayout,
@@ -47,7 +62,7 @@ def evaluate_disc(
     batch_size: int = 32,
     keep_descriptors: bool = True,
     on_progress: Progress | None = None,
-) -> tuple[list[disc.DiscRow], disc.Predictions, list[Unreadable]]:
+) -> Evaluation:
     """Embeds the images of a DISC-shaped folder, or of NDEC's, and evaluates them.
 
     Args:
@@ -69,13 +84,22 @@ def evaluate_disc(
         keep_descriptors: keeps them in `descriptors/`, so that other codecs need not embed everything again.
         on_progress: called with "queries", "references" or "training", images done and in all.
 
-    Returns:
-        The table, the predictions behind its last row, and the images left out (their pairs count
-        as missed).
-
     Raises:
         UserError: anything wrong with the folder, names or files; before any image is embedded
             where that can be known.
+
+    >>> import importlib.resources, pathlib, tempfile
+    >>> import rdcd_jax as rdcd
+    >>> sample = pathlib.Path(str(importlib.resources.files("rdcd_jax") / "sample" / "references"))
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> for part in ("queries", "references"):
+    ...     (folder / part).mkdir()
+    ...     for path in sorted(sample.iterdir())[:3]:
+    ...         copied = (folder / part / path.name).write_bytes(path.read_bytes())
+    >>> _ = (folder / "ground_truth.csv").write_text(f"{path.stem},{path.stem}\\n")
+    >>> found = rdcd.evaluate_disc(rdcd.load_model("rdcd-effb0-64"), folder, folder / "results")
+    >>> found.rows[0].metrics.recall_at_1
+    1.0
     """
     layout = data if isinstance(data, DiscLayout) else LAYOUTS[benchmark](data)
     measured_on = layout.ground_truth if data is layout else data
@@ -89,7 +113,7 @@ def evaluate_disc(
     truth = read_ground_truth(layout.ground_truth)
     require_known_ids(truth, images["queries"].ids, images["references"].ids)
 
-    out = pathlib.Path(out)
+    out, search = pathlib.Path(out), disc.RememberingSearch()
     with embedded_sets(model, images, out, batch_size, on_progress, keep=keep_descriptors) as (
         embedded,
         left_out,
@@ -102,12 +126,13 @@ def evaluate_disc(
             truth,
             global_candidates=global_candidates,
             unreadable=[each.id for each in unreadable],
+            search=search,
             **settings,
         )
         disc.write_disc_results(out, rows, predictions, benchmark=benchmark)
         background = getattr(model, "background", None)
         sets = embedded["queries"], embedded["references"]
-        write_calibration(out, *sets, truth, measured_on, background)
+        write_calibration(out, *sets, truth, measured_on, background, search)
         write_record(
             out,
             rows,
@@ -119,7 +144,7 @@ def evaluate_disc(
             short_edge=model.short_edge,
             images={name: images[name].source for name in ("queries", "references")},
         )
-    return rows, predictions, unreadable
+    return Evaluation(rows, predictions, unreadable)
 
 
 def evaluate_disc_files(
@@ -135,7 +160,7 @@ def evaluate_disc_files(
     k: int | None = None,
     global_candidates: bool = False,
     backend: str = "jax",
-) -> tuple[list[disc.DiscRow], disc.Predictions]:
+) -> Evaluation:
     """Evaluates descriptor files.
 
     Args:
@@ -152,14 +177,12 @@ def evaluate_disc_files(
         global_candidates: as in `evaluate_disc`.
         backend: as in `evaluate_disc`.
 
-    Returns:
-        The table, and the predictions behind its last row.
-
     Raises:
         UserError: anything wrong with the files or names.
     """
     settings = _settings(codecs, score_norm, training is not None, k=k, backend=backend)
     truth = read_ground_truth(ground_truth)
+    search = disc.RememberingSearch()
     read = read_sets({"query": queries, "reference": references, "training": training})
     rows, predictions = disc.evaluate_descriptors(
         read["query"],
@@ -167,14 +190,16 @@ def evaluate_disc_files(
         read.get("training"),
         truth,
         global_candidates=global_candidates,
+        search=search,
         **settings,
     )
     disc.write_disc_results(out, rows, predictions, benchmark=benchmark)
-    write_calibration(pathlib.Path(out), read["query"], read["reference"], truth, ground_truth)
+    sets = read["query"], read["reference"]
+    write_calibration(pathlib.Path(out), *sets, truth, ground_truth, search=search)
     write_record(
         out, rows, truth, read["reference"], queries=len(read["query"]), measured_on=ground_truth
     )
-    return rows, predictions
+    return Evaluation(rows, predictions, [])
 
 
 def _settings(

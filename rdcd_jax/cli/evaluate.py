@@ -118,7 +118,7 @@ def _disc(options, images: bool, shared: dict) -> None:
         rows, _, unreadable = _from_images(options, disc_runs.evaluate_disc, shared)
         report_unreadable(len(unreadable), options.out / "unreadable.txt")
     else:
-        rows, _ = disc_runs.evaluate_disc_files(
+        rows, _, _ = disc_runs.evaluate_disc_files(
             options.queries, options.references, options.ground_truth, options.out, **shared
         )
     print_rows(rows)

@@ -21,6 +21,8 @@ _H5_SUFFIXES = (".h5", ".hdf5")
 _MOST_UNPACKED, _MOST_TIMES = 64 * 2**20, 64
 # Ids that are held as an array at a time: numpy gives each as much room as the longest.
 _IDS_AT_ONCE = 65_536
+# As wide as the longest, ids may take so many bytes, or so many times their characters.
+_ROOMY, _WASTE = 64 * 2**20, 16
 # Inner products of larger numbers would leave single precision.
 _LARGEST = 1e15
 
@@ -30,7 +32,7 @@ class Descriptors:
     """What one model says of a set of images.
 
     Attributes:
-        ids: [N] unicode, the images' ids, all different.
+        ids: [N] unicode, the images' ids, all different; see `id_array`.
         descriptors: [N, D] float32, finite.
         model: the model's name; empty where a foreign file does not tell.
     """
@@ -41,6 +43,16 @@ class Descriptors:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def id_array(names: Sequence[str]) -> np.ndarray:
+    """Ids as an array [N] of unicode; of objects where one long id would make all of them as wide."""
+    return np.asarray(names, object if _is_wasteful(names) else np.str_)
+
+
+def _is_wasteful(names: Sequence[str]) -> bool:
+    fixed = 4 * len(names) * max(map(len, names), default=0)
+    return fixed > max(_ROOMY, _WASTE * sum(map(len, names)))
 
 
 def read_descriptors(path: str | os.PathLike, part: str | None = None) -> Descriptors:
@@ -64,7 +76,7 @@ def read_descriptors(path: str | os.PathLike, part: str | None = None) -> Descri
         raise UserError(f"{path}: there is no such descriptor file.")
     try:
         ids, rows, model = _read_npz(path) if suffix == ".npz" else _read_h5(path, part)
-        ids = np.asarray(ids) if ids.dtype.kind == "U" else np.asarray(ids).astype(str)
+        ids = ids if ids.dtype.kind == "U" else id_array([_text(name) for name in ids.tolist()])
     except UserError:
         raise
     except Exception as error:
@@ -92,7 +104,7 @@ def write_descriptors(path: str | os.PathLike, descriptors: Descriptors) -> None
     path = pathlib.Path(path)
     descriptor_suffix(path)
     _require_sound(descriptors, path)
-    ids = np.asarray(descriptors.ids, np.str_).tolist()
+    ids = [str(name) for name in np.asarray(descriptors.ids).tolist()]
     rows = np.asarray(descriptors.descriptors, np.float32)
     _write(path, ids, [rows], rows.shape[1], descriptors.model)
 
@@ -142,11 +154,8 @@ def _write(
 def _write_npz(
     path: pathlib.Path, ids: Sequence[str], parts: Iterable[np.ndarray], dim: int, model: str
 ) -> None:
-    text = np.dtype(f"<U{max(map(len, ids)) or 1}")
-    starts = range(0, len(ids), _IDS_AT_ONCE)
-    names = (np.asarray(ids[start : start + _IDS_AT_ONCE], text) for start in starts)
     members = (
-        ("ids", text, (len(ids),), names),
+        *(_joined_ids(ids) if _is_wasteful(ids) else _wide_ids(ids)),
         ("descriptors", np.dtype("<f4"), (len(ids), dim), parts),
         ("model", np.asarray(model).dtype, (), [np.asarray(model)]),
     )
@@ -157,6 +166,25 @@ def _write_npz(
                 np.lib.format.write_array_header_1_0(member, embedded)
                 for array in arrays:
                     member.write(array.tobytes())
+
+
+def _wide_ids(ids: Sequence[str]) -> Iterable[tuple]:
+    """The member `ids`: every id as wide as the longest, as numpy has it."""
+    text = np.dtype(f"<U{max(map(len, ids)) or 1}")
+    starts = range(0, len(ids), _IDS_AT_ONCE)
+    names = (np.asarray(ids[start : start + _IDS_AT_ONCE], text) for start in starts)
+    return [("ids", text, (len(ids),), names)]
+
+
+def _joined_ids(ids: Sequence[str]) -> Iterable[tuple]:
+    """The members `ids_utf8` and `ids_ends`: all ids one after another, and where each ends, in bytes."""
+    encoded = [name.encode() for name in ids]
+    text = np.frombuffer(b"".join(encoded), np.uint8)
+    ends = np.cumsum([len(each) for each in encoded]).astype(np.int64)
+    return [
+        ("ids_utf8", text.dtype, text.shape, [text]),
+        ("ids_ends", ends.dtype, ends.shape, [ends]),
+    ]
 
 
 def _write_h5(
@@ -214,7 +242,9 @@ def require_comparable(named: Mapping[str, Descriptors]) -> None:
 def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, str]:
     # Opened here, since numpy leaves a file open that turns out not to be an archive.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        missing = [name for name in ("ids", "descriptors") if name not in arrays]
+        joined = "ids_utf8" in arrays and "ids_ends" in arrays
+        missing = ["ids"] if "ids" not in arrays and not joined else []
+        missing += ["descriptors"] if "descriptors" not in arrays else []
         if missing:
             raise UserError(
                 f"{path}: holds no {' and no '.join(missing)}; a descriptor file has the arrays "
@@ -222,7 +252,19 @@ def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, str]:
             )
         _require_honest(path, sum(member.file_size for member in arrays.zip.infolist()))
         model = str(arrays["model"]) if "model" in arrays else ""
-        return arrays["ids"], arrays["descriptors"], model
+        ids = _split_ids(arrays["ids_utf8"], arrays["ids_ends"]) if joined else arrays["ids"]
+        return ids, arrays["descriptors"], model
+
+
+def _split_ids(text: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    content, starts = text.tobytes(), [0, *ends.tolist()[:-1]]
+    return np.asarray(
+        [content[a:b].decode() for a, b in zip(starts, ends.tolist(), strict=True)], object
+    )
+
+
+def _text(name: object) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def _read_h5(path: pathlib.Path, part: str | None) -> tuple[np.ndarray, np.ndarray, str]:

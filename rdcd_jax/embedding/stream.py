@@ -12,7 +12,7 @@ import numpy as np
 
 from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.core.workers import mapped_ahead
-from rdcd_jax.embedding.descriptors import Descriptors
+from rdcd_jax.embedding.descriptors import Descriptors, id_array
 from rdcd_jax.embedding.shapes import batches, resized
 from rdcd_jax.images.given import Images, images_of
 from rdcd_jax.images.sources import ImageSet
@@ -228,7 +228,7 @@ def _checked(
 ) -> Descriptors | None:
     if not done.any():
         return None
-    kept = np.asarray(list(itertools.compress(ids, done)), np.str_)
+    kept = id_array(list(itertools.compress(ids, done)))
     # Not copied where everything could be read: it may be most of what is in memory.
     embedded = embedded if done.all() else embedded[done]
     bad = rows_not_finite(embedded)

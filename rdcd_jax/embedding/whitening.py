@@ -24,6 +24,12 @@ class PCAWhitening:
             divided by the square root of its eigenvalue.
         eigenvalues: [N_in] float64, of the scatter matrix (a sum over rows, not a mean),
             descending.
+
+    >>> import numpy as np
+    >>> import rdcd_jax as rdcd
+    >>> training = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)
+    >>> rdcd.PCAWhitening.fit(training, 2).apply(training[:5]).shape
+    (5, 2)
     """
 
     mean: np.ndarray

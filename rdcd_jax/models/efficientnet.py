@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rdcd_jax.models.layers import ConvNorm, SqueezeExcite, gem_pool, stochastic_depth
+from rdcd_jax.models.layers import ConvNorm, SqueezeExcite, drawn, gem_pool, stochastic_depth
 
 # expansion, kernel, stride, channels in, channels out, blocks
 STAGES = (
@@ -79,7 +79,7 @@ class EfficientNetB0(nnx.Module):
         self.head = nnx.Linear(
             HEAD_CHANNELS,
             feature_dim,
-            kernel_init=nnx.initializers.variance_scaling(1 / 3, "fan_out", "uniform"),
+            kernel_init=drawn(nnx.initializers.variance_scaling(1 / 3, "fan_out", "uniform")),
             rngs=rngs,
         )
 

@@ -14,6 +14,7 @@ from rdcd_jax.models.layers import (
     ConvNorm,
     SqueezeExcite,
     conv,
+    drawn,
     gelu,
     gem_pool,
     torch_conv,
@@ -27,7 +28,7 @@ MLP_RATIO = 3
 SQUEEZE_RATIO = 16
 LAYER_SCALE = 1e-5
 
-_narrow_init = nnx.initializers.normal(0.02)
+_narrow_init = drawn(nnx.initializers.normal(0.02))
 _mlp_conv = functools.partial(conv, kernel_init=_narrow_init)
 
 

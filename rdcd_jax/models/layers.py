@@ -8,7 +8,17 @@ from flax import nnx
 
 from rdcd_jax.models.convolution import convolution
 
-kaiming_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+def drawn(initializer: nnx.Initializer) -> nnx.Initializer:
+    """An initialiser of random weights that gives zeros where there is no key, see `registry.abstract`."""
+
+    def drawn_or_zeros(key, shape, dtype=jnp.float32, *more):
+        return jnp.zeros(shape, dtype) if key is None else initializer(key, shape, dtype, *more)
+
+    return drawn_or_zeros
+
+
+kaiming_normal = drawn(nnx.initializers.variance_scaling(2.0, "fan_out", "normal"))
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
@@ -102,8 +112,10 @@ def _torch_default(fan_in: int) -> dict[str, nnx.Initializer]:
     """Weight and bias uniform in +-1/sqrt(fan_in)."""
     bound = fan_in**-0.5
     return {
-        "kernel_init": nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-        "bias_init": lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
+        "kernel_init": drawn(nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")),
+        "bias_init": drawn(
+            lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+        ),
     }
 
 

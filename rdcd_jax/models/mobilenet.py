@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rdcd_jax.models.layers import BatchNorm, ConvNorm, SqueezeExcite, gem_pool
+from rdcd_jax.models.layers import BatchNorm, ConvNorm, SqueezeExcite, drawn, gem_pool
 
 # kernel, expanded channels, channels out, squeezed channels (0: no squeeze-excite), hard swish (else ReLU), stride
 BLOCKS = (
@@ -33,7 +33,7 @@ DROPOUT = 0.2
 
 _Norm = functools.partial(BatchNorm, momentum=0.99, epsilon=1e-3)
 _ConvNorm = functools.partial(ConvNorm, norm=_Norm)
-_linear_init = nnx.initializers.normal(0.01)
+_linear_init = drawn(nnx.initializers.normal(0.01))
 
 
 class InvertedResidual(nnx.Module):

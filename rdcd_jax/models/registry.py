@@ -94,18 +94,48 @@ def build(
     """
     row = network(name)
     feature_dim = row.feature_dim if feature_dim is None else feature_dim
+    _require_sizes(dim, feature_dim)
+    return _drawn(row.backbone, dim, feature_dim, dtype, rngs)
+
+
+def abstract(name: str, *, dim: int | None, feature_dim: int | None = None) -> DescriptorNet:
+    """A network without weights: its parameters are shapes, about to be filled from a file.
+
+    Args:
+        name: as of `build`.
+        dim: as of `build`.
+        feature_dim: as of `build`.
+    """
+    row = network(name)
+    feature_dim = row.feature_dim if feature_dim is None else feature_dim
+    _require_sizes(dim, feature_dim)
+    # Tracing random numbers would take longer than reading all the weights.
+    return nnx.eval_shape(lambda: _made(row.backbone, dim, feature_dim, None, _NoKeys()))
+
+
+class _NoKeys:
+    """In place of `nnx.Rngs`, for initialisers that need not draw."""
+
+    def params(self) -> None:
+        """No key."""
+
+
+def _require_sizes(dim: int | None, feature_dim: int) -> None:
     if feature_dim < 1:
         raise UserError(f"feature_dim is {feature_dim}; a feature needs at least one number.")
     if dim is not None and not 1 <= dim <= feature_dim:
         raise UserError(
             f"dim is {dim}, but a compact descriptor has between 1 and feature_dim = {feature_dim} dimensions."
         )
-    return _drawn(row.backbone, dim, feature_dim, dtype, rngs)
 
 
 @functools.partial(nnx.jit, static_argnums=(0, 1, 2, 3))
 def _drawn(backbone, dim, feature_dim, dtype, rngs: nnx.Rngs) -> DescriptorNet:
     """All weights drawn by one program, which the compile cache keeps; layer by layer there are a hundred."""
+    return _made(backbone, dim, feature_dim, dtype, rngs)
+
+
+def _made(backbone, dim, feature_dim, dtype, rngs) -> DescriptorNet:
     trunk = backbone(feature_dim=feature_dim, dtype=dtype, rngs=rngs)
     projector = None if dim is None else torch_linear(feature_dim, dim, rngs=rngs)
     return DescriptorNet(trunk, projector)

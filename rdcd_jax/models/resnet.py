@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rdcd_jax.models.layers import BatchNorm, conv, gem_pool
+from rdcd_jax.models.layers import BatchNorm, conv, drawn, gem_pool
 
 BLOCKS = (3, 4, 6, 3)
 BLOCKS_101 = (3, 4, 23, 3)
@@ -101,7 +101,7 @@ class ResNet(nnx.Module):
             layers.append(nnx.List(layer))
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
         self.fc = nnx.Linear(
-            channels, feature_dim, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs
+            channels, feature_dim, kernel_init=drawn(nnx.initializers.xavier_uniform()), rngs=rngs
         )
 
     def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.models.layers import at_least_float32, gelu, gem_pool
+from rdcd_jax.models.layers import at_least_float32, drawn, gelu, gem_pool
 
 DEPTH = 12
 WIDTH = 768
@@ -15,7 +15,7 @@ EPSILON = 1e-6
 # The side of the images that the position embeddings are learned for.
 LEARNED_SIZE = 224
 
-_normal = nnx.initializers.truncated_normal(0.02)
+_normal = drawn(nnx.initializers.truncated_normal(0.02))
 
 
 class LayerNorm(nnx.LayerNorm):

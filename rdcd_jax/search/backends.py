@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -15,6 +16,18 @@ EXACT_BACKENDS = ("jax", "scann", "numpy")
 BACKENDS = (*EXACT_BACKENDS, "jax_approx", "scann_ah")
 
 
+class Neighbours(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        scores: [N, k] float32, descending.
+        indices: [N, k] int64, without repetition in a row.
+    """
+
+    scores: np.ndarray
+    indices: np.ndarray
+
+
 def knn(
     queries: np.ndarray,
     database: np.ndarray,
@@ -23,7 +36,7 @@ def knn(
     *,
     mesh: Mesh | None = None,
     scann_config: ScannConfig | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Neighbours:
     """Returns each query's k rows of largest inner product.
 
     The exact backends (jax, scann, numpy) give the same answer, the order included: their float32
@@ -44,15 +57,18 @@ def knn(
         mesh: the devices of the JAX backends, with an axis `data`; all by default.
         scann_config: settings of `scann_ah`; by default those of `scann_config_for` for a recall of 0.99.
 
-    Returns:
-        scores [N, k] float32, descending, and indices [N, k] int64, without repetition in a row.
-
     Raises:
         UserError: an unknown backend, k outside 1..M, dimensions that differ, an empty side, NaN,
             or ScaNN where it is not installed.
+
+    >>> import numpy as np
+    >>> import rdcd_jax as rdcd
+    >>> rows = np.eye(3, dtype=np.float32)
+    >>> rdcd.knn(rows[:1], rows, 2, backend="numpy").indices.tolist()
+    [[0, 1]]
     """
     search = make_search(database, k, backend, mesh=mesh, scann_config=scann_config, keep=False)
-    return search(queries)
+    return Neighbours(*search(queries))
 
 
 def make_search(

@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from rdcd_jax.core.errors import UserError
@@ -193,6 +192,9 @@ def fit_calibration(
         odds = line[0] + line[1] * x
         rest = expit(odds) - target
         return np.sum(np.logaddexp(0, odds) - target * odds), np.array([rest.sum(), rest @ x])
+
+    # Slow to import, and nobody who searches needs it.
+    from scipy.optimize import minimize
 
     offset, exponent = minimize(loss, np.zeros(2), jac=True).x
     if exponent <= 0:

@@ -13,6 +13,7 @@ from rdcd_jax.augment.device.mix import mixed
 from rdcd_jax.augment.device.overlay import draw_atlas
 from rdcd_jax.augment.device.views import make_device_view
 from rdcd_jax.augment.policies import has_overlays
+from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.mesh import replicate, split_batch
 from rdcd_jax.core.progress import Reporter
 from rdcd_jax.core.rng import at_step, stream
@@ -78,6 +79,8 @@ def kept_images(config: ml_collections.ConfigDict, images: ImageSet) -> Kept | N
     """The training set in memory, where the config asks for it."""
     if not config.data.keep:
         return None
+    if config.data.keep == "device":
+        _require_device_memory(images, source_size(config))
     with Reporter("Decoding", len(images), 0) as reporter:
         return keep_images(
             images,
@@ -85,6 +88,21 @@ def kept_images(config: ml_collections.ConfigDict, images: ImageSet) -> Kept | N
             on_device=config.data.keep == "device",
             on_progress=lambda done, total: reporter.update(done),
         )
+
+
+def _require_device_memory(images: ImageSet, size: int) -> None:
+    """Refuses a training set that a device has no room for, before it is decoded."""
+    needed = len(images) * size * size * 3
+    for device in jax.local_devices():
+        # A CPU's is the host's, which `keep_images` looks at.
+        stats = device.memory_stats() or {}
+        free = stats.get("bytes_limit", needed) - stats.get("bytes_in_use", 0)
+        if needed > free:
+            raise UserError(
+                f"{images.source}: {len(images)} images of {size} x {size} take {needed / 1e9:.1f} GB, and the device"
+                f" {device.device_kind} has {free / 1e9:.1f} free; set config.data.keep to 'host', or"
+                " config.data.source_size lower."
+            )
 
 
 def read_batches(

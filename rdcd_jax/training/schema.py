@@ -294,3 +294,44 @@ def is_free(name: str) -> bool:
 def present(fields: Mapping[str, object]) -> dict[str, object]:
     """A flat config of this or an earlier version under today's names; what it lacks has its default."""
     return defaults() | {_FORMER.get(name, name): value for name, value in fields.items()}
+
+
+def reference_page() -> str:
+    """docs/config.md: every field with its default, what it may be, and whether it may change on resume."""
+    lines = [
+        "# Fields of a run's config",
+        "",
+        "Written by `python -m rdcd_jax.training.schema > docs/config.md`; do not edit. `--config.NAME=VALUE` sets a",
+        "field; `rdcd-jax train ... --dry-run` prints what a run would use and where each field was set.",
+        "A field marked *free* may change when a run is continued. `evals` holds evaluations by name: `disc`, `ndec`,",
+        "`copydays` and `pairs` are there, and a config file may add others, each with the fields below.",
+        "",
+        "| field | default | what it is |",
+        "|---|---|---|",
+    ]
+    base = defaults()
+    for name, known in OPTIONS.items():
+        if not name.startswith("evals."):
+            lines.append(_row(name, base[name], known))
+    for name, known in _EVAL_OPTIONS.items():
+        lines.append(_row(f"evals.NAME.{name}", base[f"evals.disc.{name}"], known))
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, default: object, known: Option) -> str:
+    parts = [known.help]
+    if known.choices:
+        parts.append(f"One of {', '.join(repr(each) for each in known.choices)}.")
+    if known.above is not None:
+        parts.append(f"Above {known.above:g}.")
+    if known.at_least is not None:
+        parts.append(f"At least {known.at_least:g}.")
+    if known.at_most is not None:
+        parts.append(f"At most {known.at_most:g}.")
+    if known.free:
+        parts.append("*Free.*")
+    return f"| `{name}` | `{default!r}` | {' '.join(parts)} |"
+
+
+if __name__ == "__main__":
+    print(reference_page(), end="")

@@ -93,10 +93,15 @@ def to_state(
     if any(groups.values()):
         stored = "; ".join(f"{len(v)} {k}: {_listed(v)}" for k, v in groups.items() if v)
         raise UserError(f"These are not the weights of this {name}: {stored}.")
-    filled = [
-        (path, leaf.replace(_from_torch(tensors[key], leaf)))
+    wanted = [
+        (path, leaf, _from_torch(tensors[key], leaf))
         for path, leaf in nnx.to_flat_state(state)
         if (key := _torch_name(path, name)) not in kept
+    ]
+    # All at once: one by one each costs a dispatch of its own.
+    arrays = jax.device_put([array for _, _, array in wanted])
+    filled = [
+        (path, leaf.replace(array)) for (path, leaf, _), array in zip(wanted, arrays, strict=True)
     ]
     return nnx.from_flat_state(filled)
 
@@ -182,9 +187,10 @@ def _torch_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape[i] for i in _TO_TORCH.get(len(shape), range(len(shape))))
 
 
-def _from_torch(array: np.ndarray, leaf: nnx.Variable) -> jax.Array:
+def _from_torch(array: np.ndarray, leaf: nnx.Variable) -> np.ndarray:
     array = array.transpose(_FROM_TORCH.get(array.ndim, range(array.ndim)))
-    return jax.numpy.asarray(np.ascontiguousarray(array.reshape(leaf.shape), leaf.dtype))
+    # A copy in any case: on a CPU the device may keep what it is given.
+    return np.array(array.reshape(leaf.shape), leaf.dtype, order="C")
 
 
 def _shared_prefix(names) -> str | None:

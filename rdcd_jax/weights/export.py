@@ -14,11 +14,12 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import require_writable, write_aside
 from rdcd_jax.models.descriptor import normalize_images
 from rdcd_jax.weights import convert
-from rdcd_jax.weights.library import CARD, model_card
+from rdcd_jax.weights.library import model_card
 from rdcd_jax.weights.model import Model
-from rdcd_jax.weights.onnx_int8 import DEFAULT_CALIBRATION, onnx_int8
+from rdcd_jax.weights.onnx_int8 import DEFAULT_IMAGES, onnx_int8
 from rdcd_jax.weights.onnx_model import OnnxModel
 from rdcd_jax.weights.onnx_networks import onnx_network
+from rdcd_jax.weights.shipped import CARD
 from rdcd_jax.weights.torch_writer import write_torch_file
 
 INT8 = "onnx-int8"
@@ -30,7 +31,7 @@ def export_weights(
     kind: str,
     path: str | os.PathLike,
     *,
-    calibration: str | None = None,
+    range_images: str | None = None,
 ) -> None:
     """Writes a model as another program takes it.
 
@@ -38,11 +39,11 @@ def export_weights(
         model: what to write.
         kind: a key of `FORMATS`.
         path: the file; one that is there is replaced when the new one is whole.
-        calibration: a source of images that the ranges of `onnx-int8` are measured on; the bundled training images
+        range_images: a source of images that the ranges of `onnx-int8` are measured on; the bundled training images
             for None.
 
     Raises:
-        UserError: for an unknown kind, a calibration that the kind has no use for, a model that is an ONNX
+        UserError: for an unknown kind, a range_images that the kind has no use for, a model that is an ONNX
             file already, a network that the kind cannot say, or a package that is missing.
         OSError: the file cannot be written.
     """
@@ -52,11 +53,11 @@ def export_weights(
         raise UserError(
             f"{model.name} is an ONNX file already, which onnxruntime runs as it is; export the model it was made from."
         )
-    if calibration is not None and kind != INT8:
-        raise UserError(f"--calibration is for {INT8} alone; '{kind}' needs none.")
+    if range_images is not None and kind != INT8:
+        raise UserError(f"range_images is for {INT8} alone; '{kind}' needs none.")
     require_writable(path)
     with write_aside(path) as aside:
-        options = {} if calibration is None else {"calibration": calibration}
+        options = {} if range_images is None else {"range_images": range_images}
         FORMATS[kind](model, aside, **options)
 
 
@@ -90,11 +91,9 @@ def write_onnx_float16(model: Model, path: pathlib.Path) -> None:
     onnx.save(onnx_network(model, half=True), path)
 
 
-def write_onnx_int8(
-    model: Model, path: pathlib.Path, calibration: str = DEFAULT_CALIBRATION
-) -> None:
-    """The same in 8-bit integers, their ranges measured on the images of `calibration`."""
-    onnx.save(onnx_int8(model, calibration), path)
+def write_onnx_int8(model: Model, path: pathlib.Path, range_images: str = DEFAULT_IMAGES) -> None:
+    """The same in 8-bit integers, their ranges measured on the images of `range_images`."""
+    onnx.save(onnx_int8(model, range_images), path)
 
 
 def write_stablehlo(model: Model, path: pathlib.Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.models import build
+from rdcd_jax.models.registry import abstract
 from rdcd_jax.weights import foreign_tables, tables
 from rdcd_jax.weights.convert import to_state, torch_names, torch_shapes
 from rdcd_jax.weights.onnx_reader import read_sscd_onnx
@@ -254,7 +254,7 @@ def _shapes(network: str) -> dict[str, tuple[int, ...]]:
 
 
 def _abstract(network: str, **found: int | None) -> nnx.Module:
-    return nnx.eval_shape(lambda: build(network, **found, rngs=nnx.Rngs(0)))
+    return abstract(network, **{"dim": None, **found})
 
 
 def _checked(row: Kind, network: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

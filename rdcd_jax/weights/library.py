@@ -1,7 +1,6 @@
 """Models by name: shipped students, exported runs, imported foreign files; and writing an export."""
 
 import dataclasses
-import importlib.resources
 import json
 import os
 import pathlib
@@ -16,7 +15,7 @@ from rdcd_jax.core.files import write_aside, write_json
 from rdcd_jax.embedding.stream import has_fingerprint
 from rdcd_jax.models import build
 from rdcd_jax.models.descriptor import DescriptorNet
-from rdcd_jax.models.registry import NETWORKS, refuse_image_size
+from rdcd_jax.models.registry import NETWORKS, abstract, refuse_image_size
 from rdcd_jax.search.background import BACKGROUND, read_background, write_background
 from rdcd_jax.weights import convert, kinds, store
 from rdcd_jax.weights.model import Model, evaluation_mode
@@ -27,14 +26,12 @@ from rdcd_jax.weights.onnx_model import (
     load_onnx_model,
 )
 from rdcd_jax.weights.onnx_model import KIND as ONNX_RUN
+from rdcd_jax.weights.shipped import CARD, SHIPPED, VERSION, every_shipped, list_models
 from rdcd_jax.weights.state_dicts import read_safetensors
 
-SHIPPED = importlib.resources.files("rdcd_jax") / "students"
-WEIGHTS, CARD = "weights.safetensors", "model.json"
+WEIGHTS = "weights.safetensors"
 # The card's entry of a student whose descriptor is the first dimensions of another's, in a folder beside its own.
 FIRST_OF = "first_of"
-# Between a shipped student's name and the version of this package that shipped it, where a later one ships another.
-VERSION = "@"
 # A network with random weights, as `random:NETWORK`.
 RANDOM = "random"
 
@@ -89,6 +86,11 @@ def load_model(spec: str) -> Model | OnnxModel:
 
     Raises:
         UserError: see `load_network`; without onnxruntime, or for a file that it cannot run.
+
+    >>> import rdcd_jax as rdcd
+    >>> model = rdcd.load_model("rdcd-effb0-64")
+    >>> model.dim, model.image_size
+    (64, 288)
     """
     kind, _, path = spec.partition(":")
     if kind != ONNX_RUN:
@@ -104,19 +106,8 @@ def absolute_spec(spec: str) -> str:
     kind, colon, path = spec.partition(":")
     if kind in store.KINDS or kind == ONNX_RUN:
         return f"{kind}:{os.path.abspath(path)}" if path else spec
-    named = colon or spec in NETWORKS or spec == "sscd" or spec in _shipped()
+    named = colon or spec in NETWORKS or spec == "sscd" or spec in every_shipped()
     return spec if named or not os.path.exists(spec) else os.path.abspath(spec)
-
-
-def list_models() -> list[str]:
-    """Names of the students inside the package, without those of earlier versions."""
-    return [name for name in _shipped() if VERSION not in name]
-
-
-def _shipped() -> list[str]:
-    if not SHIPPED.is_dir():
-        return []
-    return sorted(folder.name for folder in SHIPPED.iterdir() if (folder / CARD).is_file())
 
 
 def load_model_of(spec: str, fingerprint: str | None) -> Model | OnnxModel:
@@ -128,7 +119,7 @@ def load_model_of(spec: str, fingerprint: str | None) -> Model | OnnxModel:
     """
     found = load_model(spec)
     if fingerprint is not None and not has_fingerprint(found, fingerprint):
-        for name in _shipped():
+        for name in every_shipped():
             if name.startswith(spec + VERSION):
                 earlier = load_model(name)
                 if has_fingerprint(earlier, fingerprint):
@@ -215,7 +206,7 @@ def _read_card(path: pathlib.Path, text: str | bytes) -> tuple[dict, DescriptorN
     try:
         refuse_image_size(card["network"], card["image_size"])
         # Every array is about to be filled; drawing fresh weights would take longer than reading these.
-        return card, nnx.eval_shape(lambda: build(card["network"], **sizes, rngs=nnx.Rngs(0)))
+        return card, abstract(card["network"], **sizes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -274,11 +265,12 @@ def _imported(path: pathlib.Path, trunk: bool = False, feature_dim: int | None =
     if fresh:
         sizes["feature_dim"] = feature_dim
 
-    def make():
-        return build(name, **sizes, rngs=nnx.Rngs(0))
-
-    module = nnx.eval_shape(make)
+    module = abstract(name, **{"dim": None, **sizes})
     if fresh:
+
+        def make():
+            return build(name, **sizes, rngs=nnx.Rngs(0))
+
         nnx.update(module, convert.drawn_state(make, name, fresh))
     return _filled(kind, name, module, tensors, IMAGE_SIZE, source=path, fresh=fresh)
 

@@ -86,6 +86,8 @@ class Model:
 
     @functools.cached_property
     def _sizes(self) -> tuple[int, int]:
+        if self.module.projector is not None:
+            return self.module.projector.in_features, self.module.projector.out_features
         images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
         feature, descriptor = jax.eval_shape(self.module, images)
         return feature.shape[-1], descriptor.shape[-1]

@@ -14,7 +14,7 @@ from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.onnx_graph import PRECISE
 from rdcd_jax.weights.onnx_networks import onnx_network
 
-DEFAULT_CALIBRATION = "sample:train"
+DEFAULT_IMAGES = "sample:train"
 MOST_IMAGES = 32
 # What onnxruntime has integer kernels for, so that images stay integers from the first of these to the last.
 QUANTISED = ("Conv", "Sigmoid", "Mul", "Add", "GlobalAveragePool", "MaxPool", "Relu", "Concat")
@@ -26,12 +26,12 @@ SILU_IS_FLAT_BELOW = -6.0
 _KEPT = 5000
 
 
-def onnx_int8(model: Model, calibration: str = DEFAULT_CALIBRATION) -> onnx.ModelProto:
+def onnx_int8(model: Model, range_images: str = DEFAULT_IMAGES) -> onnx.ModelProto:
     """A model as an ONNX file of quantised operators: weights int8 by channel, activations uint8 by tensor.
 
     Args:
         model: what to write.
-        calibration: a source of images, of which at most `MOST_IMAGES` are used.
+        range_images: a source of images, of which at most `MOST_IMAGES` are used.
 
     Returns:
         A graph with the inputs and outputs of `onnx_network`.
@@ -48,7 +48,7 @@ def onnx_int8(model: Model, calibration: str = DEFAULT_CALIBRATION) -> onnx.Mode
 
     network = onnx_network(model)
     nodes = [node for node in network.graph.node if not node.name.startswith(PRECISE)]
-    images = _images(calibration, model.image_size)
+    images = _images(range_images, model.image_size)
     ranges = _ranges(network, [node for node in nodes if node.op_type in QUANTISED], images)
 
     class FirstImage(quantization.CalibrationDataReader):

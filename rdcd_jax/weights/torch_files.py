@@ -118,7 +118,7 @@ def _read_legacy(mapped: mmap.mmap, path: pathlib.Path) -> tuple[object, Callabl
         raise UserError(f"{path}: saved on a big-endian machine; save it again on a common one.")
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise UserError(f"{path}: its list of storages is damaged; fetch the file again.")
-    rest = memoryview(mapped[mapped.report() :])
+    rest = memoryview(mapped[mapped.tell() :])
     sizes = {storage.key: storage for storage in _storages(content)}
     found, at = {}, 0
     for key in keys:

@@ -38,7 +38,7 @@ def write_torch_file(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> N
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     info = zipfile.ZipInfo(f"{FOLDER}/{name}")
-    begin = archive.fp.report() + _LOCAL_HEADER + len(info.filename) + _EXTRA_HEADER
+    begin = archive.fp.tell() + _LOCAL_HEADER + len(info.filename) + _EXTRA_HEADER
     gap = -begin % ALIGNMENT
     info.extra = struct.pack("<HH", _EXTRA_ID, gap) + b"Z" * gap
     archive.writestr(info, content)

@@ -82,7 +82,7 @@ def test_mistakes_are_refused(images, tmp_path, name, options, says):
     assert not (tmp_path / name).exists()
 
 
-def test_no_readable_image_is_stored(tmp_path):
+def test_no_readable_image_is_reported(tmp_path):
     folder = tmp_path / "broken"
     folder.mkdir()
     (folder / "a.jpg").write_bytes(b"x")

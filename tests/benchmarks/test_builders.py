@@ -219,7 +219,7 @@ def test_copydays_layouts(tmp_path):
         ),
     ],
 )
-def test_wrong_trees_are_stored_in_one_sentence(tmp_path, cls, make, says):
+def test_wrong_trees_are_reported_in_one_sentence(tmp_path, cls, make, says):
     root = tmp_path / "download"
     make(root)
     with pytest.raises(UserError, match=says) as error:
@@ -228,7 +228,7 @@ def test_wrong_trees_are_stored_in_one_sentence(tmp_path, cls, make, says):
     assert not list((tmp_path / "tfds").rglob("*.*record*"))
 
 
-def test_a_missing_or_empty_folder_is_stored_what_belongs_there(tmp_path):
+def test_a_missing_or_empty_folder_is_reported_what_belongs_there(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: is not a folder\. Unpack DISC2021 .*dev_queri"):
         builders.prepare("disc2021", tmp_path / "nowhere", tmp_path / "tfds")
     (tmp_path / "empty").mkdir()
@@ -251,7 +251,7 @@ def test_an_image_that_cannot_be_read_leaves_nothing_behind(tmp_path):
     assert builders.prepare("disc2021", root, tmp_path / "tfds").images["queries"] == 3
 
 
-def test_a_full_disk_is_stored_and_leaves_nothing_behind(tmp_path):
+def test_a_full_disk_is_reported_and_leaves_nothing_behind(tmp_path):
     """A limit on the size of files stands for a disk that fills."""
     root = make_disc(tmp_path / "disc")
     noise = np.random.default_rng(0).bytes(1 << 20)

@@ -136,7 +136,7 @@ def test_unreadable_images_count_as_missed(root, tmp_path):
     assert [block.images for block in rows[0].blocks] == [6, 6, 6]
 
 
-def test_mistakes_are_stored_before_images_are_embedded(root, tmp_path):
+def test_mistakes_are_reported_before_images_are_embedded(root, tmp_path):
     def run(**settings):
         model = Thumbnails()
         with pytest.raises(UserError) as caught:

@@ -16,6 +16,7 @@ from rdcd_jax.embedding.service import embed_to_file
 from rdcd_jax.embedding.stream import Embedder, embed_images
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.report.matches import draw_matches, match_rows
+from rdcd_jax.search import backends
 from rdcd_jax.search.calibration import read_calibration
 
 
@@ -120,7 +121,7 @@ def test_evaluation_of_a_folder_and_of_its_descriptors(root, tmp_path):
     assert json.loads((out / "metrics.json").read_text())[0]["uAP"] == 1.0
     assert not (out / "unreadable.txt").exists()
     kept = out / "descriptors"
-    again, same = evaluate_disc_files(
+    again, same, _ = evaluate_disc_files(
         kept / "queries.npz",
         kept / "references.npz",
         root / "ground_truth.csv",
@@ -229,7 +230,7 @@ def test_training_images_are_embedded_only_where_needed(root, tmp_path):
     assert not (tmp_path / "out" / "descriptors" / "training.npz").exists()
 
 
-def test_mistakes_are_stored_before_images_are_embedded(root, tmp_path):
+def test_mistakes_are_reported_before_images_are_embedded(root, tmp_path):
     def run(**settings):
         model = Thumbnails()
         with pytest.raises(UserError) as caught:
@@ -291,3 +292,15 @@ def test_a_name_of_several_lines_is_listed_on_one(root, tmp_path):
     embed_to_file(Thumbnails(), root / "references", tmp_path / "r.npz")
     (line,) = (tmp_path / "r.npz.unreadable.txt").read_text().splitlines()
     assert "two\\nlines.png" in line
+
+
+def test_the_calibration_needs_no_search_of_its_own(root, tmp_path, monkeypatch):
+    searched, knn = [], backends.knn
+
+    def counting(queries, database, k, *more):
+        searched.append((len(queries), len(database), k))
+        return knn(queries, database, k, *more)
+
+    monkeypatch.setattr(backends, "knn", counting)
+    evaluate_disc(Thumbnails(), root, tmp_path / "out", score_norm="None")
+    assert (tmp_path / "out" / "calibration.json").is_file() and len(searched) == 1

@@ -49,7 +49,7 @@ def test_foreign_text_stays_on_one_line(files, fails):
     assert "Q00\\n00\\x1b[2J" in stored and len(stored) < 1700
 
 
-def test_too_little_memory_is_stored_in_a_sentence(files, monkeypatch, fails):
+def test_too_little_memory_is_reported_in_a_sentence(files, monkeypatch, fails):
     def failing_by(error):
         def without_memory(*arguments, **more):
             raise error

@@ -96,7 +96,7 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / ".cache" / "rdcd_jax"
 
 
-def test_positions_that_cannot_be_written_are_stored_before(tmp_path):
+def test_positions_that_cannot_be_written_are_reported_before(tmp_path):
     require_writable(tmp_path / "new" / "a.txt")
     (tmp_path / "new" / "a.txt").write_text("old")
     require_writable(tmp_path / "new" / "a.txt")

@@ -5,6 +5,7 @@ import pytest
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import (
     Descriptors,
+    id_array,
     read_descriptors,
     require_comparable,
     write_descriptors,
@@ -127,3 +128,19 @@ def test_files_that_unpack_to_far_more_are_refused(tmp_path):
             read_descriptors(tmp_path / name)
     np.savez_compressed(tmp_path / "small.npz", ids=np.arange(2**10), descriptors=many[: 2**10])
     assert len(read_descriptors(tmp_path / "small.npz")) == 2**10
+
+
+def test_one_long_id_costs_no_other_room(tmp_path):
+    """A thousand characters among many ids: as wide as the longest, all would take 200 MB."""
+    names = ["x" * 1000, *(f"é{i}" for i in range(50_000))]
+    rows = np.ones((len(names), 2), np.float32)
+    for suffix in (".npz", ".h5"):
+        path = tmp_path / f"d{suffix}"
+        write_descriptors(path, Descriptors(id_array(names), rows, "m"))
+        assert path.stat().st_size < 4e6
+        read = read_descriptors(path)
+        assert read.ids.tolist() == names and read.ids.nbytes < 1e6
+    # Ids of like length stay what numpy reads by itself.
+    write_descriptors(tmp_path / "e.npz", Descriptors(id_array(names[1:]), rows[1:], "m"))
+    with np.load(tmp_path / "e.npz") as arrays:
+        assert arrays["ids"].tolist() == names[1:]

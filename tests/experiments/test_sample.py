@@ -72,7 +72,7 @@ def test_distractors_and_training_images_are_in_no_other_set(sources):
     assert len(set(paths)) == len(paths)
 
 
-def test_edits_list_every_query_and_its_second_image():
+def test_edits_list_every_query_and_its_second_picture():
     rows = _table("edits.csv")
     assert [row["query_id"] for row in rows] == [
         row["query_id"] for row in _table("ground_truth.csv")
@@ -80,8 +80,8 @@ def test_edits_list_every_query_and_its_second_image():
     for row in rows:
         made = row["edits"].split("+")
         assert 1 <= len(made) <= 3 and all(made)
-        assert bool(row["second_image"]) == bool({"onto", "under"} & set(made))
-        assert re.fullmatch(r"(T\d{6})?", row["second_image"])
+        assert bool(row["second_picture"]) == bool({"onto", "under"} & set(made))
+        assert re.fullmatch(r"(T\d{6})?", row["second_picture"])
 
 
 def test_every_image_has_a_source_with_a_free_licence_and_is_attributed(sources):

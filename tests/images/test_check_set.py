@@ -56,7 +56,7 @@ def test_counts_and_sizes(report, sets):
     assert list(report.against.values()) == [5, 2]
 
 
-def test_unreadable_images_are_stored_with_their_set(report, sets):
+def test_unreadable_images_are_reported_with_their_set(report, sets):
     assert [(each.source, each.id) for each in report.unreadable] == [
         (str(sets[0]), "broken"),
         (str(sets[0]), "empty"),
@@ -155,7 +155,7 @@ else:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
-def test_a_killed_process_is_stored(sets, tmp_path):
+def test_a_killed_process_is_reported(sets, tmp_path):
     (tmp_path / "kill.py").write_text(KILLING)
     done = subprocess.run(
         [sys.executable, str(tmp_path / "kill.py"), str(sets[0])],

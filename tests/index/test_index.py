@@ -256,7 +256,7 @@ def test_groups_are_joined_by_their_links():
     assert groups_of(["a", "b"], ["", ""], rows[3:5], 0.99) == []
 
 
-def test_a_large_group_is_stored_as_one():
+def test_a_large_group_is_reported_as_one():
     # Twenty-five equal images and as many of their likes: the nearest of each are its equals.
     first, second = np.eye(2, DIM, dtype=np.float32)
     second = 0.95 * first + np.sqrt(1 - 0.95**2, dtype=np.float32) * second

@@ -239,7 +239,7 @@ def test_images_have_a_bound_and_the_worst_stay(folders, report, monkeypatch):
     assert report(*folders, shown=0).cases() == []
 
 
-def test_lost_images_and_descriptor_files_are_stored(tmp_path, report):
+def test_lost_images_and_descriptor_files_are_reported(tmp_path, report):
     images = save_images(tmp_path / "data")
     evaluate(tmp_path / "lost", model="lost", images=images)
     evaluate(tmp_path / "files", model="files")

@@ -135,7 +135,7 @@ def test_a_calibration_of_other_scores_is_refused(model, tmp_path):
     assert index.scoring().calibration == Calibration(0.0, 2.0, 4, "a set")
 
 
-def test_a_damaged_background_is_stored(model, tmp_path):
+def test_a_damaged_background_is_reported(model, tmp_path):
     images = make_images(tmp_path / "pictures", 4)
     index = Index.build(tmp_path / "x", images, model=model)
     (tmp_path / "x" / BACKGROUND).write_bytes(b"something else")

@@ -1,13 +1,20 @@
+import os
+import pathlib
+import subprocess
+import sys
+
 import ml_collections
 import pytest
 from toy import CONFIGS, toy_config
 
+from rdcd_jax.cli import main
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.training.check import check_config
 from rdcd_jax.training.config import load_config
 
 FILES = sorted(path for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "common"))
+ROOT = pathlib.Path(__file__).parents[2]
 RDCD = str(CONFIGS / "rdcd.py")
 
 
@@ -93,7 +100,7 @@ def test_overrides_take_the_field_s_type():
         ("3", "Unknown argument 3"),
     ],
 )
-def test_mistyped_overrides_are_stored_in_a_sentence(override, match):
+def test_mistyped_overrides_are_reported_in_a_sentence(override, match):
     with pytest.raises(UserError, match=match) as caught:
         load_config(RDCD, [override])
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
@@ -108,7 +115,7 @@ def test_mistyped_overrides_are_stored_in_a_sentence(override, match):
         ("import nothing_of_this_name", "nothing_of_this_name"),
     ],
 )
-def test_broken_config_files_are_stored_in_a_sentence(tmp_path, text, match):
+def test_broken_config_files_are_reported_in_a_sentence(tmp_path, text, match):
     path = tmp_path / "broken.py"
     path.write_text(text)
     with pytest.raises(UserError, match=match) as caught:
@@ -230,3 +237,62 @@ def test_a_config_that_lacks_a_field_is_refused():
     del config["teacher"]["bn"]
     with pytest.raises(UserError, match=r"no field 'teacher\.bn'; start from configs\.common"):
         check_config(ml_collections.ConfigDict(config))
+
+
+def test_configs_by_name_and_a_config_of_one_s_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("rdcd:dim=64", []).student.dim == 64
+    own = tmp_path / "mine" / "my.py"
+    own.parent.mkdir()
+    own.write_text(
+        "from configs.common import base_config, parse_arg\n"
+        "def get_config(arg=None):\n"
+        "    return base_config(dim=parse_arg(arg, dim=32).dim)\n"
+    )
+    assert load_config(f"{own}:dim=96", []).student.dim == 96
+    with pytest.raises(UserError, match="There is no config 'rdcdd'.*: .*rdcd, sscd"):
+        load_config("rdcdd", [])
+    with pytest.raises(UserError, match="no such config file; the project's are known by name"):
+        load_config("configs/rdcd.py", [])
+
+
+def test_a_config_of_one_s_own_works_through_the_console_script(tmp_path):
+    """Where neither the checkout nor its configs are importable by themselves."""
+    own = tmp_path / "my.py"
+    own.write_text("from configs.rdcd import get_config\n")
+    words = [sys.executable, "-m", "rdcd_jax", "train", f"--config={own}:smoke,dim=0"]
+    done = subprocess.run(
+        [*words, f"--workdir={tmp_path / 'run'}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "config.student.dim is 0; it must be above 0" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_says_what_a_run_would_be(toys, images, features, tmp_path, capsys):
+    config = tmp_path / "my.py"
+    config.write_text(
+        "from configs.rdcd import get_config as rdcd\n"
+        "def get_config(arg=None):\n"
+        f"    config = rdcd('smoke,dim=4,data={images}')\n"
+        "    config.student.network = 'toy'\n"
+        "    config.evaluate.image_size = 32\n"
+        f"    config.teacher.features = '{features}'\n"
+        "    return config\n"
+    )
+    words = ["train", f"--config={config}", f"--workdir={tmp_path / 'run'}", "--dry-run"]
+    assert main([*words, "--config.batch_size=16", "--config.log_every=3"]) == 0
+    printed = capsys.readouterr().out
+    assert "batch_size = 16    [command line]" in printed
+    assert "student.network = 'toy'    [config]" in printed
+    assert "optimizer.momentum = 0.9    [default]" in printed
+    assert "40 images in" in printed and "2 steps, 2 an epoch, of 16 images each" in printed
+    assert "M parameters in the student" in printed and "GB for what lies between" in printed
+    assert not (tmp_path / "run").exists()
+    # What is wrong is said after what is right.
+    assert main([*words, "--config.batch_size=64"]) == 1
+    stored = capsys.readouterr()
+    assert "40 images do not fill one batch of 64" in stored.err and "batch_size = 64" in stored.out

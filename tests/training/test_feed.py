@@ -108,6 +108,19 @@ def test_what_cannot_be_read_is_stood_in_for_by_the_next(images, tmp_path):
     assert kept(1)["unreadable"] == -1
 
 
+def test_a_set_too_large_for_the_device_is_refused(images, monkeypatch):
+    class Small:
+        device_kind = "small"
+
+        def memory_stats(self):
+            return {"bytes_limit": 300_000, "bytes_in_use": 100_000}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Small()])
+    config = toy_config(images, **{"data.keep": "device", "data.views": "device"})
+    with pytest.raises(UserError, match="40 images of 64 x 64 take 0.0 GB, and the device small"):
+        feed.kept_images(config, find_images(images))
+
+
 def test_a_set_too_large_for_memory_is_refused(images):
     with pytest.raises(UserError, match="40 images of 60000 x 60000 take 432.0 GB.*source_size"):
         keep_images(find_images(images), 60_000, on_device=False)

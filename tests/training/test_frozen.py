@@ -175,7 +175,7 @@ def test_runs_share_a_cache_that_refuses_other_views(images, start, tmp_path, mo
             train_and_evaluate(config, tmp_path / "third")
 
 
-def test_too_few_images_are_stored_before_anything_is_computed(images, start, tmp_path):
+def test_too_few_images_are_reported_before_anything_is_computed(images, start, tmp_path):
     config = config_of(images, start, batch_size=48)
     with pytest.raises(UserError, match="40 images do not fill one batch of 48"):
         train_and_evaluate(config, tmp_path / "run")

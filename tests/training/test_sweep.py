@@ -217,7 +217,7 @@ def test_a_config_without_sweep_is_one_run(tmp_path):
         ("sweep = 3", "not callable"),
     ],
 )
-def test_a_broken_sweep_is_stored_in_a_sentence(tmp_path, body, match):
+def test_a_broken_sweep_is_reported_in_a_sentence(tmp_path, body, match):
     with pytest.raises(UserError, match=match):
         runs_of(tmp_path, body)
 
@@ -355,7 +355,7 @@ def test_tables_of_a_real_sweep(swept, capsys):
     assert "| 0.0 | Flat | 1 | 40 | 2 |" in stored
 
 
-def test_foreign_files_are_stored(tmp_path, capsys):
+def test_foreign_files_are_reported(tmp_path, capsys):
     tables = importlib.import_module("experiments.studies.tables")
     assert tables.main([str(tmp_path)]) == 1
     assert "no result files" in capsys.readouterr().err

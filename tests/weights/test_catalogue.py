@@ -1,11 +1,15 @@
 """The table of networks: sizes against the published ones."""
 
+import json
+import pathlib
+
 import pytest
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.models.registry import NETWORKS
 from rdcd_jax.weights import catalogue
 
+MEASURED = pathlib.Path(catalogue.__file__).with_name("networks.json")
 # Millions of parameters, and multiply-adds in G at 224 pixels as torchvision, timm and the papers give them.
 PUBLISHED = {
     "efficientnet_b0": (4.73, 0.39),
@@ -19,6 +23,7 @@ PUBLISHED = {
 
 
 def test_the_table(capsys):
+    assert json.loads(json.dumps(catalogue.measure())) == json.loads(MEASURED.read_text())
     assert main(["models"]) == 0
     printed = capsys.readouterr().out
     rows = {row.name: row for row in catalogue.networks()}

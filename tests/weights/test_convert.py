@@ -163,7 +163,7 @@ def test_a_prefix_that_not_all_share_stays():
     assert found.keys() == {"backbone.module.fc.weight", "backbone.conv1.weight"}
 
 
-def test_all_mismatches_are_stored_together():
+def test_all_mismatches_are_reported_together():
     tensors = {key: np.zeros(shape, np.float32) for key, shape in keys("resnet50").items()}
     del tensors["backbone.layer3.4.bn2.running_var"], tensors["backbone.fc.bias"]
     tensors["backbone.layer1.0.conv2.weight"] = np.zeros((64, 64, 5, 5))

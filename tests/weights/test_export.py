@@ -100,7 +100,7 @@ def torch_student(torch):
 
 
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])
-def test_the_reference_loads_it_strictly_and_agrees(kind, student, pixels, embedded, tmp_path):
+def test_the_reference_loads_it_strictly_and_agrees(kind, student, images, embedded, tmp_path):
     torch = pytest.importorskip("torch")
     path = exported(student, kind, tmp_path)
     if kind == "torch":
@@ -110,8 +110,8 @@ def test_the_reference_loads_it_strictly_and_agrees(kind, student, pixels, embed
     encoder = torch_student(torch)
     encoder.load_state_dict(state, strict=True, assign=True)
     with torch.inference_mode():
-        images = torch.tensor(np.asarray(normalize_images(jax.numpy.asarray(pixels))))
-        found = encoder(images.permute(0, 3, 1, 2)).numpy()
+        inputs = torch.tensor(np.asarray(normalize_images(jax.numpy.asarray(images))))
+        found = encoder(inputs.permute(0, 3, 1, 2)).numpy()
     np.testing.assert_allclose(found, embedded, atol=1e-5)
 
 
@@ -182,7 +182,7 @@ def test_float16_is_half_the_size_and_near(student, images, embedded, tmp_path):
 
 def test_int8_is_near_and_its_operators_are_integers(student, images, embedded, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
-    path = exported(student, "onnx-int8", tmp_path, calibration="sample:references")
+    path = exported(student, "onnx-int8", tmp_path, range_images="sample:references")
     assert path.stat().st_size < 9e6
     assert load_model(f"onnxruntime:{path}").image_size == SIZE
     assert np.sum(run_onnx(path, images) * embedded, axis=1).mean() > 0.98
@@ -201,7 +201,7 @@ INT8_COSINE = {"mobilenet_v3_large": 0.98, "fastvit_t12": 0.93}
 
 @pytest.mark.parametrize("network", INT8_COSINE, indirect=True)
 def test_other_students_in_int8_are_near(network, images, tmp_path):
-    path = exported(network, "onnx-int8", tmp_path, calibration="sample:references")
+    path = exported(network, "onnx-int8", tmp_path, range_images="sample:references")
     found, embedded = run_onnx(path, images), network.embed_batch(images)
     assert np.sum(found * embedded, axis=1).mean() > INT8_COSINE[network.network]
     assert ((found @ embedded.T).argmax(1) == range(5)).all()
@@ -215,12 +215,12 @@ def test_stablehlo_agrees_and_is_for_every_platform(student, images, embedded, t
     np.testing.assert_allclose(program.call(images), embedded, atol=1e-5)
 
 
-def test_what_cannot_be_exported_is_stored(student, tmp_path):
+def test_what_cannot_be_exported_is_reported(student, tmp_path):
     out = tmp_path / "x"
     with pytest.raises(UserError, match=r"no format 'tflite'; use one of torch, safetensors, onnx"):
         export_weights(student, "tflite", out)
-    with pytest.raises(UserError, match=r"--calibration is for onnx-int8 alone"):
-        export_weights(student, "onnx", out, calibration="sample:train")
+    with pytest.raises(UserError, match=r"range_images is for onnx-int8 alone"):
+        export_weights(student, "onnx", out, range_images="sample:train")
     with pytest.raises(UserError, match=r"is a folder"):
         export_weights(student, "onnx", tmp_path)
     other = Model("toy", "toy", student.module, SIZE)
@@ -229,7 +229,7 @@ def test_what_cannot_be_exported_is_stored(student, tmp_path):
     assert not out.exists()
 
 
-def test_int8_without_onnxruntime_is_stored(student, monkeypatch, tmp_path):
+def test_int8_without_onnxruntime_is_reported(student, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"onnx-int8 needs onnxruntime; run `pip install"):
         export_weights(student, "onnx-int8", tmp_path / "x")

@@ -14,8 +14,9 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.decode import decode_rgb, resize_square
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.models.descriptor import normalize_images
-from rdcd_jax.weights.library import export_model, list_models, load_model, load_model_of
+from rdcd_jax.weights.library import export_model, load_model, load_model_of
 from rdcd_jax.weights.model import Model, evaluation_mode
+from rdcd_jax.weights.shipped import list_models
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_the_students_of_0_1_stay(dim, images):
         assert load_model_of(f"rdcd-effb0-{dim}", fingerprint).fingerprint == new.fingerprint
 
 
-def test_bfloat16_trunk_stays_near_float32(pixels):
+def test_bfloat16_trunk_stays_near_float32(images):
     full = load_model(list_models()[0])
     half = models.build(
         full.network,
@@ -55,11 +56,11 @@ def test_bfloat16_trunk_stays_near_float32(pixels):
         dtype=jnp.bfloat16,
     )
     nnx.update(half, nnx.state(full.module))
-    images = normalize_images(jnp.asarray(pixels))
-    low = nnx.jit(evaluation_mode(half))(images)[1]
+    inputs = normalize_images(jnp.asarray(images))
+    low = nnx.jit(evaluation_mode(half))(inputs)[1]
     assert low.dtype == jnp.float32
-    # On the average: flat images are sensitive in any trained network, SSCD's own falls to 0.974 on one of these.
-    assert np.sum(full.embed_batch(pixels) * low, axis=1).mean() >= 0.999
+    # On the average: flat inputs are sensitive in any trained network, SSCD's own falls to 0.974 on one of these.
+    assert np.sum(full.embed_batch(images) * low, axis=1).mean() >= 0.999
 
 
 def test_half_precision_export_loses_little(images, tmp_path):

@@ -264,7 +264,7 @@ def _replace(graph, name, value):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "stored"),
     [
         (_unknown, "operator LeakyRelu"),
         (_foreign_domain, "operator Conv"),

@@ -61,7 +61,7 @@ def test_both_kinds_of_meta_s_files(checkpoints, tmp_path, cache):
     assert [found.bytes for found in listed] == [found.path.stat().st_size for found in listed]
 
 
-def test_the_wrong_kind_is_stored_the_right_one(checkpoints, tmp_path, cache):
+def test_the_wrong_kind_is_reported_the_right_one(checkpoints, tmp_path, cache):
     with pytest.raises(UserError, match=r"a\.classy\.pt: .*missing.*reads as sscd-classy"):
         store.import_weights("sscd-torchvision", tmp_path / "a.classy.pt")
     assert not cache.exists()
