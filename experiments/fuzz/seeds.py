@@ -20,7 +20,7 @@ from PIL import Image
 from rdcd_jax import models
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.models import registry
-from rdcd_jax.models.layers import BatchNorm, conv, gem_pool
+from rdcd_jax.models.layers import BatchNorm, conv, gem_pool, torch_linear
 from rdcd_jax.weights import onnx_reader, store, tables
 from rdcd_jax.weights.library import export_model
 from rdcd_jax.weights.model import Model, evaluation_mode
@@ -35,7 +35,7 @@ class TinyBackbone(nnx.Module):
     def __init__(self, *, feature_dim, rngs, dtype=None):
         self.conv = conv(3, 8, 3, stride=2, dtype=dtype, rngs=rngs)
         self.bn = BatchNorm(8, dtype=dtype, rngs=rngs)
-        self.fc = nnx.Linear(8, feature_dim, rngs=rngs)
+        self.fc = torch_linear(8, feature_dim, rngs=rngs)
 
     def __call__(self, images: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Maps images [B, H, W, 3] to features [B, F]."""

@@ -224,6 +224,8 @@ def test_text_covers_what_it_should(images, atlas):
     assert written[0, 0, 0, 0] == written[1, -1, -1, 0] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(policies.POLICIES))
 def test_views_have_the_statistics_of_the_host_s(images, atlas, name):
     """Mean, contrast, colour and fine detail of many views of the same images, made either way."""

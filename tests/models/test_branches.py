@@ -59,6 +59,7 @@ def test_a_merged_network_has_as_many_parameters_as_timm_s():
     assert count(network) == 7_086_336
 
 
+@pytest.mark.slow
 def test_a_merged_network_embeds_as_before(monkeypatch):
     monkeypatch.setattr(fastvit, "STAGES", ((8, 1), (16, 1)))
     monkeypatch.setattr(fastvit, "LAST_CHANNELS", 32)

@@ -93,6 +93,7 @@ def test_evaluation_outputs(vectors, reference_network):
             assert (descriptor == feature).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_training_mode(vectors, name):
     """Gradients and running statistics of one step in float64, with dropout off."""
@@ -232,6 +233,7 @@ def test_pointwise_gradients_are_the_products(channels):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_live_torch(name):
     """In training mode: outputs and running statistics of all, gradients of one; of all k_models.npz has them."""

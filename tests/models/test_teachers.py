@@ -180,6 +180,7 @@ def test_parameter_counts():
     assert counts == {"resnext101_32x4d": 44_226_880, "vit_b8": 85_807_872, "vit_b16": 85_798_656}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFERENCES)
 def test_bfloat16_stays_near_float32(short_networks, name):
     full = models.build(f"short_{name}", dim=None, rngs=nnx.Rngs(0))
@@ -208,6 +209,7 @@ def small_teachers(monkeypatch):
         monkeypatch.setitem(registry.NETWORKS, name, row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "width"), [("resnext101_32x4d", 1024), ("vit_b8", 48), ("vit_b16", 48)]
 )

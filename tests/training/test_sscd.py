@@ -57,6 +57,7 @@ def short_networks(monkeypatch):
         monkeypatch.setitem(tables.LAYERS, f"short_{name}", tables.LAYERS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0"])
 def test_smoke_runs_of_both_networks(short_networks, images, tmp_path, name):
     arg = f"student=short_{name},dim=23,smoke,data={images}"

@@ -49,6 +49,7 @@ def short(request, monkeypatch):
     return f"short_{name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("short", SHORT, indirect=True)
 def test_a_run_of_one_step(short, images, tmp_path):
     features = make_features(tmp_path / "wide.npz", images, dim=24)

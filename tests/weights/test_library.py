@@ -34,6 +34,7 @@ def test_shipped_students_embed_images(name, images):
     assert similarity[~np.eye(16, dtype=bool)].max() < 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [64, 128, 256])
 def test_the_students_of_0_1_stay(dim, images):
     assert not any("@" in name for name in list_models())
