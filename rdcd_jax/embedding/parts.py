@@ -235,7 +235,7 @@ def open_parts(
     if difference := _difference(stored, ours):
         if any(folder.glob("*.npz")):
             raise UserError(
-                f"{folder} holds parts of another embedding ({difference}); finish that, name another --out, or delete"
+                f"{folder} holds parts of another embedding ({difference}); finish that, name another file, or delete"
                 " the folder."
             )
         write_json(folder / MANIFEST, ours)
@@ -246,7 +246,7 @@ def open_parts(
         except BlockingIOError:
             raise UserError(
                 f"{folder}: another process makes these parts; wait until it has ended, or give each of several"
-                " processes a number of its own (--process=I/N)."
+                " processes a number of its own."
             ) from None
         yield Parts(out, folder, images, model.name, stored["rows"], process)
 
@@ -277,7 +277,7 @@ def _read_manifest(folder: pathlib.Path) -> dict:
         return stored
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{path}: cannot be read ({error}); delete {folder} to begin anew, or name another --out."
+            f"{path}: cannot be read ({error}); delete {folder} to begin anew, or name another file."
         ) from error
 
 

@@ -293,7 +293,11 @@ def _unique_ids(names: list[str], *, by_path: bool) -> tuple[str, ...]:
     for name in names:
         id_ = name if by_path else os.path.splitext(os.path.basename(name))[0]
         if id_ in owner:
-            cure = "remove one" if by_path or owner[id_] == name else "rename one or use --ids=path"
+            cure = (
+                "remove one"
+                if by_path or owner[id_] == name
+                else "rename one, or let paths be the ids"
+            )
             raise UserError(f"Two images have the id {id_!r}: {owner[id_]} and {name}; {cure}.")
         owner[id_] = name
     return tuple(owner)

@@ -140,7 +140,7 @@ class Checkpoints:
             if saved.get(path) != wanted.get(path):
                 raise UserError(
                     f"{self._folder / str(step)}: the checkpoint has {path} of shape {saved.get(path)}, this config"
-                    f" {wanted.get(path)}; continue with the config it was made with, or give another --workdir."
+                    f" {wanted.get(path)}; continue with the config it was made with, or give another workdir."
                 )
         return TrainState(**self._checkpointer.load(step, _arrays(like)))
 

@@ -151,7 +151,7 @@ def _done(folder: pathlib.Path, made_by: dict) -> int:
     for name, value in json.loads(json.dumps(made_by)).items():
         if before.get(name) != value:
             raise UserError(
-                f"{path}: its features are of another {name}; give another --workdir or config.data.cache, or delete"
+                f"{path}: its features are of another {name}; give another workdir or config.data.cache, or delete"
                 " that file to compute them again."
             )
     return done if (folder / EDITED).exists() else 0

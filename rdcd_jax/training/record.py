@@ -97,13 +97,13 @@ def begin(
             if not is_free(name) and theirs.get(name) != ours.get(name):
                 raise UserError(
                     f"{workdir} holds a run with config.{name} = {theirs.get(name)!r}, and this config has"
-                    f" {ours.get(name)!r}; give another --workdir, or set the field back to continue that run."
+                    f" {ours.get(name)!r}; give another workdir, or set the field back to continue that run."
                 )
         # Which image a step shows follows from the list of all.
         if change := changed(images, training_set or {}):
             raise UserError(
                 f"{workdir} holds a run whose training set was another: {change}; bring that set back to continue the"
-                " run, or give another --workdir."
+                " run, or give another workdir."
             )
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     start = {"time": now, "command": sys.argv, **environment()}
@@ -128,7 +128,7 @@ def pin(workdir: pathlib.Path, name: str, fingerprint: str | None) -> None:
     if before != fingerprint:
         raise UserError(
             f"{workdir} holds a run whose config.{name} had other weights than what it names now; bring the former ones"
-            " back to continue the run, or give another --workdir."
+            " back to continue the run, or give another workdir."
         )
     if name not in record["weights"]:
         record["weights"][name] = fingerprint
@@ -151,7 +151,7 @@ def _before(workdir: pathlib.Path) -> tuple[dict, list, dict, dict] | None:
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path} is not a run's record ({type(error).__name__}: {error}); give another --workdir."
+            f"{path} is not a run's record ({type(error).__name__}: {error}); give another workdir."
         ) from error
 
 
@@ -179,7 +179,7 @@ class Metrics:
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
             if not self._path.is_file():
-                raise UserError(f"{self._path} is not a file; give another --workdir.")
+                raise UserError(f"{self._path} is not a file; give another workdir.")
             _drop_lines_after(self._path, step)
         self._file = self._path.open("a", encoding="utf-8")
         self._whole = self._file.tell()

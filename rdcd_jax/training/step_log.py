@@ -68,7 +68,7 @@ class StepLog:
                 broken = ", ".join(f"{name} is {value}" for name, value in bad.items())
                 raise UserError(
                     f"Step {step}: {broken}. The last good checkpoint is of step {last_checkpoint};"
-                    " lower config.optimizer.learning_rate and start again in another --workdir."
+                    " lower config.optimizer.learning_rate and start again in another workdir."
                 )
             more = {"learning_rate": float(rate), "images_per_second": speed}
             rows.append({"step": step, **values, **more})

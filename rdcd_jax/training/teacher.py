@@ -185,7 +185,7 @@ def _embed_all(spec: str, images: ImageSet, path: pathlib.Path) -> str:
         if not same or difference:
             what = difference or f"they are of another teacher than {spec}"
             raise UserError(
-                f"{path}: the features there do not belong to this run ({what}); give another --workdir, or delete them"
+                f"{path}: the features there do not belong to this run ({what}); give another workdir, or delete them"
                 " to embed the images again."
             )
     if not path.exists():

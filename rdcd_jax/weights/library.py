@@ -55,7 +55,7 @@ def load_network(spec: str, *, trunk: bool = False, feature_dim: int | None = No
         return _any_sscd()
     if kind in store.KINDS:
         if store.KINDS[kind].fresh and not trunk:
-            raise UserError(_trunk_only(kind, spec))
+            raise UserError(_trunk_only(spec))
         return _load_foreign(kind, path if colon else None, trunk, feature_dim)
     if kind == RANDOM:
         module = build(path, dim=None, rngs=nnx.Rngs(0))
@@ -260,7 +260,7 @@ def _imported(path: pathlib.Path, trunk: bool = False, feature_dim: int | None =
     kind, name = metadata["kind"], metadata["network"]
     fresh = kinds.fresh_names(store.KINDS[kind], name, tensors)
     if fresh and not trunk:
-        raise UserError(_trunk_only(metadata["source"], f"{kind}:{metadata['source']}"))
+        raise UserError(_trunk_only(f"{kind}:{metadata['source']}"))
     sizes = kinds.sizes(name, tensors)
     if fresh:
         sizes["feature_dim"] = feature_dim
@@ -275,8 +275,8 @@ def _imported(path: pathlib.Path, trunk: bool = False, feature_dim: int | None =
     return _filled(kind, name, module, tensors, IMAGE_SIZE, source=path, fresh=fresh)
 
 
-def _trunk_only(what: str, spec: str) -> str:
-    return f"'{what}' is a trunk to start a student from (--init-from={spec}), not a model to embed with."
+def _trunk_only(spec: str) -> str:
+    return f"'{spec}' is a trunk to start a student from (config.init_from), not a model to embed with."
 
 
 def _filled(

@@ -96,8 +96,8 @@ def require_size(size: int, short_edge: bool) -> None:
         UserError: it is not from 1 to `MOST_SIZE`.
     """
     if not 1 <= size <= MOST_SIZE:
-        option = "--short-edge" if short_edge else "--image-size"
-        raise UserError(f"{option} is {size}; give 1 to {MOST_SIZE} pixels.")
+        what = "short edge" if short_edge else "image size"
+        raise UserError(f"The {what} is {size}; give 1 to {MOST_SIZE} pixels.")
 
 
 def load_onnx_model(name: str, path: str | os.PathLike) -> OnnxModel:

@@ -244,7 +244,7 @@ def test_the_command_line(toys, tmp_path, capsys):
     )
     assert len(read_descriptors(tmp_path / "d.npz")) == 240
     assert main([*words, "--short-edge=0"]) == 1
-    assert "--short-edge is 0; give 1 to" in capsys.readouterr().err
+    assert "The short edge is 0; give 1 to" in capsys.readouterr().err
     for wrong in (["--short-edge=16", "--image-size=16"], ["--process=2/2"], ["--process=1"]):
         with pytest.raises(SystemExit, match="2"):
             main([*words, *wrong])

@@ -251,7 +251,7 @@ def test_workdir_of_another_config_is_refused(toys, images, features, tmp_path, 
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     before = (tmp_path / "run.json").read_text()
     other = toy_config(images, features, **{"schedule.max_steps": 1, name: value})
-    with pytest.raises(UserError, match=rf"config\.{name} = .*{value}.*another --workdir"):
+    with pytest.raises(UserError, match=rf"config\.{name} = .*{value}.*another workdir"):
         train_and_evaluate(other, tmp_path)
     assert (tmp_path / "run.json").read_text() == before
 

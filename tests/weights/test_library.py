@@ -129,5 +129,5 @@ def test_weights_that_are_a_pipe_are_not_waited_for(toys, tmp_path):
 
 @pytest.mark.parametrize("size", [0, -1, 2**31])
 def test_sizes_that_no_image_has_are_refused(toys, tmp_path, size):
-    with pytest.raises(UserError, match=f"--image-size is {size}; give 1 to"):
+    with pytest.raises(UserError, match=f"The image size is {size}; give 1 to"):
         load_model(str(make_export(tmp_path / "export"))).at_size(size)

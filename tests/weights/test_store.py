@@ -141,7 +141,7 @@ def test_a_trunk_to_start_from(cache, tmp_path):
 
 
 def test_a_trunk_embeds_nothing():
-    with pytest.raises(UserError, match=r"trunk to start .*--init-from=efficientnet-lite0:a\.pth"):
+    with pytest.raises(UserError, match=r"'efficientnet-lite0:a\.pth' is a trunk to start"):
         load_model("efficientnet-lite0:a.pth")
 
 
