@@ -54,7 +54,9 @@ def test_images_by_themselves_and_several_sources(tmp_path):
 
 def test_two_files_of_one_id_are_refused_and_paths_cure_it(tmp_path):
     touch(tmp_path, "x/one.jpg", "y/one.png")
-    with pytest.raises(UserError, match=r"'one': x/one.jpg and y/one.png; .*or let paths be the ids"):
+    with pytest.raises(
+        UserError, match=r"'one': x/one.jpg and y/one.png; .*or let paths be the ids"
+    ):
         find_images(tmp_path)
     assert find_images(tmp_path, ids="path").ids == ("x/one.jpg", "y/one.png")
 

@@ -382,5 +382,6 @@ def test_storages_may_not_share_the_file_s_bytes(tmp_path):
     ending = cut.rindex(b"PK\x05\x06")
     struct.pack_into("<I", cut, ending + 16, second)
     path.write_bytes(cut)
-    with pytest.raises(UserError, match="share bytes of the file"):
+    # From Python 3.13 on zipfile itself refuses members that overlap.
+    with pytest.raises(UserError, match="share bytes of the file|is damaged; fetch the file again"):
         read_torch_file(path)
