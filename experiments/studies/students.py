@@ -281,7 +281,8 @@ def ship(options: argparse.Namespace) -> None:
     """Puts the nested student into the package in its sizes, and writes the figures of what ships."""
     export = options.out / "nested" / "export"
     model = load_model(str(export))
-    images = json.loads((export / CARD).read_text())["trained"]["pictures"]
+    trained = json.loads((export / CARD).read_text())["trained"]
+    images = trained.get("images", trained.get("pictures"))
     names = {f"rdcd-effb0-{dim}": dim for dim in DIMS}
     largest = next(iter(names))
     export_model(STUDENTS / largest, dataclasses.replace(model, name=largest), half=True)

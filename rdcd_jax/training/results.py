@@ -133,7 +133,8 @@ def run_result(
         overrides={k: portable(v) for k, v in overrides.items() if k not in WATCHING},
         seed=config["seed"],
         config=portable(config),
-        training_pictures=trained["images"],
+        # Version 0.1 wrote it by another name.
+        training_pictures=trained.get("images", trained.get("pictures")),
         steps=step,
         training_seconds=training_seconds(workdir),
         benchmark=portable(os.path.abspath(config["evals"]["disc"]["data"])),
