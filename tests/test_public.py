@@ -49,9 +49,16 @@ def examples():
     found = {}
     for name in rdcd.__all__:
         thing = getattr(rdcd, name)
-        module = importlib.import_module(thing.__module__)
+        # Of a class also what it inherits.
+        things = [thing, *getattr(thing, "__mro__", ())[1:]]
         found[name] = [
-            each for each in finder.find(thing, name, module=module, globs={}) if each.examples
+            each
+            for part in things
+            if part.__module__.startswith("rdcd_jax")
+            for each in finder.find(
+                part, name, module=importlib.import_module(part.__module__), globs={}
+            )
+            if each.examples
         ]
     return found
 

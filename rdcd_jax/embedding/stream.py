@@ -117,30 +117,41 @@ def embed_images(
     return part
 
 
-def embed_given(model: EmbeddingModel, images: Images) -> np.ndarray:
-    """Embeds images as a caller has them, one descriptor for each.
+class Embeds:
+    """What a model that embeds batches can do besides."""
 
-    Args:
-        model: what embeds them.
-        images: see `given.images_of`.
+    def embed(self, images: Images) -> np.ndarray:
+        """Embeds images, decoding and resizing them as this model was evaluated.
 
-    Returns:
-        [N, D] float32 of unit length, in the order given (of a folder that of its sorted paths).
+        Args:
+            images: a source (a folder, an image, a text file of paths, an archive, ...), a Pillow image, a uint8 array
+                [H, W, 3] of any size, or a list of these.
 
-    Raises:
-        UserError: an image cannot be read; it says which, and how many more.
-    """
-    found = images_of(images)
-    # Of few images a whole batch would mostly be black.
-    batch_size = min(_BATCH, 1 << (len(found) - 1).bit_length())
-    part = embed_images(model, found, batch_size=batch_size)
-    if part.unreadable:
-        rest = len(part.unreadable) - 1
-        more = f" (and {rest} more)" if rest else ""
-        raise UserError(
-            f"{part.unreadable[0].reason}{more} Leave what cannot be read out; `rdcd-jax embed` does."
-        )
-    return part.found.descriptors
+        Returns:
+            Descriptors [N, D] float32 of unit length, one for each image in the order given (of a folder that of its
+            sorted paths).
+
+        Raises:
+            UserError: an image cannot be read; it says which, and how many more.
+
+        >>> import numpy as np
+        >>> import rdcd_jax as rdcd
+        >>> model = rdcd.load_model("rdcd-effb0-64")
+        >>> grey = np.full((40, 60, 3), 128, np.uint8)
+        >>> model.embed([grey, grey]).shape
+        (2, 64)
+        """
+        found = images_of(images)
+        # Of few images a whole batch would mostly be black.
+        batch_size = min(_BATCH, 1 << (len(found) - 1).bit_length())
+        part = embed_images(self, found, batch_size=batch_size)
+        if part.unreadable:
+            rest = len(part.unreadable) - 1
+            more = f" (and {rest} more)" if rest else ""
+            raise UserError(
+                f"{part.unreadable[0].reason}{more} Leave what cannot be read out; `rdcd-jax embed` does."
+            )
+        return part.found.descriptors
 
 
 def none_readable(images: ImageSet, reason: str) -> str:

@@ -10,8 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rdcd_jax.embedding.stream import embed_given
-from rdcd_jax.images.given import Images
+from rdcd_jax.embedding.stream import Embeds
 from rdcd_jax.models.branches import reparameterised
 from rdcd_jax.models.descriptor import DescriptorNet, normalize_images
 from rdcd_jax.models.registry import refuse_image_size
@@ -20,7 +19,7 @@ from rdcd_jax.weights.onnx_model import require_size
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class Model(Embeds):
     """A network with weights, ready to embed images.
 
     Attributes:
@@ -91,28 +90,6 @@ class Model:
         images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
         feature, descriptor = jax.eval_shape(self.module, images)
         return feature.shape[-1], descriptor.shape[-1]
-
-    def embed(self, images: Images) -> np.ndarray:
-        """Embeds images, decoding and resizing them as this model was evaluated.
-
-        Args:
-            images: a source (a folder, an image, a text file of paths, an archive, ...), a Pillow image, a uint8 array
-                [H, W, 3] of any size, or a list of these.
-
-        Returns:
-            Descriptors [N, D] float32 of unit length, one for each image in the order given.
-
-        Raises:
-            UserError: an image cannot be read.
-
-        >>> import numpy as np
-        >>> import rdcd_jax as rdcd
-        >>> model = rdcd.load_model("rdcd-effb0-64")
-        >>> grey = np.full((40, 60, 3), 128, np.uint8)
-        >>> model.embed([grey, grey]).shape
-        (2, 64)
-        """
-        return embed_given(self, images)
 
     def embed_batch(self, images: np.ndarray) -> np.ndarray:
         """Maps images [B, H, W, 3] uint8 to descriptors [B, D] float32 of unit length.

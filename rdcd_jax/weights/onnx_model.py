@@ -11,8 +11,7 @@ import numpy as np
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import file_sha256
-from rdcd_jax.embedding.stream import embed_given
-from rdcd_jax.images.given import Images
+from rdcd_jax.embedding.stream import Embeds
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -24,7 +23,7 @@ MOST_SIZE = 8192
 
 
 @dataclasses.dataclass(frozen=True)
-class OnnxModel:
+class OnnxModel(Embeds):
     """Embeds images as `weights.library.Model` does, but has no weights that JAX knows.
 
     Attributes:
@@ -52,21 +51,6 @@ class OnnxModel:
     def dim(self) -> int:
         """D, the size of the descriptor."""
         return self.embed_batch(np.zeros((1, 64, 64, 3), np.uint8)).shape[1]
-
-    def embed(self, images: Images) -> np.ndarray:
-        """Embeds images, decoding and resizing them as this model was evaluated.
-
-        Args:
-            images: a source (a folder, an image, a text file of paths, an archive, ...), a Pillow image, a uint8 array
-                [H, W, 3] of any size, or a list of these.
-
-        Returns:
-            Descriptors [N, D] float32 of unit length, one for each image in the order given.
-
-        Raises:
-            UserError: an image cannot be read.
-        """
-        return embed_given(self, images)
 
     def embed_batch(self, images: np.ndarray) -> np.ndarray:
         """Maps images [B, H, W, 3] uint8 to descriptors [B, D] float32 of unit length."""
