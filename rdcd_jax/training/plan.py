@@ -15,14 +15,13 @@ from flax import nnx
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.options import flat
 from rdcd_jax.method.objective import Objective
-from rdcd_jax.method.state import init_state
 from rdcd_jax.method.step import make_train_step
 from rdcd_jax.models.counts import parameter_count
 from rdcd_jax.training import feed
 from rdcd_jax.training.config import load_config
 from rdcd_jax.training.evaluators import evaluations
 from rdcd_jax.training.schema import defaults, known_option
-from rdcd_jax.training.setup import inputs, optimization, training_graph
+from rdcd_jax.training.setup import first_state, inputs, optimization, training_graph
 from rdcd_jax.training.student import make_student
 from rdcd_jax.training.teacher import Teacher, make_teacher
 
@@ -149,18 +148,7 @@ def _memory(config, objective, teacher: Teacher, student: nnx.Module, optimizer)
         training_graph(student, config), optimizer, objective, teacher.embed, make_views
     )
     feature_dim = teacher.feature_dim or student.projector.in_features
-    state = jax.eval_shape(
-        lambda key: init_state(
-            student,
-            optimizer,
-            queue_size=config.queue.size,
-            bank_size=config.bank.size,
-            dim=config.student.dim,
-            feature_dim=feature_dim,
-            rng=key,
-        ),
-        jax.random.key(0),
-    )
+    state = jax.eval_shape(lambda: first_state(config, student, optimizer, feature_dim))
     compiled = (
         jax.jit(step, donate_argnums=0)
         .lower(

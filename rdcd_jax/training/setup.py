@@ -108,19 +108,6 @@ def set_up(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
         teacher.embed,
         feed.make_views(config) if views is None else None,
     )
-
-    def initial_state() -> TrainState:
-        state = init_state(
-            learner,
-            optimizer,
-            queue_size=config.queue.size,
-            bank_size=config.bank.size,
-            dim=config.student.dim,
-            feature_dim=feature_dim,
-            rng=stream(config.seed, "memory"),
-        )
-        return replicate(state, mesh)
-
     _warn_of_past_keys(config, objective, images)
     with jax.set_mesh(mesh):
         return Run(
@@ -132,7 +119,9 @@ def set_up(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
             teacher=teacher,
             schedule=schedule,
             total_steps=total_steps,
-            initial_state=initial_state,
+            initial_state=lambda: replicate(
+                first_state(config, learner, optimizer, feature_dim), mesh
+            ),
             step=jax.jit(step, donate_argnums=0),
             teacher_arrays=replicate(teacher.arrays, mesh),
             dropout=replicate(stream(config.seed, "dropout"), mesh),
@@ -212,6 +201,24 @@ def optimization(
         momentum=config.optimizer.momentum,
     )
     return schedule, total_steps, optimizer
+
+
+def first_state(
+    config: ml_collections.ConfigDict,
+    learner: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    feature_dim: int,
+) -> TrainState:
+    """The state before the first step, of what learns from features of F = `feature_dim` dimensions."""
+    return init_state(
+        learner,
+        optimizer,
+        queue_size=config.queue.size,
+        bank_size=config.bank.size,
+        dim=config.student.dim,
+        feature_dim=feature_dim,
+        rng=stream(config.seed, "memory"),
+    )
 
 
 def training_graph(learner: nnx.Module, config: ml_collections.ConfigDict) -> nnx.GraphDef:
