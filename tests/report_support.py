@@ -5,7 +5,8 @@ from PIL import Image
 
 from rdcd_jax.benchmarks.disc import evaluate_descriptors, write_disc_results
 from rdcd_jax.benchmarks.ground_truth import GroundTruth
-from rdcd_jax.benchmarks.record import write_record
+from rdcd_jax.benchmarks.record import Measured, write_record
+from rdcd_jax.benchmarks.settings import Settings
 from rdcd_jax.embedding.descriptors import Descriptors
 
 COPIES, DISTRACTORS, REFERENCES, DIM = 24, 6, 40, 32
@@ -42,7 +43,7 @@ def evaluate(folder, *, model="toy", images=None, codecs=("Flat", "L2norm,Flat")
     names = np.asarray([f"R{i}" for i in range(REFERENCES)])
     embedded = Descriptors(names, references, model)
     rows, predictions = evaluate_descriptors(
-        Descriptors(np.asarray(ids), queries, model), embedded, None, truth, codecs=codecs, k=5
+        Descriptors(np.asarray(ids), queries, model), embedded, None, truth, Settings(codecs, k=5)
     )
     write_disc_results(folder, rows, predictions)
     size = None if images is None else 16
@@ -52,10 +53,7 @@ def evaluate(folder, *, model="toy", images=None, codecs=("Flat", "L2norm,Flat")
         truth,
         embedded,
         queries=len(ids),
-        measured_on="made up",
-        image_size=size,
-        short_edge=size is not None,
-        images=images,
+        measured=Measured("made up", images or {}, size, size is not None),
     )
     return rows, predictions
 

@@ -222,15 +222,16 @@ def torch_batches(data, workers: int):
 @contextlib.contextmanager
 def contenders(folder: pathlib.Path, policy: str | None, workers: int):
     """Iterators over batches, by name; their workers wait when nobody reads."""
-    from rdcd_jax.training.pipeline import make_batches
+    from rdcd_jax.augment.policies import make_view
+    from rdcd_jax.training.pipeline import Views, Workers, make_batches
 
     images = find_images(folder)
     theirs = torch_batches(TorchvisionViews(images.paths, policy), workers)
     if policy is None:
         yield {"here": torch_batches(DecodedHere(images.paths), workers), "torchvision": theirs}
         return
-    options = {"policy": policy, "image_size": SIDE, "batch_size": BATCH, "seed": 0}
-    with make_batches(images, workers=workers, **options) as ours:
+    views, reading = Views(make_view(policy, SIDE)), Workers(workers)
+    with make_batches(images, views, batch_size=BATCH, seed=0, workers=reading) as ours:
         yield {"here": ours, "torchvision": theirs}
 
 

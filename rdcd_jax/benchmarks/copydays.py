@@ -18,7 +18,7 @@ from rdcd_jax.benchmarks.copydays_folder import (
 )
 from rdcd_jax.benchmarks.disc import NO_SCORE_NORM, Predictions, write_predictions
 from rdcd_jax.benchmarks.ground_truth import GroundTruth
-from rdcd_jax.benchmarks.settings import candidate_count, require_settings
+from rdcd_jax.benchmarks.settings import Settings, candidate_count
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_csv, write_json
 from rdcd_jax.embedding.codecs import parse_codec
@@ -80,10 +80,8 @@ def evaluate_copydays(
     images: Descriptors,
     distractors: Descriptors | None = None,
     training: Descriptors | None = None,
+    settings: Settings = Settings(),
     *,
-    codecs: Sequence[str] = ("Flat",),
-    k: int | None = None,
-    backend: str = "jax",
     unreadable: Collection[str] = (),
 ) -> tuple[list[CopydaysRow], Predictions]:
     """Evaluates descriptors by every codec.
@@ -94,9 +92,7 @@ def evaluate_copydays(
         distractors: images that the database holds beside the originals, whatever their ids; ten thousand make
             Copydays CD10K.
         training: descriptors of unrelated images; needed by whitening.
-        codecs: such as "Flat" or "PCAW128,L2norm,Flat".
-        k: candidates a query; 100 for None, or all of the database where it is smaller.
-        backend: one of `search.EXACT_BACKENDS`.
+        settings: how they are compared; 100 candidates a query unless they say otherwise.
         unreadable: ids of originals and copies that could not be embedded; they count as missed.
 
     Returns:
@@ -110,7 +106,9 @@ def evaluate_copydays(
     Source: SSCD's evaluation of Copydays: neighbours by Euclidean distance, each query with one positive.
         Differs: originals are found by name in every block, there by the order of the files in all but the strong one.
     """
-    require_settings(codecs, [None], training is not None, k=k, backend=backend)
+    settings.require(training is not None)
+    if settings.global_candidates or any(spec is not None for spec in settings.score_norms):
+        raise UserError("Copydays knows neither score normalisation nor global candidates.")
     optional = {"the distractors": distractors, "the training set": training}
     require_comparable(
         {"Copydays": images} | {name: each for name, each in optional.items() if each is not None}
@@ -120,20 +118,20 @@ def evaluate_copydays(
     own = blocks[: len(images)] == ORIGINAL
     n_distractors = 0 if distractors is None else len(distractors)
     most = np.count_nonzero(blocks == ORIGINAL) + n_distractors
-    k = min(candidate_count(k, DEFAULT_K, most), np.count_nonzero(own) + n_distractors)
+    k = min(candidate_count(settings.k, DEFAULT_K, most), np.count_nonzero(own) + n_distractors)
 
     ids, truth = images.ids[own], true_pairs(names)
     if distractors is not None:
         ids = np.concatenate([ids, np.char.add(DISTRACTORS, distractors.ids)])
 
     rows = []
-    for codec in map(parse_codec, codecs):
+    for codec in map(parse_codec, settings.codecs):
         encode = codec.fit(None if training is None else training.descriptors)
         queries = encode(images.descriptors)
         database = queries[own]
         if distractors is not None:
             database = np.concatenate([database, encode(distractors.descriptors)])
-        distances, found = nearest(queries, database, k, backend)
+        distances, found = nearest(queries, database, k, settings.backend)
         order = np.argsort(distances, axis=None, kind="stable")
         predictions = Predictions(
             np.repeat(images.ids, k)[order],

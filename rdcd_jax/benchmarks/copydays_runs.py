@@ -8,9 +8,8 @@ import numpy as np
 
 from rdcd_jax.benchmarks import copydays
 from rdcd_jax.benchmarks.copydays_folder import ORIGINAL, find_copydays_images
-from rdcd_jax.benchmarks.disc_runs import DEFAULT_CODECS
-from rdcd_jax.benchmarks.record import write_record
-from rdcd_jax.benchmarks.settings import candidate_count, codec_names, needs_training
+from rdcd_jax.benchmarks.record import Measured, write_record
+from rdcd_jax.benchmarks.settings import Settings, candidate_count
 from rdcd_jax.embedding.descriptors import Descriptors, read_sets
 from rdcd_jax.embedding.service import Progress, embedded_sets
 from rdcd_jax.embedding.stream import EmbeddingModel, Unreadable
@@ -24,12 +23,10 @@ def evaluate_copydays_run(
     *,
     distractors: str | os.PathLike | None = None,
     training: str | os.PathLike | None = None,
-    codecs: str = DEFAULT_CODECS,
-    k: int | None = None,
-    backend: str = "jax",
     batch_size: int = 32,
     keep_descriptors: bool = True,
     on_progress: Progress | None = None,
+    **settings,
 ) -> tuple[list[copydays.CopydaysRow], list[Unreadable]]:
     """Embeds Copydays' images and evaluates them.
 
@@ -41,12 +38,10 @@ def evaluate_copydays_run(
             images were left out.
         distractors: a source of images that copies are also compared with.
         training: a source of images that whitening is fitted on. They are embedded only if a codec needs them.
-        codecs: codecs separated by `;`.
-        k: candidates a query; 100 for None, or all of the database where it is smaller.
-        backend: an exact search backend.
         batch_size: images at a time.
         keep_descriptors: keeps them in `descriptors/`.
         on_progress: called with "copydays", "distractors" or "training", images done and in all.
+        settings: of `Settings.written`: codecs, k, backend.
 
     Returns:
         The table, and the images left out (Copydays' own count as missed).
@@ -54,16 +49,16 @@ def evaluate_copydays_run(
     Raises:
         UserError: as `evaluate_disc`.
     """
-    names = codec_names(codecs, [None], training is not None, k=k, backend=backend)
+    compared = Settings.written(training is not None, score_norm="None", **settings)
     images = {"copydays": find_copydays_images(data)}
-    others = {"distractors": distractors, "training": training if needs_training(names) else None}
+    others = {"distractors": distractors, "training": training if compared.needs_training else None}
     for name, source in others.items():
         if source is not None:
             # Nothing asks what these are called.
             images[name] = find_images(source, ids="path")
     originals = sum(each.startswith(f"{ORIGINAL}/") for each in images["copydays"].ids)
     n_distractors = len(images["distractors"]) if "distractors" in images else 0
-    candidate_count(k, copydays.DEFAULT_K, originals + n_distractors)
+    candidate_count(compared.k, copydays.DEFAULT_K, originals + n_distractors)
 
     out = pathlib.Path(out)
     with embedded_sets(model, images, out, batch_size, on_progress, keep=keep_descriptors) as (
@@ -75,24 +70,16 @@ def evaluate_copydays_run(
             embedded["copydays"],
             embedded.get("distractors"),
             embedded.get("training"),
-            codecs=names,
-            k=k,
-            backend=backend,
+            compared,
             unreadable=unreadable,
         )
         copydays.write_copydays_results(out, rows, predictions)
-        _write_record(
-            out,
-            rows,
-            embedded["copydays"],
-            embedded.get("distractors"),
-            unreadable,
-            measured_on=data,
-            image_size=model.image_size,
-            short_edge=model.short_edge,
-            images={"copydays": data}
-            | ({} if distractors is None else {"distractors": images["distractors"].source}),
-        )
+        shown = {"copydays": data}
+        if distractors is not None:
+            shown["distractors"] = images["distractors"].source
+        measured = Measured(data, shown, model.image_size, model.short_edge)
+        sets = embedded["copydays"], embedded.get("distractors")
+        _write_record(out, rows, *sets, measured, unreadable)
     return rows, [each for some in left_out.values() for each in some]
 
 
@@ -102,9 +89,7 @@ def evaluate_copydays_files(
     *,
     distractors: str | os.PathLike | None = None,
     training: str | os.PathLike | None = None,
-    codecs: str = DEFAULT_CODECS,
-    k: int | None = None,
-    backend: str = "jax",
+    **settings,
 ) -> list[copydays.CopydaysRow]:
     """Evaluates descriptor files of Copydays.
 
@@ -114,9 +99,7 @@ def evaluate_copydays_files(
             report is made of.
         distractors: a descriptor file.
         training: a descriptor file.
-        codecs: as in `evaluate_copydays_run`.
-        k: as in `evaluate_copydays_run`.
-        backend: as in `evaluate_copydays_run`.
+        settings: as of `evaluate_copydays_run`.
 
     Returns:
         The table.
@@ -124,18 +107,16 @@ def evaluate_copydays_files(
     Raises:
         UserError: anything wrong with the files or names.
     """
-    names = codec_names(codecs, [None], training is not None, k=k, backend=backend)
+    compared = Settings.written(training is not None, score_norm="None", **settings)
     read = read_sets({"query": images, "distractor": distractors, "training": training})
     rows, predictions = copydays.evaluate_copydays(
         read["query"],
         read.get("distractor"),
         read.get("training"),
-        codecs=names,
-        k=k,
-        backend=backend,
+        compared,
     )
     copydays.write_copydays_results(out, rows, predictions)
-    _write_record(out, rows, read["query"], read.get("distractor"), measured_on=images)
+    _write_record(out, rows, read["query"], read.get("distractor"), Measured(images))
     return rows
 
 
@@ -144,8 +125,8 @@ def _write_record(
     rows: list[copydays.CopydaysRow],
     found: Descriptors,
     distractors: Descriptors | None,
+    measured: Measured,
     unreadable: Sequence[str] = (),
-    **about,
 ) -> None:
     """As `write_record`: the database is the originals with the distractors."""
     truth = copydays.true_pairs([*found.ids.tolist(), *unreadable])
@@ -156,4 +137,4 @@ def _write_record(
         ids = np.concatenate([ids, distractors.ids])
         database = np.concatenate([database, distractors.descriptors])
     references = Descriptors(ids, database, found.model)
-    write_record(out, rows, truth, references, queries=len(found), **about)
+    write_record(out, rows, truth, references, queries=len(found), measured=measured)

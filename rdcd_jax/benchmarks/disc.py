@@ -9,7 +9,7 @@ import numpy as np
 
 from rdcd_jax.benchmarks import metrics
 from rdcd_jax.benchmarks.ground_truth import HEADER, GroundTruth, require_known_ids
-from rdcd_jax.benchmarks.settings import candidate_count, require_settings
+from rdcd_jax.benchmarks.settings import Settings, candidate_count
 from rdcd_jax.core.files import write_csv, write_json
 from rdcd_jax.embedding.codecs import parse_codec
 from rdcd_jax.embedding.descriptors import Descriptors, require_comparable
@@ -71,12 +71,8 @@ def evaluate_descriptors(
     references: Descriptors,
     training: Descriptors | None,
     ground_truth: GroundTruth,
+    settings: Settings = Settings(),
     *,
-    codecs: Sequence[str] = ("Flat",),
-    score_norms: Sequence[str | None] = (None,),
-    k: int | None = None,
-    global_candidates: bool = False,
-    backend: str = "jax",
     unreadable: Collection[str] = (),
     search: Search = backends.knn,
 ) -> tuple[list[DiscRow], Predictions]:
@@ -87,11 +83,7 @@ def evaluate_descriptors(
         references: the references' descriptors.
         training: descriptors of unrelated images; needed by whitening and score normalisation.
         ground_truth: the true pairs.
-        codecs: such as "Flat" or "PCAW128,L2norm,Flat".
-        score_norms: such as "1.0[0,2]", or None for none.
-        k: candidates a query; 10 for None, or all references where there are fewer.
-        global_candidates: take the k * N best pairs of all N queries instead of k of each.
-        backend: one of `backends.EXACT_BACKENDS`.
+        settings: how they are compared; 10 candidates a query unless they say otherwise.
         unreadable: ids of images that the ground truth may name although they could not be
             embedded; their pairs count as missed.
         search: what searches, such as a `RememberingSearch`.
@@ -107,8 +99,10 @@ def evaluate_descriptors(
 
     Source: DISC2021 by way of SSCD's evaluation, by inner product throughout. NDEC's is the same.
     """
-    require_settings(codecs, score_norms, training is not None, k=k, backend=backend)
-    k = min(candidate_count(k, DEFAULT_K, len(references) + len(unreadable)), len(references))
+    settings.require(training is not None)
+    k = min(
+        candidate_count(settings.k, DEFAULT_K, len(references) + len(unreadable)), len(references)
+    )
     named = {"the query set": queries, "the reference set": references}
     if training is not None:
         named["the training set"] = training
@@ -116,26 +110,26 @@ def evaluate_descriptors(
     require_known_ids(
         ground_truth, [*queries.ids.tolist(), *unreadable], [*references.ids.tolist(), *unreadable]
     )
-    norms = [None if spec is None else score_norm.parse_score_norm(spec) for spec in score_norms]
+    specs = settings.score_norms
+    norms = [None if spec is None else score_norm.parse_score_norm(spec) for spec in specs]
     ranks = max((norm.last + 1 for norm in norms if norm is not None), default=0)
     for norm in norms:
         if norm is not None:
             score_norm.require_ranks(norm, len(training))
 
     rows = []
-    for codec in map(parse_codec, codecs):
+    for codec in map(parse_codec, settings.codecs):
         encode = codec.fit(None if training is None else training.descriptors)
         encoded = [encode(each.descriptors) for each in (queries, references)]
         if ranks:
             unrelated = encode(training.descriptors)
-            similarities, _ = search(encoded[0], unrelated, ranks, backend)
-        for spec, norm in zip(score_norms, norms, strict=True):
+            similarities, _ = search(encoded[0], unrelated, ranks, settings.backend)
+        for spec, norm in zip(specs, norms, strict=True):
             pair = encoded
             if norm is not None:
                 pair = score_norm.append_adjustment(*encoded, norm.adjustment(similarities))
-            predictions = _predictions(
-                queries, references, *pair, k, global_candidates, backend, search
-            )
+            scores, query, reference = _candidates(pair, k, settings, search)
+            predictions = Predictions(queries.ids[query], references.ids[reference], scores)
             figures = metrics.evaluate(
                 ground_truth.pairs,
                 predictions.query_ids,
@@ -175,25 +169,17 @@ def write_predictions(folder: pathlib.Path, predictions: Predictions) -> None:
     write_csv(folder / "predictions.csv", (*HEADER, "score"), lines)
 
 
-def _predictions(
-    queries: Descriptors,
-    references: Descriptors,
-    query_rows: np.ndarray,
-    reference_rows: np.ndarray,
-    k: int,
-    global_candidates: bool,
-    backend: str,
-    search: Search,
-) -> Predictions:
-    if global_candidates:
-        n = k * len(queries)
-        scores, query, reference = backends.best_pairs(query_rows, reference_rows, n, backend)
-    else:
-        scores, reference = search(query_rows, reference_rows, k, backend)
-        order = np.argsort(-scores.ravel(), kind="stable")
-        query = np.repeat(np.arange(len(queries)), k)[order]
-        scores, reference = scores.ravel()[order], reference.ravel()[order]
-    return Predictions(queries.ids[query], references.ids[reference], scores)
+def _candidates(
+    pair: Sequence[np.ndarray], k: int, settings: Settings, search: Search
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, descending, with the positions of their query and reference."""
+    queries, references = pair
+    if settings.global_candidates:
+        return backends.best_pairs(queries, references, k * len(queries), settings.backend)
+    scores, reference = search(queries, references, k, settings.backend)
+    order = np.argsort(-scores.ravel(), kind="stable")
+    query = np.repeat(np.arange(len(queries)), k)[order]
+    return scores.ravel()[order], query, reference.ravel()[order]
 
 
 class RememberingSearch:

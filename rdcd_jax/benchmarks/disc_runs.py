@@ -1,4 +1,4 @@
-"""What the command line's `embed` and `evaluate` do, as functions of plain arguments."""
+"""What the command line's `evaluate disc` and `evaluate ndec` do, as functions of plain arguments."""
 
 import os
 import pathlib
@@ -13,19 +13,12 @@ from rdcd_jax.benchmarks.ground_truth import (
     read_ground_truth,
     require_known_ids,
 )
-from rdcd_jax.benchmarks.record import write_record
-from rdcd_jax.benchmarks.settings import candidate_count, codec_names, needs_training
-from rdcd_jax.embedding.descriptors import (
-    read_sets,
-)
+from rdcd_jax.benchmarks.record import Measured, write_record
+from rdcd_jax.benchmarks.settings import Settings, candidate_count
+from rdcd_jax.embedding.descriptors import read_sets
 from rdcd_jax.embedding.service import Progress, embedded_sets
 from rdcd_jax.embedding.stream import EmbeddingModel, Unreadable
 from rdcd_jax.images.sources import find_images
-from rdcd_jax.search.score_norm import DEFAULT, parse_score_norms
-
-DEFAULT_CODECS = "Flat"
-# Without a training set there is nothing to normalise by.
-DEFAULT_SCORE_NORMS = {True: f"None;{DEFAULT}", False: "None"}
 
 # The benchmarks that are evaluated as DISC2021 is.
 LAYOUTS = {"disc": find_disc_layout, "ndec": find_ndec_layout}
@@ -54,14 +47,10 @@ def evaluate_disc(
     *,
     benchmark: str = "disc",
     training: str | os.PathLike | None = None,
-    codecs: str = DEFAULT_CODECS,
-    score_norm: str | None = None,
-    k: int | None = None,
-    global_candidates: bool = False,
-    backend: str = "jax",
     batch_size: int = 32,
     keep_descriptors: bool = True,
     on_progress: Progress | None = None,
+    **settings,
 ) -> Evaluation:
     """Embeds the images of a DISC-shaped folder, or of NDEC's, and evaluates them.
 
@@ -74,15 +63,11 @@ def evaluate_disc(
             `write_record`), and `unreadable.txt` where images were left out.
         benchmark: "disc" or "ndec".
         training: a source of training images in place of the folder's own.
-        codecs: codecs separated by `;`.
-        score_norm: normalisations separated by `;`; by default "None;1.0[0,2]", or "None" where
-            there is no training set. Training images are embedded only if something needs them.
-        k: candidates a query; 10 for None, or all references where there are fewer.
-        global_candidates: k * N best pairs of all instead of k of each query.
-        backend: an exact search backend.
         batch_size: images at a time.
         keep_descriptors: keeps them in `descriptors/`, so that other codecs need not embed everything again.
         on_progress: called with "queries", "references" or "training", images done and in all.
+        settings: of `Settings.written`: codecs, score_norm, k, global_candidates, backend. Training images are embedded
+            only if something needs them.
 
     Raises:
         UserError: anything wrong with the folder, names or files; before any image is embedded
@@ -104,12 +89,12 @@ def evaluate_disc(
     layout = data if isinstance(data, DiscLayout) else LAYOUTS[benchmark](data)
     measured_on = layout.ground_truth if data is layout else data
     training = layout.training if training is None else training
-    settings = _settings(codecs, score_norm, training is not None, k=k, backend=backend)
+    compared = Settings.written(training is not None, **settings)
     sources = {"queries": layout.queries, "references": layout.references}
-    if needs_training(settings["codecs"], settings["score_norms"]):
+    if compared.needs_training:
         sources["training"] = training
     images = {name: find_images(source) for name, source in sources.items()}
-    candidate_count(k, disc.DEFAULT_K, len(images["references"]))
+    candidate_count(compared.k, disc.DEFAULT_K, len(images["references"]))
     truth = read_ground_truth(layout.ground_truth)
     require_known_ids(truth, images["queries"].ids, images["references"].ids)
 
@@ -124,26 +109,17 @@ def evaluate_disc(
             embedded["references"],
             embedded.get("training"),
             truth,
-            global_candidates=global_candidates,
+            compared,
             unreadable=[each.id for each in unreadable],
             search=search,
-            **settings,
         )
         disc.write_disc_results(out, rows, predictions, benchmark=benchmark)
         background = getattr(model, "background", None)
         sets = embedded["queries"], embedded["references"]
         write_calibration(out, *sets, truth, measured_on, background, search)
-        write_record(
-            out,
-            rows,
-            truth,
-            embedded["references"],
-            queries=len(embedded["queries"]),
-            measured_on=measured_on,
-            image_size=model.image_size,
-            short_edge=model.short_edge,
-            images={name: images[name].source for name in ("queries", "references")},
-        )
+        shown = {name: images[name].source for name in ("queries", "references")}
+        measured = Measured(measured_on, shown, model.image_size, model.short_edge)
+        write_record(out, rows, truth, sets[1], queries=len(sets[0]), measured=measured)
     return Evaluation(rows, predictions, unreadable)
 
 
@@ -155,11 +131,7 @@ def evaluate_disc_files(
     *,
     benchmark: str = "disc",
     training: str | os.PathLike | None = None,
-    codecs: str = DEFAULT_CODECS,
-    score_norm: str | None = None,
-    k: int | None = None,
-    global_candidates: bool = False,
-    backend: str = "jax",
+    **settings,
 ) -> Evaluation:
     """Evaluates descriptor files.
 
@@ -171,16 +143,12 @@ def evaluate_disc_files(
             `calibration.json` and what a report is made of.
         benchmark: as in `evaluate_disc`.
         training: a descriptor file of unrelated images.
-        codecs: as in `evaluate_disc`.
-        score_norm: as in `evaluate_disc`.
-        k: as in `evaluate_disc`.
-        global_candidates: as in `evaluate_disc`.
-        backend: as in `evaluate_disc`.
+        settings: as of `evaluate_disc`.
 
     Raises:
         UserError: anything wrong with the files or names.
     """
-    settings = _settings(codecs, score_norm, training is not None, k=k, backend=backend)
+    compared = Settings.written(training is not None, **settings)
     truth = read_ground_truth(ground_truth)
     search = disc.RememberingSearch()
     read = read_sets({"query": queries, "reference": references, "training": training})
@@ -189,25 +157,12 @@ def evaluate_disc_files(
         read["reference"],
         read.get("training"),
         truth,
-        global_candidates=global_candidates,
+        compared,
         search=search,
-        **settings,
     )
     disc.write_disc_results(out, rows, predictions, benchmark=benchmark)
     sets = read["query"], read["reference"]
     write_calibration(pathlib.Path(out), *sets, truth, ground_truth, search=search)
-    write_record(
-        out, rows, truth, read["reference"], queries=len(read["query"]), measured_on=ground_truth
-    )
+    measured = Measured(ground_truth)
+    write_record(out, rows, truth, sets[1], queries=len(sets[0]), measured=measured)
     return Evaluation(rows, predictions, [])
-
-
-def _settings(
-    codecs: str, score_norm: str | None, has_training: bool, *, k: int | None, backend: str
-) -> dict:
-    """Arguments of `disc.evaluate_descriptors`, checked before anything costly is done."""
-    norms = parse_score_norms(
-        DEFAULT_SCORE_NORMS[has_training] if score_norm is None else score_norm
-    )
-    names = codec_names(codecs, norms, has_training, k=k, backend=backend)
-    return {"codecs": names, "score_norms": norms, "k": k, "backend": backend}

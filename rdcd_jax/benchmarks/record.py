@@ -78,6 +78,23 @@ class Record:
     predictions: Predictions
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What an evaluation was made on.
+
+    Attributes:
+        on: the data's folder or ground truth.
+        images: sources, as in `Record`; none where descriptor files were evaluated.
+        image_size: side of the images that were embedded.
+        short_edge: whether it is the short side's of images that kept their aspect.
+    """
+
+    on: str | os.PathLike
+    images: Mapping[str, str | os.PathLike] = dataclasses.field(default_factory=dict)
+    image_size: int | None = None
+    short_edge: bool = False
+
+
 def write_record(
     folder: str | os.PathLike,
     rows: Sequence[DiscRow | CopydaysRow],
@@ -85,10 +102,7 @@ def write_record(
     references: Descriptors,
     *,
     queries: int,
-    measured_on: str | os.PathLike,
-    image_size: int | None = None,
-    short_edge: bool = False,
-    images: Mapping[str, str | os.PathLike] | None = None,
+    measured: Measured,
 ) -> None:
     """Writes `pairs.csv` (true pairs with their edits), `curves.csv`, and last `evaluation.json`.
 
@@ -98,10 +112,7 @@ def write_record(
         truth: the true pairs.
         references: the references' descriptors as the model gives them.
         queries: how many there are.
-        measured_on: the data's folder or ground truth.
-        image_size: side of the images that were embedded.
-        short_edge: whether it is the short side's of images that kept their aspect.
-        images: as in `Record`; None where descriptor files were evaluated.
+        measured: the data, and how its images were embedded.
     """
     folder = pathlib.Path(folder)
     edits = {query: "+".join(made) for query, made in truth.edits.items()}
@@ -120,10 +131,10 @@ def write_record(
             "format": FORMAT,
             "model": references.model,
             "numbers": references.descriptors.shape[1],
-            "image_size": image_size,
-            "short_edge": short_edge,
-            "measured_on": pathlib.Path(os.path.abspath(measured_on)).name,
-            "pictures": {name: _absolute(source) for name, source in (images or {}).items()},
+            "image_size": measured.image_size,
+            "short_edge": measured.short_edge,
+            "measured_on": pathlib.Path(os.path.abspath(measured.on)).name,
+            "pictures": {name: _absolute(source) for name, source in measured.images.items()},
             "queries": queries,
             "references": len(references),
             "rows": [

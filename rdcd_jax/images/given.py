@@ -32,6 +32,8 @@ def images_of(images: Images, *, ids: str = "name") -> ImageSet:
     several = [images] if isinstance(images, Image.Image | np.ndarray) else list(images)
     if not several:
         raise UserError("There are no images in the list given; name at least one.")
+    if len(several) == 1 and isinstance(several[0], str | os.PathLike):
+        return find_images(several[0], ids=ids)
     in_memory: dict[str, Image.Image] = {}
     names: list[str] = []
     paths: list[str] = []

@@ -180,7 +180,8 @@ def _embedded(embedder: Model | OnnxModel, images: ImageSet, on_progress: Progre
     """The images' descriptors; many of them through a file in the cache folder, so that who is killed goes on."""
     if len(images) <= ROWS or images.in_memory:
         return embed_images(embedder, images, on_progress=on_progress)
-    key = json.dumps([embedder.fingerprint, embedder.image_size, images.fingerprint()])
+    size = [embedder.image_size, embedder.short_edge]
+    key = json.dumps([embedder.fingerprint, size, images.fingerprint()])
     digest = hashlib.sha256(f"{key}{images.paths}".encode()).hexdigest()[:32]
     path = cache_folder() / "duplicates" / f"{digest}.npz"
     done = embed_to_file(

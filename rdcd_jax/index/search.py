@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.embedding.stream import embedded_parts, has_fingerprint
+from rdcd_jax.embedding.stream import embedded_parts
 from rdcd_jax.images.given import Images, images_of
 from rdcd_jax.index import store
+from rdcd_jax.index.made_by import embedder_for, manifest_of, require_like, require_same_model
 from rdcd_jax.index.queries import Looks, embed_queries
 from rdcd_jax.index.results import Added, Match, Matches
 from rdcd_jax.search import backends
@@ -107,7 +108,7 @@ class Index:
             raise UserError(f"There is no dtype '{dtype}'; use one of {', '.join(store.DTYPES)}.")
         folder = pathlib.Path(folder)
         there = store.read_manifest(folder) if (folder / store.MANIFEST).exists() else None
-        embedder = _embedder_for(model, there).at_size(image_size)
+        embedder = embedder_for(model, there).at_size(image_size)
         if there is not None and there.normalised and not normalised:
             raise UserError(
                 f"{folder} is an index whose scores are normalised; leave normalisation out in the search, or give"
@@ -116,11 +117,11 @@ class Index:
         if there is not None:
             normalised = there.normalised
         background = getattr(embedder, "background", None) if normalised else None
-        new = _manifest_of(embedder, dtype, calibration, background)
+        new = manifest_of(embedder, dtype, calibration, background)
         images = images_of(images)
         with store.writer(folder, new, background) as writer:
-            _require_like(folder, writer.manifest, new)
-            _require_same_model(folder, writer.manifest, embedder)
+            require_like(folder, writer.manifest, new)
+            require_same_model(folder, writer.manifest, embedder)
             if calibration is not None and new.calibration != writer.manifest.calibration:
                 writer.calibrate(new.calibration)
         index = cls(folder)
@@ -135,7 +136,7 @@ class Index:
     def _embedder(self) -> Model | OnnxModel:
         manifest = self.manifest
         found = load_model_of(manifest.model, manifest.fingerprint).at_size(manifest.image_size)
-        _require_same_model(self.folder, self.manifest, found)
+        require_same_model(self.folder, self.manifest, found)
         return found
 
     def add(self, images: Images, *, on_progress: Progress | None = None) -> Added:
@@ -152,7 +153,7 @@ class Index:
         path_of = dict(zip(images.ids, _lasting_paths(images), strict=True))
         added, unreadable = 0, []
         with store.writer(self.folder) as writer:
-            _require_same_model(self.folder, writer.manifest, self._embedder)
+            require_same_model(self.folder, writer.manifest, self._embedder)
             there = writer.ids()
             positions = [position for position, name in enumerate(images.ids) if name not in there]
             for start in range(0, len(positions), CHUNK):
@@ -275,7 +276,7 @@ class Index:
     ) -> list[Match]:
         """The matches of all queries in no order; of a query and an image the variant that scores best."""
         # Another index may lie there by now.
-        _require_same_model(self.folder, manifest, self._embedder)
+        require_same_model(self.folder, manifest, self._embedder)
         self.manifest = manifest
         if not len(manifest):
             return []
@@ -387,70 +388,11 @@ class Index:
         return found
 
 
-def _embedder_for(
-    model: str | Model | OnnxModel, there: store.Manifest | None
-) -> Model | OnnxModel:
-    """The model to build by; of a shipped student the version that an index which is there was made by."""
-    if isinstance(model, str):
-        return load_model_of(model, there and there.fingerprint)
-    if not model.spec:
-        raise UserError(
-            f"The model {model.name} lies nowhere that the index could find it again; export it, and load the export."
-        )
-    return model
-
-
-def _manifest_of(
-    embedder: Model | OnnxModel,
-    dtype: str,
-    calibration: Mapping | None,
-    background: np.ndarray | None,
-) -> store.Manifest:
-    meaning = calibration or getattr(embedder, "card", {}).get("calibration")
-    scoring = scoring_of(background, meaning)  # refuses what is none
-    if calibration and background is not None and scoring.calibration is None:
-        raise UserError(
-            "The calibration given knows nothing of normalised scores; give the calibration.json of `rdcd-jax"
-            " evaluate disc --model=...`, or build the index without normalisation."
-        )
-    return store.Manifest(
-        model=embedder.spec,
-        fingerprint=embedder.fingerprint,
-        image_size=embedder.image_size,
-        dim=embedder.dim,
-        dtype=dtype,
-        calibration=meaning and dict(meaning),
-        normalised=background is not None,
-    )
-
-
 def _lasting_paths(images) -> list[str]:
     """The images' paths as they mean the same in any folder."""
     if images.reader is not None:
         return list(images.paths)
     return [path if path in images.in_memory else os.path.abspath(path) for path in images.paths]
-
-
-def _require_like(folder: pathlib.Path, there: store.Manifest, new: store.Manifest) -> None:
-    for name in ("model", "image_size", "dim", "dtype"):
-        ours, theirs = getattr(new, name), getattr(there, name)
-        if ours != theirs:
-            raise UserError(
-                f"{folder} is an index with {name} {theirs}, and this would have {ours}; give another folder."
-            )
-
-
-def _require_same_model(folder: pathlib.Path, manifest: store.Manifest, embedder) -> None:
-    if embedder.image_size != manifest.image_size:
-        raise UserError(
-            f"{folder} has become an index of images of {manifest.image_size} pixels, not {embedder.image_size};"
-            " open it anew."
-        )
-    if not has_fingerprint(embedder, manifest.fingerprint):
-        raise UserError(
-            f"{folder} was made by other weights of {manifest.model} than those that are there now, whose descriptors"
-            " cannot be compared with its own; bring the old ones back, or build another index."
-        )
 
 
 def _report(on_progress: Progress | None, done: int, total: int) -> None:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from rdcd_jax.augment.device.mix import mixed
 from rdcd_jax.augment.device.overlay import draw_atlas
 from rdcd_jax.augment.device.views import make_device_view
-from rdcd_jax.augment.policies import has_overlays
+from rdcd_jax.augment.policies import has_overlays, make_view
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.mesh import replicate, split_batch
 from rdcd_jax.core.progress import Reporter
@@ -20,8 +20,8 @@ from rdcd_jax.core.rng import at_step, stream
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.method.objective import Objective
 from rdcd_jax.method.step import Batch
-from rdcd_jax.training.kept import Kept, keep_images
-from rdcd_jax.training.pipeline import Batches, make_batches
+from rdcd_jax.training.kept import Kept, Squash, keep_images
+from rdcd_jax.training.pipeline import Batches, Views, Workers, make_batches
 
 
 def source_size(config: ml_collections.ConfigDict) -> int:
@@ -109,20 +109,21 @@ def read_batches(
     config: ml_collections.ConfigDict, images: ImageSet, kept: Kept | None, start_step: int
 ) -> Batches:
     """This host's part of the batches from a step on."""
-    on_device = config.data.views == "device"
     return make_batches(
         images,
-        policy=None if on_device else config.data.policy,
-        image_size=source_size(config) if on_device else config.image_size,
+        kept or _make_from_image(config),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
-        views=views_per_image(config),
-        workers=0 if kept else config.data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        kept=kept,
+        workers=Workers(0 if kept else config.data.workers),
+        host=(jax.process_index(), jax.process_count()),
     )
+
+
+def _make_from_image(config: ml_collections.ConfigDict) -> Views | Squash:
+    if config.data.views == "device":
+        return Squash(source_size(config))
+    return Views(make_view(config.data.policy, config.image_size), views_per_image(config))
 
 
 def on_devices(

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from rdcd_jax.augment.policies import Policy, View, make_view
+from rdcd_jax.augment.policies import View
 from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.core.heap import keep_freed_memory
 from rdcd_jax.core.workers import follow_parent
@@ -24,113 +24,168 @@ from rdcd_jax.training.kept import Kept, Squash
 
 Batch = dict[str, np.ndarray]
 
-# That many unreadable images in a row are no accident.
 _log = logging.getLogger(__name__)
+# That many unreadable images in a row are no accident.
 _MOST_IN_A_ROW = 1000
+# How long workers may take to start, beside the time for their first batch.
+_START_S = 60
 # Workers that die again and again at one batch will do so for ever.
 _MOST_DEATHS = 3
 # How long workers that are to end may finish what they are doing.
 _PATIENCE_S = 10
 
 
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """Makes one or two independent views of an image.
+
+    Attributes:
+        view: see `policies.make_view`.
+        count: 2 for "query" and "key", or 1 for "query" alone.
+    """
+
+    view: View
+    count: int = 2
+
+    def __post_init__(self):
+        if self.count not in (1, 2):
+            raise UserError(f"views={self.count}: an image gives 1 or 2 views.")
+
+    @property
+    def useful_side(self) -> int:
+        """Short side in pixels from which on an image need not be larger."""
+        return self.view.useful_side
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Batch:
+        """Gives views [S, S, 3] uint8 by name."""
+        return {name: self.view(image, rng) for name in ("query", "key")[: self.count]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """The processes that read and augment.
+
+    Attributes:
+        count: 0 does it in a thread of this process. With workers, the main script needs its
+            `if __name__ == "__main__":`, since they are spawned.
+        prefetch: batches made ahead, by each worker.
+        timeout_s: a batch that takes longer is taken to hang on an image.
+    """
+
+    count: int = 0
+    prefetch: int = 2
+    timeout_s: float = 300
+
+
 def make_batches(
     images: ImageSet,
+    make: Views | Squash | Kept | Callable[[int, np.random.Generator], Batch],
     *,
-    policy: str | Policy | None,
-    image_size: int,
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    views: int = 2,
-    workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    prefetch: int = 2,
-    timeout_s: float = 300,
-    kept: Kept | None = None,
+    workers: Workers = Workers(),
+    host: tuple[int, int] = (0, 1),
 ) -> "Batches":
     """Batches without end: every epoch is a fresh shuffle, cut to a whole number of batches.
 
     Which images and views make up step k follows from `seed` and k alone. A run is continued by
-    `start_step`; `workers`, `prefetch` and restarts change nothing, and the hosts' batches together
+    `start_step`; `workers` and restarts change nothing, and the hosts' batches together
     hold exactly the images and views of the one batch that a single host would read.
 
     Args:
-        images: the images.
-        policy: a name from `policies.POLICIES`, or the steps themselves; None gives the images, unedited and squashed
-            to a square, for views that are made on the device.
-        image_size: side S of the views, or of the squashed images, in pixels.
+        images: what to read.
+        make: what a batch holds of an image: views; or the image itself, squashed to a square, for views that are made
+            on the device; or what is kept of a set decoded before, by position, for which nothing is read.
         batch_size: over all hosts; at most as many as there are images.
         seed: 0 or more.
         start_step: the first step to give, counted from 0.
-        views: 2 independent ones per image, or 1.
-        workers: processes that read and augment; 0 does it in a thread of this one. With workers,
-            the main script needs its `if __name__ == "__main__":`, since they are spawned.
-        process_index: this host.
-        process_count: all hosts; divides `batch_size`.
-        prefetch: batches made ahead, by each worker.
-        timeout_s: with workers, a batch that takes longer is taken to hang on an image.
-        kept: the same images, decoded before; nothing is read then, and `policy` is None and `workers` 0.
+        workers: who reads. None where nothing is read.
+        host: this one's position, and how many there are; their number divides `batch_size`.
 
     Returns:
         An iterator, to be closed after use (it is its own context manager), of dicts with
-        "query" [b, S, S, 3] uint8 and, where views is 2, "key" likewise, or "image" [b, S, S, 3] uint8 and "aspect"
-        [b] float32, its true width / height (neither where `kept` is on the device); "index" [b] int64, the shown
-        image's position in `images`, and "unreadable" [b] int64, the place of the unreadable image
-        for which the shown one stands in, or -1; b = batch_size / process_count.
+        "query" [b, S, S, 3] uint8 and, where two views are made, "key" likewise, or "image" [b, S, S, 3] uint8 and
+        "aspect" [b] float32, its true width / height (neither where the kept is on the device); "index" [b] int64, the
+        shown image's position in `images`, and "unreadable" [b] int64, the position of the unreadable image
+        for which the shown one stands in, or -1; b = batch_size / hosts.
 
     Raises:
-        UserError: impossible arguments; see also `policies.make_view`. From the iterator: hardly
+        UserError: impossible arguments. From the iterator: hardly
             any image is readable, workers keep dying, or give nothing within the time.
     """
+    process_index, process_count = host
     _check(images, batch_size, process_index, process_count)
     for name, value, least in [
         ("seed", seed, 0),
         ("start_step", start_step, 0),
-        ("workers", workers, 0),
-        ("prefetch", prefetch, 1),
+        ("workers", workers.count, 0),
+        ("prefetch", workers.prefetch, 1),
     ]:
         if value < least:
             raise UserError(f"{name}={value} must be at least {least}.")
-    if views not in (1, 2):
-        raise UserError(f"views={views}: an image gives 1 or 2 views.")
-    make = Squash(image_size) if policy is None else _Views(make_view(policy, image_size), views)
-    order_seed, view_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
-    per_epoch = len(images) // batch_size * batch_size
-    if workers and not flags.FLAGS.is_parsed():
-        # Grain reads its debugging flags also in programs that do not use absl's.
-        flags.FLAGS.mark_as_parsed()
+    plan = _Plan(images, make, batch_size, seed, workers, host)
+    return Batches(plan, start_step)
 
-    def upcoming(step: int, transform: Callable[[grain.MapDataset], grain.MapDataset]):
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What `make_batches` was given: which images make up which step, and how they are read."""
+
+    images: ImageSet
+    make: Callable
+    batch_size: int
+    seed: int
+    workers: Workers
+    host: tuple[int, int]
+
+    def _upcoming(self, step: int, transform: Callable[[grain.MapDataset], grain.MapDataset]):
         """This host's samples from a step on, without end."""
-        positions = grain.MapDataset.range(len(images)).shuffle(order_seed).slice(slice(per_epoch))
+        order_seed, _ = self._seeds()
+        per_epoch = len(self.images) // self.batch_size * self.batch_size
+        positions = grain.MapDataset.range(len(self.images)).shuffle(order_seed)
         # Hosts part here, last, so that their images and random numbers never coincide.
-        start = step * batch_size + process_index
-        return transform(positions).repeat().slice(slice(start, None, process_count))
-
-    def read(step: int, hanging: frozenset[int]) -> grain.DatasetIterator:
-        sample = _Sample(images, make, hanging) if kept is None else kept
-        # Without drop_remainder Grain rounds the endless length up to one that Python cannot hold.
-        data = upcoming(step, lambda positions: positions.random_map(sample, seed=view_seed)).batch(
-            batch_size // process_count, drop_remainder=True
+        index, count = self.host
+        start = step * self.batch_size + index
+        return (
+            transform(positions.slice(slice(per_epoch))).repeat().slice(slice(start, None, count))
         )
-        if not workers:
+
+    def _seeds(self) -> tuple[int, int]:
+        """Of the shuffle and of the views."""
+        order, view = np.random.SeedSequence(self.seed).generate_state(2)
+        return int(order), int(view)
+
+    def read(self, step: int, hanging: frozenset[int]) -> grain.DatasetIterator:
+        """This host's batches from a step on, without the images at positions on which reading hangs."""
+        reads = hasattr(self.make, "useful_side")
+        sample = _Sample(self.images, self.make, hanging) if reads else self.make
+        _, view_seed = self._seeds()
+        # Without drop_remainder Grain rounds the endless length up to one that Python cannot hold.
+        data = self._upcoming(step, lambda positions: positions.random_map(sample, seed=view_seed))
+        data = data.batch(self.batch_size // self.host[1], drop_remainder=True)
+        workers = self.workers
+        if not workers.count:
             # More threads would wait for one another: little of the work releases the interpreter.
-            options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+            options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=workers.prefetch)
             return iter(data.to_iter_dataset(options))
+        if not flags.FLAGS.is_parsed():
+            # Grain reads its debugging flags also in programs that do not use absl's.
+            flags.FLAGS.mark_as_parsed()
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # the workers read ahead
-        processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=prefetch)
+        processes = grain.MultiprocessingOptions(
+            workers.count, per_worker_buffer_size=workers.prefetch
+        )
         return iter(
             data.to_iter_dataset(options).mp_prefetch(processes, worker_init_fn=_start_worker)
         )
 
-    def due(step: int) -> list[int]:
-        # What the workers may be busy with while this step's batch is waited for.
-        ahead = batch_size // process_count * (1 + max(workers, 1) * (prefetch + 1))
-        positions = upcoming(step, lambda positions: positions)
+    def due(self, step: int) -> list[int]:
+        """The positions that workers may be busy with while this step's batch is waited for."""
+        batches = 1 + max(self.workers.count, 1) * (self.workers.prefetch + 1)
+        positions = self._upcoming(step, lambda positions: positions)
+        ahead = self.batch_size // self.host[1] * batches
         return list(dict.fromkeys(int(positions[i]) for i in range(ahead)))
-
-    return Batches(read, due, images, start_step, timeout_s if workers else None)
 
 
 class Batches(Iterator[Batch]):
@@ -140,19 +195,11 @@ class Batches(Iterator[Batch]):
     the same as if nothing had happened, except that an image on which reading hangs counts as unreadable.
     """
 
-    def __init__(
-        self,
-        read: Callable[[int, frozenset[int]], grain.DatasetIterator],
-        due: Callable[[int], list[int]],
-        images: ImageSet,
-        step: int,
-        timeout_s: float | None,
-    ) -> None:
-        self._read, self._due, self._images = read, due, images
-        self._step, self._timeout_s = step, timeout_s
+    def __init__(self, plan: _Plan, step: int) -> None:
+        self._plan, self._step = plan, step
         self._hanging: frozenset[int] = frozenset()
         self._failures = 0
-        self._batches = read(step, self._hanging)
+        self._start()
 
     def __next__(self) -> Batch:
         while True:
@@ -165,12 +212,14 @@ class Batches(Iterator[Batch]):
                     raise
                 self._replace_workers(error)
             else:
-                self._step, self._failures = self._step + 1, 0
+                self._step, self._failures, self._started = self._step + 1, 0, True
                 return batch
 
     def _waited_for(self) -> Batch:
-        if self._timeout_s is None:
+        workers = self._plan.workers
+        if not workers.count:
             return next(self._batches)
+        patience = workers.timeout_s + (0 if self._started else _START_S)
         answer: queue.SimpleQueue = queue.SimpleQueue()
 
         def ask() -> None:
@@ -181,7 +230,7 @@ class Batches(Iterator[Batch]):
 
         threading.Thread(target=ask, daemon=True).start()
         try:
-            batch, error = answer.get(timeout=self._timeout_s)
+            batch, error = answer.get(timeout=patience)
         except queue.Empty:
             raise TimeoutError from None
         if error is not None:
@@ -201,24 +250,26 @@ class Batches(Iterator[Batch]):
 
     def _leave_out_hanging(self) -> None:
         _kill_workers()
-        positions = [
-            position for position in self._due(self._step) if position not in self._hanging
-        ]
-        hanging = [positions[i] for i in hanging_images(self._images.subset(positions))]
+        images, limit = self._plan.images, self._plan.workers.timeout_s
+        due = [each for each in self._plan.due(self._step) if each not in self._hanging]
+        hanging = [due[i] for i in hanging_images(images.subset(due))]
         if not hanging:
             raise UserError(
-                f"{self._images.source}: the data workers gave no batch for {self._timeout_s:.0f} seconds, though each"
-                " of its images can be read; use more workers (config.data.workers) or a faster disk."
+                f"{images.source}: the data workers gave no batch for {limit:.0f} seconds, though each of its"
+                " images can be read; use more workers (config.data.workers) or a faster disk."
             )
         self._hanging |= frozenset(hanging)
         for position in hanging:
-            path = self._images.paths[position]
+            path = images.paths[position]
             _log.warning("%s cannot be read: reading it hangs. It is left out.", path)
         self._start_again()
 
     def _start_again(self) -> None:
         self.close()
-        self._batches = self._read(self._step, self._hanging)
+        self._start()
+
+    def _start(self) -> None:
+        self._batches, self._started = self._plan.read(self._step, self._hanging), False
 
     def close(self) -> None:
         """Ends the workers; the iterator gives nothing more."""
@@ -273,26 +324,11 @@ def _decode_all(images: ImageSet, positions: Sequence[int], send) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Views:
-    """Makes one or two views of an image."""
-
-    view: View
-    count: int
-
-    @property
-    def useful_side(self) -> int:
-        return self.view.useful_side
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Batch:
-        return {name: self.view(image, rng) for name in ("query", "key")[: self.count]}
-
-
-@dataclasses.dataclass(frozen=True)
 class _Sample:
     """Reads one image and makes what a batch holds of it."""
 
     images: ImageSet
-    make: _Views | Squash
+    make: Views | Squash
     hanging: frozenset[int]
 
     def __call__(self, position: int, rng: np.random.Generator) -> Batch:
@@ -322,7 +358,9 @@ class _Sample:
 
 def _check(images: ImageSet, batch_size: int, process_index: int, process_count: int) -> None:
     if not 0 <= process_index < process_count:
-        raise UserError(f"process_index={process_index} is not within {process_count} processes.")
+        raise UserError(
+            f"host={(process_index, process_count)}: {process_index} is not within {process_count} hosts."
+        )
     if batch_size < 1 or batch_size % process_count:
         raise UserError(
             f"batch_size={batch_size} must be a positive multiple of the {process_count} hosts."

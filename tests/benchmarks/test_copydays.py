@@ -12,9 +12,12 @@ from rdcd_jax.benchmarks.copydays import (
     figures,
     write_copydays_results,
 )
+from rdcd_jax.benchmarks.settings import Settings
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.codecs import parse_codec
 from rdcd_jax.embedding.descriptors import Descriptors
+
+NUMPY = Settings(backend="numpy")
 
 
 def test_the_references_figures(vectors):
@@ -78,7 +81,7 @@ def by_hand(images, database, codec, training):
 def test_figures_made_by_hand(copydays, codec):
     images, distractors = copydays
     training = named([f"t{i}" for i in range(60)], np.random.default_rng(1).normal(size=(60, 8)))
-    (row,), _ = evaluate_copydays(images, distractors, training, codecs=[codec])
+    (row,), _ = evaluate_copydays(images, distractors, training, Settings([codec]))
     database = np.concatenate([images.descriptors[10:15], distractors.descriptors])
     means, overall = by_hand(images, database, codec, training.descriptors)
     assert [block.name for block in row.blocks] == ["original", "strong", "crops/9", "crops/80"]
@@ -91,18 +94,20 @@ def test_figures_made_by_hand(copydays, codec):
 
 def test_k_distractors_and_unreadable_images(copydays):
     images, distractors = copydays
-    (alone,), _ = evaluate_copydays(images, backend="numpy")
-    (among,), _ = evaluate_copydays(images, distractors, backend="numpy")
+    (alone,), _ = evaluate_copydays(images, settings=NUMPY)
+    (among,), _ = evaluate_copydays(images, distractors, settings=NUMPY)
     assert alone.overall > among.overall
-    (few,), _ = evaluate_copydays(images, distractors, k=1, backend="numpy")
+    (few,), _ = evaluate_copydays(images, distractors, settings=Settings(k=1, backend="numpy"))
     assert few.overall < among.overall
     with pytest.raises(UserError, match="k is 46, but queries are compared with 45 images only"):
-        evaluate_copydays(images, distractors, k=46)
+        evaluate_copydays(images, distractors, settings=Settings(k=46))
     # An original and a copy that could not be embedded count as missed, and so do the original's copies.
     lost = np.isin(images.ids, ["original/200000.jpg", "crops/9/201000.jpg"])
     rest = Descriptors(images.ids[~lost], images.descriptors[~lost], "m")
     unreadable = images.ids[lost].tolist()
-    (row,), _ = evaluate_copydays(rest, k=5, unreadable=unreadable, backend="numpy")
+    (row,), _ = evaluate_copydays(
+        rest, settings=Settings(k=5, backend="numpy"), unreadable=unreadable
+    )
     found = {block.name: block for block in row.blocks}
     assert [block.images for block in row.blocks] == [5, 5, 5, 5]
     assert found["original"].mean_average_precision == 0.8
@@ -112,7 +117,9 @@ def test_k_distractors_and_unreadable_images(copydays):
 
 def test_files(copydays, tmp_path):
     images, distractors = copydays
-    rows, predictions = evaluate_copydays(images, distractors, codecs=["Flat", "L2norm,Flat"])
+    rows, predictions = evaluate_copydays(
+        images, distractors, settings=Settings(["Flat", "L2norm,Flat"])
+    )
     write_copydays_results(tmp_path / "out", rows, predictions)
     lines = (tmp_path / "out" / "copydays_metrics.csv").read_text().splitlines()
     assert lines[0] == "codec,strong_mAP,overall_uAP"
@@ -147,4 +154,6 @@ def test_what_is_not_copydays_is_refused(copydays):
     with pytest.raises(UserError, match="Copydays was embedded by 'm' and the distractors by 'n'"):
         evaluate_copydays(images, dataclasses.replace(distractors, model="n"))
     with pytest.raises(UserError, match="'PCAW4,L2norm,Flat' is fitted on a training set"):
-        evaluate_copydays(images, distractors, codecs=["PCAW4,L2norm,Flat"])
+        evaluate_copydays(images, distractors, settings=Settings(["PCAW4,L2norm,Flat"]))
+    with pytest.raises(UserError, match="Copydays knows neither score normalisation nor"):
+        evaluate_copydays(images, distractors, settings=Settings(global_candidates=True))

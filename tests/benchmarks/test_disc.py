@@ -7,6 +7,7 @@ import pytest
 
 from rdcd_jax.benchmarks.disc import evaluate_descriptors, write_disc_results
 from rdcd_jax.benchmarks.ground_truth import GroundTruth
+from rdcd_jax.benchmarks.settings import Settings
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import Descriptors
 
@@ -45,10 +46,12 @@ def test_the_references_table(disc, backend):
             references,
             training,
             truth,
-            codecs=list(dict.fromkeys(codec for codec, _, _ in cases)),
-            score_norms=[None if norm == "None" else norm for norm in norms],
-            global_candidates=metric == "ip_global",
-            backend=backend,
+            Settings(
+                codecs=list(dict.fromkeys(codec for codec, _, _ in cases)),
+                score_norms=[None if norm == "None" else norm for norm in norms],
+                global_candidates=metric == "ip_global",
+                backend=backend,
+            ),
         )
         for row in rows:
             figures = row.metrics
@@ -70,7 +73,7 @@ def test_the_references_table(disc, backend):
 def test_the_references_neighbours(disc, codec, norm):
     g, queries, references, training, truth = disc
     _, predictions = evaluate_descriptors(
-        queries, references, training, truth, codecs=[codec], score_norms=[norm]
+        queries, references, training, truth, Settings([codec], [norm])
     )
     position = f"{codec.replace(',', '_')}/sn_{norm}"
     scores, ids = g[f"{position}/ip_knn_scores"], g[f"{position}/ip_knn_ids"]
@@ -90,8 +93,8 @@ def test_the_references_neighbours(disc, codec, norm):
 
 def test_predictions_are_those_of_the_last_row(disc):
     _, queries, references, training, truth = disc
-    settings = {"codecs": ["Flat", "PCAW32,L2norm,Flat"], "score_norms": [None, "1.0[0,2]"]}
-    rows, predictions = evaluate_descriptors(queries, references, training, truth, **settings)
+    settings = Settings(["Flat", "PCAW32,L2norm,Flat"], [None, "1.0[0,2]"])
+    rows, predictions = evaluate_descriptors(queries, references, training, truth, settings)
     assert [(row.codec, row.score_norm) for row in rows] == [
         ("Flat", "None"),
         ("Flat", "1.0[0,2]"),
@@ -108,8 +111,7 @@ def test_files(tmp_path, disc):
         references,
         training,
         truth,
-        codecs=["PCAW32,L2norm,Flat", "PCAW16,L2norm,Flat"],
-        score_norms=[None],
+        Settings(["PCAW32,L2norm,Flat", "PCAW16,L2norm,Flat"]),
     )
     write_disc_results(tmp_path / "out", rows, predictions)
     with (tmp_path / "out" / "disc_metrics.csv").open(newline="") as file:
@@ -139,10 +141,12 @@ def test_k_and_unreadable_images(disc):
     assert len(predictions.scores) == 4 * len(queries)
     assert len(rows[0].metrics.true_ranks) == len(truth.pairs)
     # Fewer references than k only because of those that are unreadable.
-    _, same = evaluate_descriptors(queries, few, None, truth, k=5, unreadable=references.ids[4:])
+    _, same = evaluate_descriptors(
+        queries, few, None, truth, Settings(k=5), unreadable=references.ids[4:]
+    )
     np.testing.assert_array_equal(same.scores, predictions.scores)
     with pytest.raises(UserError, match="k is 301, but queries are compared with 300 images"):
-        evaluate_descriptors(queries, references, None, truth, k=301)
+        evaluate_descriptors(queries, references, None, truth, Settings(k=301))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +162,7 @@ def test_k_and_unreadable_images(disc):
 def test_settings_that_cannot_work_are_refused(disc, change, sentence):
     _, queries, references, _, truth = disc
     with pytest.raises(UserError, match=sentence):
-        evaluate_descriptors(queries, references, None, truth, **change)
+        evaluate_descriptors(queries, references, None, truth, Settings(**change))
 
 
 def test_descriptors_of_other_models_are_refused(disc):

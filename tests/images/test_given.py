@@ -1,5 +1,7 @@
 """Images as a caller has them."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,3 +49,12 @@ def test_names_are_made_distinct(tmp_path):
 def test_what_is_no_image_is_refused(given, match):
     with pytest.raises(UserError, match=match):
         images_of(given)
+
+
+def test_a_list_of_one_source_is_that_source(tmp_path):
+    folder = make_images(tmp_path / "a", 3)
+    archive = shutil.make_archive(str(tmp_path / "images"), "zip", folder)
+    found = images_of([archive])
+    assert found.ids == find_images(archive).ids and found.reader is not None
+    with pytest.raises(UserError, match=r"images\.zip: is an archive or records; give it alone"):
+        images_of([archive, folder])

@@ -17,6 +17,7 @@ from toy import (
     metrics_of,
 )
 
+from rdcd_jax.augment.policies import make_view
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.images.sources import find_images
@@ -28,7 +29,7 @@ from rdcd_jax.training import frozen
 from rdcd_jax.training.check import check_config
 from rdcd_jax.training.config import load_config
 from rdcd_jax.training.loop import train_and_evaluate
-from rdcd_jax.training.pipeline import make_batches
+from rdcd_jax.training.pipeline import Views, make_batches
 from rdcd_jax.weights.library import load_model
 
 # Compiles in a fraction of the time that a published policy takes.
@@ -105,7 +106,7 @@ def test_the_features_are_those_of_the_feed_s_views(images, start, tmp_path):
     found = find_images(images)
     backbone = load_model(str(start)).module.backbone
     padded = found.subset([*range(40), *range(24)])
-    batches = make_batches(padded, policy=POLICY, image_size=32, batch_size=64, seed=0)
+    batches = make_batches(padded, Views(make_view(POLICY, 32)), batch_size=64, seed=0)
     with batches:
         batch = next(batches)
     edited = np.load(tmp_path / "run" / "view_features.npy")

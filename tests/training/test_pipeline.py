@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rdcd_jax.augment.policies import Step
+from rdcd_jax.augment.policies import Step, make_view
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.pack import pack_images
 from rdcd_jax.images.sources import ImageSet, find_images
 from rdcd_jax.training import pipeline
-from rdcd_jax.training.pipeline import make_batches
+from rdcd_jax.training.pipeline import Views, Workers, make_batches
 
 COUNT, SIZE = 11, 16
 
@@ -34,9 +34,15 @@ def images(tmp_path_factory):
     return find_images(folder)
 
 
+def batches_of(images, *, policy="SIMCLR", image_size=SIZE, views=2, workers=0, **options):
+    make = Views(make_view(policy, image_size), views)
+    reading = {name: options.pop(name) for name in ("prefetch", "timeout_s") if name in options}
+    options = {"batch_size": 4, "seed": 7} | options
+    return make_batches(images, make, workers=Workers(workers, **reading), **options)
+
+
 def take(count, images, **options):
-    defaults = {"policy": "SIMCLR", "image_size": SIZE, "batch_size": 4, "seed": 7}
-    with make_batches(images, **{**defaults, **options}) as batches:
+    with batches_of(images, **options) as batches:
         return list(itertools.islice(batches, count))
 
 
@@ -105,7 +111,7 @@ def test_workers_change_nothing(images, ten):
 
 
 def test_two_hosts_read_together_what_one_would(images, ten):
-    hosts = [take(10, images, process_index=host, process_count=2) for host in (0, 1)]
+    hosts = [take(10, images, host=(host, 2)) for host in (0, 1)]
     for host, batches in enumerate(hosts):
         assert_same(batches, [{k: v[host::2] for k, v in batch.items()} for batch in ten])
 
@@ -133,14 +139,9 @@ def test_records_give_the_batches_of_the_files(packed, ten):
     assert_same(take(3, packed, workers=2), ten[:3])
 
 
-def send_host_batches(connection, sets, process_index):
+def send_host_batches(connection, sets, host):
     """What a host does, as a process of its own."""
-    connection.send(
-        {
-            name: take(10, images, process_index=process_index, process_count=2)
-            for name, images in sets.items()
-        }
-    )
+    connection.send({name: take(10, images, host=(host, 2)) for name, images in sets.items()})
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +184,7 @@ def test_an_epoch_of_two_processes_shows_no_image_twice(two_processes, source):
 
 
 def test_an_epoch_that_batches_fill_shows_every_image(images):
-    hosts = [
-        take(4, images.subset(range(8)), process_index=host, process_count=2) for host in (0, 1)
-    ]
+    hosts = [take(4, images.subset(range(8)), host=(host, 2)) for host in (0, 1)]
     for start in (0, 2):
         shown = [b["index"] for host in hosts for b in host[start : start + 2]]
         assert sorted(np.concatenate(shown)) == list(range(8))
@@ -243,8 +242,7 @@ def workers_of_ours():
 
 
 def test_a_worker_that_dies_is_replaced(images, ten, capfd):
-    options = {"policy": "SIMCLR", "image_size": SIZE, "batch_size": 4, "seed": 7}
-    with make_batches(images, **options, workers=1, prefetch=1) as batches:
+    with batches_of(images, workers=1, prefetch=1) as batches:
         got = [next(batches)]
         for child in workers_of_ours():
             os.kill(child.pid, signal.SIGKILL)
@@ -257,9 +255,7 @@ def test_a_worker_that_dies_is_replaced(images, ten, capfd):
 def test_workers_that_keep_dying_are_an_error(images, monkeypatch):
     monkeypatch.setattr(pipeline, "_start_worker", leave_at_once)
     with (
-        make_batches(
-            images, policy="SIMCLR", image_size=SIZE, batch_size=4, seed=0, workers=1
-        ) as batches,
+        batches_of(images, workers=1) as batches,
         pytest.raises(UserError, match=r"worker process died 4 times at one batch"),
     ):
         next(batches)
@@ -293,9 +289,7 @@ def test_an_image_on_which_reading_hangs_is_left_out(images, monkeypatch, capfd)
 
 
 def test_workers_that_hang_by_themselves_are_an_error(images):
-    with make_batches(
-        images, policy="SIMCLR", image_size=SIZE, batch_size=4, seed=0, workers=1, timeout_s=5
-    ) as batches:
+    with batches_of(images, workers=1, timeout_s=5) as batches:
         next(batches)
         for child in workers_of_ours():
             os.kill(child.pid, signal.SIGSTOP)
@@ -309,14 +303,14 @@ def test_workers_leave_with_a_parent_that_is_killed(images, tmp_path):
     script.write_text(
         """
 import json, multiprocessing, os, signal, sys
-from rdcd_jax.training.pipeline import make_batches
+from rdcd_jax.augment.policies import make_view
 from rdcd_jax.images.sources import find_images
+from rdcd_jax.training.pipeline import Views, Workers, make_batches
 
 if __name__ == "__main__":
     images = find_images(sys.argv[1])
-    batches = make_batches(
-        images, policy="SIMCLR", image_size=16, batch_size=4, seed=0, workers=1
-    )
+    views = Views(make_view("SIMCLR", 16))
+    batches = make_batches(images, views, batch_size=4, seed=0, workers=Workers(1))
     next(batches)
     print(json.dumps([c.pid for c in multiprocessing.active_children()]), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -346,8 +340,8 @@ if __name__ == "__main__":
     [
         ({"batch_size": 12}, "11 images do not fill a batch of 12"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"batch_size": 5, "process_count": 2}, "batch_size=5 must be a positive multiple of .* 2"),
-        ({"process_index": 2, "process_count": 2}, "process_index=2"),
+        ({"batch_size": 5, "host": (0, 2)}, "batch_size=5 must be a positive multiple of .* 2"),
+        ({"host": (2, 2)}, "2 is not within 2 hosts"),
         ({"views": 3}, "views=3"),
         ({"seed": -1}, "seed=-1"),
         ({"start_step": -1}, "start_step=-1"),

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from toy import embed, make_export, make_features, make_images, relational_kl_of, toy_config
 
+from rdcd_jax.augment.policies import make_view
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.training.loop import train_and_evaluate
-from rdcd_jax.training.pipeline import make_batches
+from rdcd_jax.training.pipeline import Views, make_batches
 from rdcd_jax.training.teacher import cached_teacher
 from rdcd_jax.weights.library import load_model
 
@@ -36,9 +37,8 @@ def test_a_cached_teacher_is_asked_once(toys, images, tmp_path):
     model = load_model(str(teacher))
     np.testing.assert_allclose(kept.descriptors, embed(model, images), atol=1e-6)
     # Each view came with its own image's descriptor.
-    batches = make_batches(
-        find_images(images), policy="STRONG_BLUR", image_size=32, batch_size=8, seed=0
-    )
+    views = Views(make_view("STRONG_BLUR", 32))
+    batches = make_batches(find_images(images), views, batch_size=8, seed=0)
     with batches:
         shown = next(batches)["index"]
     np.testing.assert_array_equal(state.bank[:8], kept.descriptors[shown])

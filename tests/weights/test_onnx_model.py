@@ -6,10 +6,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from toy import FEATURE, metrics_of, toy_config
 
+from rdcd_jax.augment.policies import make_view
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.training.loop import train_and_evaluate
-from rdcd_jax.training.pipeline import make_batches
+from rdcd_jax.training.pipeline import Views, make_batches
 from rdcd_jax.weights.library import load_model
 
 pytest.importorskip("onnxruntime")
@@ -54,9 +55,8 @@ def test_as_a_teacher_it_sees_the_query_views(toys, images, tmp_path):
     spec = f"onnxruntime:{tmp_path / 'mean.onnx'}"
     config = toy_config(images, **{"teacher.model": spec, "schedule.max_steps": 1})
     state = train_and_evaluate(config, tmp_path / "run")
-    batches = make_batches(
-        find_images(images), policy="STRONG_BLUR", image_size=32, batch_size=8, seed=0
-    )
+    views = Views(make_view("STRONG_BLUR", 32))
+    batches = make_batches(find_images(images), views, batch_size=8, seed=0)
     with batches:
         views = next(batches)["query"]
     np.testing.assert_allclose(state.bank[:8], unit(views.mean((1, 2)) @ matrix), atol=1e-6)

@@ -1,0 +1,74 @@
+"""What made an index, and what may go on with it: its model, image size and type."""
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.embedding.stream import has_fingerprint
+from rdcd_jax.index import store
+from rdcd_jax.search.scoring import scoring_of
+from rdcd_jax.weights.library import load_model_of
+from rdcd_jax.weights.model import Model
+from rdcd_jax.weights.onnx_model import OnnxModel
+
+
+def embedder_for(model: str | Model | OnnxModel, there: store.Manifest | None) -> Model | OnnxModel:
+    """The model to build by; of a shipped student the version that an index which is there was made by."""
+    if isinstance(model, str):
+        return load_model_of(model, there and there.fingerprint)
+    if not model.spec:
+        raise UserError(
+            f"The model {model.name} lies nowhere that the index could find it again; export it, and load the export."
+        )
+    return model
+
+
+def manifest_of(
+    embedder: Model | OnnxModel,
+    dtype: str,
+    calibration: Mapping | None,
+    background: np.ndarray | None,
+) -> store.Manifest:
+    """The manifest of an index of nothing yet, by this model."""
+    meaning = calibration or getattr(embedder, "card", {}).get("calibration")
+    scoring = scoring_of(background, meaning)  # refuses what is none
+    if calibration and background is not None and scoring.calibration is None:
+        raise UserError(
+            "The calibration given knows nothing of normalised scores; give the calibration.json of `rdcd-jax"
+            " evaluate disc --model=...`, or build the index without normalisation."
+        )
+    return store.Manifest(
+        model=embedder.spec,
+        fingerprint=embedder.fingerprint,
+        image_size=embedder.image_size,
+        dim=embedder.dim,
+        dtype=dtype,
+        calibration=meaning and dict(meaning),
+        normalised=background is not None,
+    )
+
+
+def require_like(folder: pathlib.Path, there: store.Manifest, new: store.Manifest) -> None:
+    """Refuses to go on with an index that is made otherwise."""
+    for name in ("model", "image_size", "dim", "dtype"):
+        ours, theirs = getattr(new, name), getattr(there, name)
+        if ours != theirs:
+            raise UserError(
+                f"{folder} is an index with {name} {theirs}, and this would have {ours}; give another folder."
+            )
+
+
+def require_same_model(folder: pathlib.Path, manifest: store.Manifest, embedder) -> None:
+    """Refuses a model other than the one that made an index."""
+    if embedder.image_size != manifest.image_size:
+        raise UserError(
+            f"{folder} has become an index of images of {manifest.image_size} pixels, not {embedder.image_size};"
+            " open it anew."
+        )
+    if not has_fingerprint(embedder, manifest.fingerprint):
+        raise UserError(
+            f"{folder} was made by other weights of {manifest.model} than those that are there now, whose descriptors"
+            " cannot be compared with its own; bring the old ones back, or build another index."
+        )
