@@ -406,7 +406,7 @@ def test_an_image_of_zeros_is_left_out(tmp_path, monkeypatch):
 
     Image.new("RGB", (8, 8)).save(images / "blank.png")
     monkeypatch.setattr(
-        "rdcd_jax.index.search.load_model_of",
+        "rdcd_jax.index.made_by.load_model_of",
         lambda spec, fingerprint: Sized(embed, 8, name="sums"),
     )
     index = Index.build(tmp_path / "x", images, model="sums")

@@ -274,6 +274,7 @@ class Endless(os.PathLike):
 
 def test_an_image_on_which_reading_hangs_is_left_out(images, monkeypatch, capfd):
     monkeypatch.setattr(pipeline.hanging_images, "__defaults__", (3,))
+    monkeypatch.setattr(pipeline, "_START_S", 10)
     paths = (*images.paths[:4], Endless(), *images.paths[5:])
     spoilt = ImageSet("spoilt", images.ids, paths)
     got = take(3, spoilt, workers=1, batch_size=COUNT, timeout_s=10)
