@@ -158,7 +158,7 @@ def speeds(made: dict[str, Contender], source: str | os.PathLike) -> dict[str, f
     images = find_images(source)
     some = images.subset(range(min(len(images), 400)))
     taken: dict[str, list[float]] = {name: [] for name in made}
-    for name, contender in made.items():
+    for contender in made.values():
         contender.embed(some.subset(range(min(len(some), 64))))
     for _ in range(ROUNDS):
         for name, contender in made.items():

@@ -34,7 +34,8 @@ def add_duplicates(verbs) -> None:
 
 
 def _duplicates(options, rest) -> None:
-    from rdcd_jax.index.duplicates import find_duplicates, require_savable
+    from rdcd_jax.index.duplicates import find_duplicates
+    from rdcd_jax.index.results import require_savable
 
     if options.out is not None:
         require_savable(options.out)

@@ -23,7 +23,7 @@ def add_search(verbs) -> None:
         verbs,
         "search",
         "Find the images of an index that queries are copies of.",
-        "rdcd-jax search --index=my.index SUSPECTS --out=matches.csv",
+        "rdcd-jax search --index=my.index SUSPECTS --out=matches.html",
         _search,
     )
     parser.add_argument("--index", required=True, type=pathlib.Path, help="made by index build")
@@ -39,15 +39,17 @@ def add_search(verbs) -> None:
         " (five parts), flip, rotate90, rotate180, rotate270; or none",
     )
     add_score_norm_option(parser)
-    parser.add_argument("--out", type=pathlib.Path, help="a .csv or .json file for all matches")
+    parser.add_argument(
+        "--out", type=pathlib.Path, help="a .csv, .json or .html file for all matches"
+    )
 
 
 def _search(options, rest) -> None:
-    from rdcd_jax.index.results import require_table
+    from rdcd_jax.index.results import require_savable
     from rdcd_jax.index.search import Index
 
     if options.out is not None:
-        require_table(options.out)
+        require_savable(options.out)
         require_writable(options.out)
     images = sources_of(options)
     index = Index(options.index)

@@ -198,7 +198,8 @@ def embedded_parts(
             for positions, batch in batches(part, batch_size, least):
                 found = np.asarray(model.embed_batch(batch), np.float32)
                 if embedded is None:
-                    embedded = np.empty((len(ids), found.shape[1]), np.float32)
+                    # Zeros, since rows of unreadable images are looked at too.
+                    embedded = np.zeros((len(ids), found.shape[1]), np.float32)
                 embedded[positions] = found[: len(positions)]
                 done[positions] = True
                 count += len(positions)

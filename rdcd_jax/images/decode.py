@@ -178,3 +178,13 @@ def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
         turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
         return rgb if turn is None else rgb.transpose(turn)
     return rgb
+
+
+def size_of(path: str) -> tuple[int, int] | None:
+    """Width and height in pixels as an image file says; None of what is no file, or damaged."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception:
+        # Damaged files make Pillow raise nearly anything.
+        return None

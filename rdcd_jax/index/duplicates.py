@@ -10,7 +10,6 @@ from typing import overload
 
 import numpy as np
 import scipy.sparse
-from PIL import Image
 from scipy.sparse import csgraph
 
 from rdcd_jax.core.errors import UserError
@@ -19,10 +18,12 @@ from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.embedding.parts import ROWS
 from rdcd_jax.embedding.service import embed_to_file
 from rdcd_jax.embedding.stream import Part, Unreadable, embed_images
+from rdcd_jax.images.decode import size_of
 from rdcd_jax.images.given import Images, images_of
 from rdcd_jax.images.sources import ImageSet
+from rdcd_jax.index.results import require_savable
 from rdcd_jax.index.search import PRECISION, Progress
-from rdcd_jax.report.gallery import GalleryGroup, write_gallery
+from rdcd_jax.report.gallery import Figure, Section, at, write_gallery
 from rdcd_jax.search import backends
 from rdcd_jax.search.scoring import Scoring, scoring_of
 from rdcd_jax.weights.library import load_model
@@ -67,7 +68,7 @@ class Group:
     @property
     def sizes(self) -> list[tuple[int, int] | None]:
         """Width and height in pixels of each as its file says; None of what is no file."""
-        return [_size(path) for path in self.paths]
+        return [size_of(path) for path in self.paths]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,10 @@ class Groups(Sequence[Group]):
         require_savable(path)
         suffix = pathlib.Path(path).suffix.lower()
         if suffix == ".html":
-            write_gallery(path, [_shown(group) for group in self.groups], self.images)
+            copies = sum(len(group.ids) for group in self.groups)
+            summary = f"{copies} of {self.images} images are in {len(self.groups)} groups of copies, the surest first."
+            sections = [_shown(number, group) for number, group in enumerate(self.groups, 1)]
+            write_gallery(path, "Duplicates", summary, sections)
         elif suffix == ".json":
             keys = ("ids", "paths", "sizes", "score")
             write_json(
@@ -119,14 +123,6 @@ class Groups(Sequence[Group]):
                 for name, where, size in zip(group.ids, group.paths, group.sizes, strict=True)
             )
             write_csv(pathlib.Path(path), CSV_COLUMNS, rows)
-
-
-def require_savable(path: str | os.PathLike) -> None:
-    """Raises UserError for a path that groups cannot be saved to."""
-    if pathlib.Path(path).suffix.lower() not in (".csv", ".json", ".html"):
-        raise UserError(
-            f"{path}: groups are written to .csv, .json or .html files; name one of those."
-        )
 
 
 def find_duplicates(
@@ -197,17 +193,13 @@ def _embedded(embedder: Model | OnnxModel, images: ImageSet, on_progress: Progre
     return Part(found, done.unreadable)
 
 
-def _size(path: str) -> tuple[int, int] | None:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except Exception:
-        # Of archives and arrays there is no file; damaged ones make Pillow raise nearly anything.
-        return None
-
-
-def _shown(group: Group) -> GalleryGroup:
-    return GalleryGroup(group.score, list(zip(group.ids, group.paths, group.sizes, strict=True)))
+def _shown(number: int, group: Group) -> Section:
+    images = zip(group.ids, group.paths, group.sizes, strict=True)
+    figures = [
+        Figure(name, [*([f"{size[0]} x {size[1]} pixels"] if size else []), path], at(path))
+        for name, path, size in images
+    ]
+    return Section(f"Group {number}", f"least score {group.score:.3f}", figures)
 
 
 def groups_of(

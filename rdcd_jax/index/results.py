@@ -3,12 +3,18 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import overload
 
-from rdcd_jax.core.errors import UserError
+from PIL import Image
+
+from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.core.files import write_csv, write_json
 from rdcd_jax.embedding.stream import Unreadable
+from rdcd_jax.images.decode import size_of
+from rdcd_jax.images.sources import ImageSet
+from rdcd_jax.report.gallery import Figure, Section, at, write_gallery
+from rdcd_jax.report.thumbnails import SIDE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +67,13 @@ class Matches(Sequence[Match]):
         matches: all of them.
         queries: ids of all queries that could be read, those without a match included.
         unreadable: queries that were left out.
+        images: the queries themselves; None where descriptors were searched for.
     """
 
     matches: list[Match]
     queries: list[str]
     unreadable: list[Unreadable]
+    images: ImageSet | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.matches)
@@ -84,22 +92,77 @@ class Matches(Sequence[Match]):
         """The matches of one query."""
         return [match for match in self.matches if match.query == query]
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes all matches to a .csv or .json file.
+    def save(self, path: str | os.PathLike, notes: Mapping[str, str] | None = None) -> None:
+        """Writes all matches to a .csv or .json file, or to a page (.html) with each query beside its matches.
+
+        Args:
+            path: the file.
+            notes: a few words about some of the queries, by id, for the page.
 
         Raises:
             UserError: a file of another kind.
         """
-        require_table(path)
+        require_savable(path)
+        suffix = pathlib.Path(path).suffix.lower()
+        if suffix == ".html":
+            self._save_page(path, notes or {})
+            return
         rows = [dataclasses.asdict(match) for match in self.matches]
-        if pathlib.Path(path).suffix.lower() == ".json":
+        if suffix == ".json":
             write_json(pathlib.Path(path), rows)
             return
         names = [field.name for field in dataclasses.fields(Match)]
         write_csv(pathlib.Path(path), names, (row.values() for row in rows))
 
+    def _save_page(self, path: str | os.PathLike, notes: Mapping[str, str]) -> None:
+        matches: dict[str, list[Match]] = {}
+        for match in self.matches:
+            matches.setdefault(match.query, []).append(match)
+        positions = {} if self.images is None else {id_: i for i, id_ in enumerate(self.images.ids)}
+        sections = [
+            Section(
+                query,
+                notes.get(query, ""),
+                [self._query(query, positions.get(query)), *map(_found, found)],
+            )
+            for query, found in matches.items()
+        ]
+        summary = (
+            f"{len(matches)} of {len(self.queries)} queries resemble an image of the index; each stands left of what"
+            " was found for it, best first."
+        )
+        write_gallery(path, "Copies found", summary, sections)
 
-def require_table(path: str | os.PathLike) -> None:
+    def _query(self, query: str, position: int | None) -> Figure:
+        images = self.images
+        if images is None or position is None:
+            return Figure(query, ["query"], _nothing, is_query=True)
+        path = images.paths[position]
+        lines = ["query", *_size_line(path), path]
+        return Figure(query, lines, lambda: images.decode(position, min_side_hint=SIDE), True)
+
+
+def _found(match: Match) -> Figure:
+    known = match.probability is not None
+    lines = [f"{100 * match.probability:.0f} % sure to be a copy"] if known else []
+    lines.append(f"score {match.score:.3f}, similarity {match.similarity:.3f}")
+    if match.variant:
+        lines.append(f"found by {match.variant}")
+    return Figure(match.reference, [*lines, *_size_line(match.path), match.path], at(match.path))
+
+
+def _size_line(path: str) -> list[str]:
+    size = size_of(path)
+    return [f"{size[0]} x {size[1]} pixels"] if size else []
+
+
+def _nothing() -> Image.Image:
+    raise UnreadableImageError("Of descriptors there is no image.")
+
+
+def require_savable(path: str | os.PathLike) -> None:
     """Raises UserError for a path that results cannot be saved to."""
-    if pathlib.Path(path).suffix.lower() not in (".csv", ".json"):
-        raise UserError(f"{path}: results are written to .csv or .json files; name one of those.")
+    if pathlib.Path(path).suffix.lower() not in (".csv", ".json", ".html"):
+        raise UserError(
+            f"{path}: results are written to .csv, .json or .html files; name one of those."
+        )

@@ -1,5 +1,6 @@
 """A persistent index: images in, the most similar images of the index out."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -207,7 +208,8 @@ class Index:
         self._require_images(k)
         images = images_of(images)
         looks = embed_queries(self._embedder, images, variants, on_progress=on_progress)
-        return self._found(looks, images.ids, k, threshold, normalised)
+        found = self._found(looks, images.ids, k, threshold, normalised)
+        return dataclasses.replace(found, images=images)
 
     def search_descriptors(
         self,

@@ -1,8 +1,10 @@
-"""A page of groups of images, self-contained: it asks for nothing from the network."""
+"""A page of images side by side, self-contained: it asks for nothing from the network."""
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from PIL import Image
 
 import rdcd_jax
 from rdcd_jax.core.errors import UnreadableImageError, UserError
@@ -16,51 +18,80 @@ _MOST_SHOWN = 600
 
 
 @dataclasses.dataclass(frozen=True)
-class GalleryGroup:
+class Figure:
+    """An image with what there is to say about it.
+
+    Attributes:
+        title: its id.
+        lines: said below it, one a line.
+        decode: gives it; see `at`.
+        is_query: whether the others of its section were found for it.
+    """
+
+    title: str
+    lines: Sequence[str]
+    decode: Callable[[], Image.Image]
+    is_query: bool = False
+
+    def uri(self) -> str | None:
+        """The image, small; None where it lies in an archive or is gone."""
+        try:
+            return thumbnail_uri(self.decode())
+        except (UnreadableImageError, UserError):
+            return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
     """Images that belong together.
 
     Attributes:
-        score: the least score that holds them together.
-        images: id, path, and width and height in pixels or None, of each.
+        heading: what they are called by.
+        note: a few words beside it.
+        figures: the images.
     """
 
-    score: float
-    images: list[tuple[str, str, tuple[int, int] | None]]
+    heading: str
+    note: str
+    figures: Sequence[Figure]
 
 
-def write_gallery(out: str | os.PathLike, groups: Sequence[GalleryGroup], compared: int) -> None:
+def at(path: str) -> Callable[[], Image.Image]:
+    """What decodes the image at a path."""
+    return lambda: find_images(path).decode(0, min_side_hint=SIDE)
+
+
+def write_gallery(
+    out: str | os.PathLike, title: str, summary: str, sections: Sequence[Section]
+) -> None:
     """Writes the page.
 
     Args:
         out: the .html file.
-        groups: what to show, in this order.
-        compared: how many images were compared, for the heading.
+        title: of the page.
+        summary: a sentence below it.
+        sections: what to show, in this order; as many as make a page that can be opened.
 
     Raises:
         OSError: it cannot be written.
     """
     require_writable(out)
     shown, left = [], _MOST_SHOWN
-    for group in groups:
-        if left < len(group.images):
+    for section in sections:
+        if left < len(section.figures):
             break
-        left -= len(group.images)
-        shown.append((group.score, [(*each, _uri(each[1])) for each in group.images]))
-    page = environment().get_template("gallery.html")
-    text = page.render(
-        version=rdcd_jax.__version__,
-        style=template("report.css"),
-        groups=shown,
-        hidden=len(groups) - len(shown),
-        compared=compared,
-        copies=sum(len(group.images) for group in groups),
+        left -= len(section.figures)
+        shown.append((section, [(figure, figure.uri()) for figure in section.figures]))
+    text = (
+        environment()
+        .get_template("gallery.html")
+        .render(
+            version=rdcd_jax.__version__,
+            style=template("report.css"),
+            title=title,
+            summary=summary,
+            sections=shown,
+            hidden=len(sections) - len(shown),
+        )
     )
     write_text(out, text)
-
-
-def _uri(path: str) -> str | None:
-    """The image at a path, small; None where it lies in an archive or is gone."""
-    try:
-        return thumbnail_uri(find_images(path).decode(0, min_side_hint=SIDE))
-    except (UnreadableImageError, UserError):
-        return None

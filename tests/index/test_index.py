@@ -442,7 +442,7 @@ def test_command_line(model, tmp_path, capsys):
     assert main(["search", f"--index={tmp_path}", f"--images={images}"]) == 1
     assert "is not an index" in capsys.readouterr().err
     assert main([*words[:-1], f"--out={tmp_path / 'm.txt'}"]) == 1
-    assert ".csv or .json" in capsys.readouterr().err
+    assert ".csv, .json or .html" in capsys.readouterr().err
     assert main(["index", "remove", str(folder), *(f"T0000{i}" for i in range(1, 5))]) == 0
     assert main(["index", "info", str(folder)]) == 0
     assert "0 images" in capsys.readouterr().out
