@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rdcd_jax.weights.model import Model
     from rdcd_jax.weights.shipped import list_models
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Index": "rdcd_jax.index.search",

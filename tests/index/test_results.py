@@ -87,12 +87,6 @@ def test_groups(model, tmp_path):
     assert page.count("data:image/jpeg;base64,") == 2 and "http" not in page.replace(
         "http-equiv", ""
     )
-    matches.save(tmp_path / "m.html", notes={"#0": "nothing was done to it"})
-    page = (tmp_path / "m.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 4 and "nothing was done to it" in page
-    assert "2 of 2 queries resemble an image" in page and "T00003" in page and "48 x 48" in page
-    again.save(tmp_path / "rows.html")
-    assert (tmp_path / "rows.html").read_text().count("no picture") == 2
     with pytest.raises(UserError, match=r"\.csv, \.json or \.html"):
         groups.save(tmp_path / "g.txt")
 

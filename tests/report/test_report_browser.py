@@ -156,7 +156,7 @@ def test_lines_are_hidden_and_report_their_values(page):
     assert page.run(state) == ["inline"] * 4
     page.click("#curves .legend li:nth-child(1) input")
     assert page.run(state) == ["none"] + ["inline"] * 3
-    stored = "const e = document.querySelector('#curves .reported'); return e.offsetParent && e.textContent"
+    stored = "const e = document.querySelector('#curves .tooltip'); return e.offsetParent && e.textContent"
     assert page.run(stored) is None
     # By the keyboard, along the first line that is seen, then to the next.
     page.write("#curves .canvas svg", RIGHT)
@@ -175,7 +175,7 @@ def test_lines_are_hidden_and_report_their_values(page):
     move = {"type": "pointerMove", "duration": 0, "x": round(box[0]), "y": round(box[1])}
     page.post("actions", actions=[{"type": "pointer", "id": "mouse", "actions": [move]}])
     text = page.run(
-        "const e = document.querySelector('#spectrum .reported'); return e.offsetParent && e.textContent"
+        "const e = document.querySelector('#spectrum .tooltip'); return e.offsetParent && e.textContent"
     )
     assert text.endswith("direction 1: 1 of the largest")
 

@@ -1,0 +1,190 @@
+"""Writes what README and the documentation show of result files, so that it cannot drift from them.
+
+    python -m experiments.studies.readme           the tables, from experiments/results/peers.json
+    python -m experiments.studies.readme --draw    also docs/found.jpg, from the bundled sample, and docs/peers.png
+
+Tables stand between `<!-- NAME: ... -->` and `<!-- end of NAME -->`.
+"""
+
+import argparse
+import importlib.resources
+import json
+import os
+import pathlib
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+
+from rdcd_jax.benchmarks.disc_runs import evaluate_disc
+from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
+from rdcd_jax.core.files import write_text
+from rdcd_jax.images.sources import find_images
+from rdcd_jax.report.matches import match_rows
+from rdcd_jax.weights.library import load_model
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PEERS = ROOT / "experiments" / "results" / "peers.json"
+STUDENT = "rdcd-effb0-128"
+# Of the picture: images, their side and frame, and what lies between, in pixels.
+SHOWN, SIDE, FRAME, GAP = 9, 132, 4, 8
+RIGHT, WRONG = "#0a8a3a", "#d1361c"
+# The order of README's table.
+NAMES = {
+    "rdcd-effb0-64": "`rdcd-effb0-64`",
+    "rdcd-effb0-128": "`rdcd-effb0-128`",
+    "rdcd-effb0-256": "`rdcd-effb0-256`",
+    "sscd_distilled, 512-d": "`sscd_distilled`, a peer",
+    "SSCD ResNet-50, 512-d": "SSCD ResNet-50, the teacher",
+    "pHash 64": "pHash",
+    "pHash 256": "pHash, 256 bits",
+    "dHash 64": "dHash",
+    "PDQ": "PDQ",
+}
+
+
+def models_table(contenders: dict) -> str:
+    """Size, speed and what is found, of every contender."""
+    lines = [
+        "| | dimensions or bits | bytes an image | µAP | recall at P90 | both, scores normalised | images/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, shown in NAMES.items():
+        found = contenders[name]
+        plain, normalised = (found["figures"].get(kind) for kind in ("plain", "normalised"))
+        cells = [
+            shown,
+            found["dim"],
+            found["bytes"],
+            _percent(plain["uAP"]),
+            _percent(plain.get("recall-at-p90")),
+            ", ".join(_percent(normalised.get(key)) for key in ("uAP", "recall-at-p90"))
+            if normalised
+            else "",
+            f"{found['images_per_second']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def kinds_table(contenders: dict) -> str:
+    """The share of copies found at 90 % precision, by kind of edit."""
+    kinds = list(contenders[STUDENT]["recall_by_kind"])
+    lines = [f"| | {' | '.join(kinds)} |", f"|---{'|---' * len(kinds)}|"]
+    for name, shown in NAMES.items():
+        found = contenders[name]["recall_by_kind"]
+        lines.append(f"| {shown} | {' | '.join(_percent(found.get(kind)) for kind in kinds)} |")
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "never" if value is None else f"{100 * value:.1f}"
+
+
+def filled(text: str, tables: dict[str, str]) -> str:
+    """The text with each table between its marks."""
+    for name, table in tables.items():
+        pattern = rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- end of {name} -->)"
+        text = re.sub(
+            pattern, lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text, flags=re.S
+        )
+    return text
+
+
+def minidisc() -> dict:
+    """The contenders' figures on the benchmark of README."""
+    return json.loads(PEERS.read_text(encoding="utf-8"))["minidisc"]["contenders"]
+
+
+def tables() -> dict[str, str]:
+    """All tables by name."""
+    contenders = minidisc()
+    return {"models": models_table(contenders), "kinds": kinds_table(contenders)}
+
+
+def pages() -> list[pathlib.Path]:
+    """Where tables may stand."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def draw(path: pathlib.Path) -> None:
+    """Draws queries of the bundled sample, evenly chosen, each above the image that a shipped student finds first."""
+    sample = importlib.resources.files("rdcd_jax") / "sample"
+    with importlib.resources.as_file(sample) as folder, tempfile.TemporaryDirectory() as out:
+        layout = find_disc_layout(folder)
+        found = evaluate_disc(load_model(STUDENT), folder, out, score_norm="None")
+        truth = read_ground_truth(layout.ground_truth)
+        rows = match_rows(found.predictions, truth, n_queries=SHOWN, n_found=1)
+        queries, references = (image_by_id(each) for each in (layout.queries, layout.references))
+        sheet = Image.new("RGB", (SHOWN * (SIDE + GAP) - GAP, 2 * SIDE + GAP), "white")
+        for column, row in enumerate(rows):
+            (first,) = row.found
+            pair = queries(row.query), references(first.id)
+            for line, (image, colour) in enumerate(
+                zip(pair, ("white", RIGHT if first.is_right else WRONG), strict=True)
+            ):
+                tile = ImageOps.pad(image, (SIDE - 2 * FRAME, SIDE - 2 * FRAME), color="white")
+                tile = ImageOps.expand(tile, FRAME, colour)
+                sheet.paste(tile, (column * (SIDE + GAP), line * (SIDE + GAP)))
+        sheet.save(path, quality=88, optimize=True)
+
+
+def plot(path: pathlib.Path, contenders: dict) -> None:
+    """Draws what each contender finds at 90 % precision over its bytes, by a plain threshold."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for name, shown in NAMES.items():
+        found = contenders[name]
+        recall = found["figures"]["plain"].get("recall-at-p90") or 0.0
+        colour = "#0b62a8" if name.startswith("rdcd") else "#6b6f76"
+        axes.plot(found["bytes"], 100 * recall, "o", color=colour, markersize=8)
+        ours = name.startswith("rdcd")
+        axes.annotate(
+            shown.replace("`", ""),
+            (found["bytes"], 100 * recall),
+            # Where none of them lies on another.
+            xytext=(-8, 4) if ours else (8, 5 if name == "pHash 256" else -4),
+            ha="right" if ours else "left",
+            textcoords="offset points",
+            color=colour,
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes := [8, 32, 64, 128, 256, 512], [str(size) for size in sizes])
+    axes.set_xlim(6, 2500)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("bytes an image (descriptors as int8)")
+    axes.set_ylabel("copies found at 90 % precision, %")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110, facecolor="white")
+
+
+def image_by_id(source: str | os.PathLike) -> Callable[[str], Image.Image]:
+    """What gives an image of a source by its id."""
+    images = find_images(source)
+    positions = {id_: position for position, id_ in enumerate(images.ids)}
+    return lambda id_: images.decode(positions[id_])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Fills the pages."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--draw", action="store_true")
+    options = parser.parse_args(argv)
+    made = tables()
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        if filled(text, made) != text:
+            write_text(page, filled(text, made))
+    if options.draw:
+        draw(ROOT / "docs" / "found.jpg")
+        plot(ROOT / "docs" / "peers.png", minidisc())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
