@@ -90,8 +90,8 @@ def decode_rgb(
             while it is decoded, which is several times faster. Give the side below which detail
             would be missed; None keeps every pixel.
         content: the file's bytes, where they lie elsewhere; `path` is then only the name in messages.
-        as_seen: lays transparent images on a ground, takes an animation's first frame with structure, finds the white of
-            deep values from the values, and uses a JPEG that lacks its last bytes, with a warning.
+        as_seen: lays transparent images on a ground, takes an animation's first frame with structure, finds the white
+            of deep values from the values, and uses a JPEG that lacks its last bytes, with a warning.
 
     Returns:
         A Pillow image of mode RGB, detached from the file.
