@@ -52,9 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         options.run(options, rest)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever reads the output, such as `head`, has seen enough; what is left to print goes nowhere.
+        # Whoever reads the output, such as `head`, has seen enough; what is left goes nowhere. As rich ends then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1
     except (UserError, OSError, MemoryError) as error:
         if options.debug:
             raise
