@@ -7,6 +7,7 @@ from rdcd_jax.cli.options import (
     add_score_norm_option,
     add_sources,
     reported,
+    score,
     sources_of,
     verb,
     warn_left_out,
@@ -28,7 +29,7 @@ def add_duplicates(verbs) -> None:
     parser.add_argument(
         "--model", default="rdcd-effb0-128", help="a shipped student, ... (rdcd-effb0-128)"
     )
-    parser.add_argument("--threshold", type=float, help="the model's at 90%% precision without")
+    parser.add_argument("--threshold", type=score, help="the model's at 90%% precision without")
     add_score_norm_option(parser)
     parser.add_argument("--out", type=pathlib.Path, help="a .csv, .json or .html file")
 

@@ -50,6 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     show_warnings()
     try:
         options.run(options, rest)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads the output, such as `head`, has seen enough; what is left goes nowhere. As rich ends then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (UserError, OSError, MemoryError) as error:
         if options.debug:
             raise

@@ -49,6 +49,16 @@ def positive(text: str) -> int:
     return number
 
 
+def score(text: str) -> float:
+    """An option's score: a similarity, less what score normalisation takes off it."""
+    number = float(text)
+    if not -2 <= number <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no score; they run from -2 to 1, and copies mostly score 0.1 to 0.9"
+        )
+    return number
+
+
 def add_ids_option(parser: argparse.ArgumentParser) -> None:
     """Adds --ids."""
     parser.add_argument(

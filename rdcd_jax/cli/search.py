@@ -9,6 +9,7 @@ from rdcd_jax.cli.options import (
     add_sources,
     positive,
     reported,
+    score,
     sources_of,
     verb,
     warn_left_out,
@@ -30,7 +31,7 @@ def add_search(verbs) -> None:
     add_sources(parser, "the queries")
     parser.add_argument("--k", type=positive, default=10, help="images for each query (10)")
     parser.add_argument(
-        "--threshold", type=float, help="least score; the model's at 90%% precision without"
+        "--threshold", type=score, help="least score; the model's at 90%% precision without"
     )
     parser.add_argument(
         "--variants",

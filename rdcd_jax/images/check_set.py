@@ -15,6 +15,7 @@ from PIL import Image
 
 from rdcd_jax.core.errors import UnreadableImageError, UserError, one_line
 from rdcd_jax.core.workers import follow_parent, mapped_ahead
+from rdcd_jax.images import seen
 from rdcd_jax.images.decode import FORMATS, decode_rgb
 from rdcd_jax.images.near_duplicates import ROW, Group, Overlap, find_duplicates
 from rdcd_jax.images.perceptual import perceptual_hash
@@ -245,16 +246,18 @@ def _measure(images: ImageSet) -> tuple[np.ndarray, list[tuple[int, str]]]:
 
 def _fill(row: np.void, images: ImageSet, position: int) -> None:
     content = images.read(position)
-    image = decode_rgb(images.paths[position], content=content)
+    image = decode_rgb(images.paths[position], content=content, as_seen=True)
     with (
         warnings.catch_warnings(action="ignore"),
         Image.open(io.BytesIO(content), formats=FORMATS) as header,
     ):
         row["format"] = FORMATS.index(header.format)
+        # Of an animation all frames count.
+        frames = seen.other_frames(header)
     row["width"], row["height"] = image.size
     row["file_bytes"] = len(content)
     row["content"] = _digest(content)
-    row["pixels"] = _digest(repr(image.size).encode(), image.tobytes())
+    row["pixels"] = _digest(repr(image.size).encode(), image.tobytes(), *frames)
     hashed = perceptual_hash(image)
     row["flat"] = hashed is None
     if hashed is not None:

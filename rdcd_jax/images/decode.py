@@ -2,15 +2,20 @@
 
 import contextlib
 import io
+import logging
 import os
 import stat
 import threading
 import warnings
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from rdcd_jax.core.errors import UnreadableImageError
+from rdcd_jax.images import seen
+
+_log = logging.getLogger(__name__)
 
 # Pillow refuses to open what is larger than this, from the header and before it decodes anything.
 MAX_MEGAPIXELS = 2 * Image.MAX_IMAGE_PIXELS / 1e6
@@ -65,12 +70,17 @@ _ONE_LARGE, _LARGE_PIXELS = threading.Lock(), 32e6
 
 
 def decode_rgb(
-    path: str | os.PathLike, *, min_side_hint: int | None = None, content: bytes | None = None
+    path: str | os.PathLike,
+    *,
+    min_side_hint: int | None = None,
+    content: bytes | None = None,
+    as_seen: bool = False,
 ) -> Image.Image:
     """Reads an image file as an upright RGB image.
 
-    Alpha is dropped and the colours below it kept, also for palettes with transparency, as the
-    reference does (`convert("RGB")`): descriptors of the published models are only comparable so.
+    As the papers' protocols read it, alpha is dropped and the colours below it kept, also for palettes with
+    transparency, as the reference does (`convert("RGB")`): their figures are only comparable so. `as_seen` gives what
+    people see instead, see `seen`.
 
     Args:
         path: a JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, JPEG 2000 or AVIF file; of several frames
@@ -80,6 +90,8 @@ def decode_rgb(
             while it is decoded, which is several times faster. Give the side below which detail
             would be missed; None keeps every pixel.
         content: the file's bytes, where they lie elsewhere; `path` is then only the name in messages.
+        as_seen: lays transparent images on a ground, takes an animation's first frame with structure, finds the white
+            of deep values from the values, and uses a JPEG that lacks its last bytes, with a warning.
 
     Returns:
         A Pillow image of mode RGB, detached from the file.
@@ -94,13 +106,24 @@ def decode_rgb(
         # A pipe would be waited for, and a device read, for ever.
         if content is None and not stat.S_ISREG(os.stat(path).st_mode):
             raise UnreadableImageError(f"{path}: not a file but a folder, pipe or device.")
-        file = path if content is None else io.BytesIO(content)
-        with _PILLOW_IS_SILENT, Image.open(file, formats=FORMATS) as image:
+        with (
+            # An open file, since Pillow maps what it knows by a path into memory, and shears turned TIFFs so.
+            open(path, "rb") if content is None else io.BytesIO(content) as file,
+            _PILLOW_IS_SILENT,
+            Image.open(file, formats=FORMATS) as image,
+        ):
+            if as_seen:
+                seen.seek_structure(image)
             if min_side_hint is not None:
                 image.draft(None, (min_side_hint, min_side_hint))
             large = image.width * image.height > _LARGE_PIXELS
             with _ONE_LARGE if large else contextlib.nullcontext():
-                rgb = to_rgb(image)
+                try:
+                    rgb = to_rgb(image, as_seen)
+                except OSError as error:
+                    rgb = _mended(path, file, error) if as_seen else None
+                    if rgb is None:
+                        raise
             if min_side_hint is not None and min(rgb.size) >= 2 * min_side_hint:
                 rgb = rgb.reduce(min(rgb.size) // min_side_hint)
             return _upright(image, rgb)
@@ -141,18 +164,31 @@ def resize_short_edge(image: Image.Image, size: int) -> Image.Image:
     return image.resize(target, Image.Resampling.BILINEAR)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, as_seen: bool = False) -> Image.Image:
     """An image as `decode_rgb` makes it of its file, but for its orientation."""
     if image.mode == "RGB":
         # Loaded, a JPEG no longer needs its file, and a copy would cost an eighth of the decoding.
         image.load()
         return image if image.format in ("JPEG", "MPO") else image.copy()
     if image.mode == "F" or image.mode.startswith("I"):
-        return _deep_grey(np.asarray(image)).convert("RGB")
+        values = np.asarray(image)
+        return (seen.grey_of(values) if as_seen else _deep_grey(values)).convert("RGB")
+    if as_seen and seen.has_transparency(image):
+        return seen.flattened(image)
     if image.mode in ("P", "PA", "RGBa"):
         # Straight to RGB, Pillow warns about palettes whose transparency has several levels.
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _mended(path: str | os.PathLike, file: BinaryIO, error: OSError) -> Image.Image | None:
+    """What is there of a JPEG that lacks its last bytes; None of anything else."""
+    file.seek(0)
+    image = seen.mended_jpeg(file.read()) if "truncated" in str(error) else None
+    if image is None:
+        return None
+    _log.warning("%s: is damaged, its last bytes are missing; what is there of it is used.", path)
+    return to_rgb(image)
 
 
 def _deep_grey(values: np.ndarray) -> Image.Image:

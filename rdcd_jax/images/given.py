@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.images.decode import to_rgb
 from rdcd_jax.images.sources import ImageSet, find_images
 
 Source = str | os.PathLike
@@ -72,7 +71,8 @@ def _in_memory(image: object, name: str) -> Image.Image:
             )
         return Image.fromarray(image)
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        # A copy, for whoever goes on drawing on it; what becomes of transparency is decided where it is decoded.
+        return image.copy()
     raise UserError(
         f"Image {name} is a {type(image).__name__}; give a path, a Pillow image or a uint8 array [H, W, 3]."
     )

@@ -14,7 +14,7 @@ from PIL import Image
 from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.core.files import read_lines
 from rdcd_jax.images.archives import ARCHIVES, list_archive, require_utf8
-from rdcd_jax.images.decode import decode_rgb
+from rdcd_jax.images.decode import decode_rgb, to_rgb
 from rdcd_jax.images.records import ids_sha256, is_shard, list_shards, list_tfds, require_all_shards
 
 _PHOTOGRAPHS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".jp2")
@@ -51,6 +51,7 @@ class ImageSet:
         paths: N paths of files; where there is a reader, names that it reads by, which tell people as much.
         reader: reads what lies in records or archives; None for files.
         in_memory: images that are there already, by their paths.
+        as_seen: decodes what people see, not as the papers' protocols do; see `decode.decode_rgb`.
     """
 
     source: str
@@ -58,6 +59,7 @@ class ImageSet:
     paths: tuple[str, ...]
     reader: Reader | None = None
     in_memory: Mapping[str, Image.Image] = dataclasses.field(default_factory=dict)
+    as_seen: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -93,9 +95,18 @@ class ImageSet:
             UserError: a whole shard is gone or damaged.
         """
         if (image := self.in_memory.get(self.paths[position])) is not None:
-            return image
+            return to_rgb(image, self.as_seen)
         content = None if self.reader is None else self.read(position)
-        return decode_rgb(self.paths[position], min_side_hint=min_side_hint, content=content)
+        return decode_rgb(
+            self.paths[position],
+            min_side_hint=min_side_hint,
+            content=content,
+            as_seen=self.as_seen,
+        )
+
+    def seen(self) -> "ImageSet":
+        """The same images, decoded as people see them."""
+        return dataclasses.replace(self, as_seen=True)
 
     def subset(self, positions: Iterable[int]) -> "ImageSet":
         """The images at some positions, in that order."""

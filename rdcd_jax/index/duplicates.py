@@ -156,7 +156,7 @@ def find_duplicates(
     [('#0', '#2')]
     """
     embedder = load_model(model) if isinstance(model, str) else model
-    images = images_of(images)
+    images = images_of(images).seen()
     background = getattr(embedder, "background", None) if normalised else None
     scoring = scoring_of(background, getattr(embedder, "card", {}).get("calibration"))
     if threshold is None:

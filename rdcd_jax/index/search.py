@@ -119,7 +119,7 @@ class Index:
             normalised = there.normalised
         background = getattr(embedder, "background", None) if normalised else None
         new = manifest_of(embedder, dtype, calibration, background)
-        images = images_of(images)
+        images = images_of(images).seen()
         with store.writer(folder, new, background) as writer:
             require_like(folder, writer.manifest, new)
             require_same_model(folder, writer.manifest, embedder)
@@ -150,7 +150,7 @@ class Index:
         Raises:
             UserError: for images or a model that cannot be read.
         """
-        images = images_of(images)
+        images = images_of(images).seen()
         path_of = dict(zip(images.ids, _lasting_paths(images), strict=True))
         added, unreadable = 0, []
         with store.writer(self.folder) as writer:
@@ -206,7 +206,7 @@ class Index:
             UserError: the index is empty or damaged, k is below 1, or a variant is unknown.
         """
         self._require_images(k)
-        images = images_of(images)
+        images = images_of(images).seen()
         looks = embed_queries(self._embedder, images, variants, on_progress=on_progress)
         found = self._found(looks, images.ids, k, threshold, normalised)
         return dataclasses.replace(found, images=images)

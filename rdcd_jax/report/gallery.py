@@ -58,7 +58,7 @@ class Section:
 
 def at(path: str) -> Callable[[], Image.Image]:
     """What decodes the image at a path."""
-    return lambda: find_images(path).decode(0, min_side_hint=SIDE)
+    return lambda: find_images(path).seen().decode(0, min_side_hint=SIDE)
 
 
 def write_gallery(

@@ -1,6 +1,8 @@
 """The command line: exit codes, sentences, and the main uses from images to figures."""
 
 import json
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import read_descriptors
 
+ROOT = pathlib.Path(__file__).parents[2]
 VERBS = ("demo", "train", "embed", "evaluate", "weights", "models", "search", "duplicates")
 
 
@@ -206,3 +209,35 @@ def test_weights_that_fail(tmp_path, fails, monkeypatch):
     assert "no-such-kind" in fails("weights", "import", "no-such-kind", tmp_path / "x.pt")
     assert "x.pt" in fails("weights", "import", "sscd-classy", tmp_path / "x.pt")
     assert main(["weights", "list"]) == 0
+
+
+@pytest.mark.parametrize("verb", ["search", "duplicates"])
+@pytest.mark.parametrize("given", ["90", "nan", "-3", "much"])
+def test_a_threshold_that_is_no_score_is_refused(verb, given, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([verb, "x", f"--threshold={given}", *(["--index=y"] if verb == "search" else [])])
+    assert left.value.code == 2
+    assert given in capsys.readouterr().err
+
+
+def test_output_may_be_cut_short_and_of_any_encoding():
+    program = "import sys; from rdcd_jax.__main__ import run; sys.exit(run())"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    for verb, reader, code in (
+        ("models", "true", 1),
+        ("models", "cat > /dev/null", 0),
+    ):
+        found = subprocess.run(
+            [
+                "bash",
+                "-o",
+                "pipefail",
+                "-c",
+                f'"{sys.executable}" -c "{program}" {verb} | {reader}',
+            ],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=120,
+        )
+        assert (found.returncode, found.stderr) == (code, "")

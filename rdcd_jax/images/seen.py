@@ -1,0 +1,106 @@
+"""What people see where a file can be shown in more than one way: transparency, animations, deep values, lost ends.
+
+The papers' protocols drop all of this (`decode.to_rgb`); whoever looks for copies means what is seen.
+"""
+
+import contextlib
+import io
+import itertools
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+# Below this standard deviation, in grey levels, a frame has no structure to tell it by.
+FLAT = 4.0
+# Mean grey level of ink from which on it would be lost on white.
+_LIGHT = 191
+# Frames that are looked at for one with structure.
+_MOST_FRAMES = 1000
+# Bits that deep images are made with.
+_DEPTHS = (8, 10, 12, 14, 16, 24, 31)
+# Share of the values that lie below white: a few hot pixels do not decide.
+_BELOW_WHITE = 0.999
+# Of the rows of a JPEG: fewer than these are no image.
+_LEAST_ROWS = 0.5
+_END_OF_JPEG = b"\xff\xd9"
+
+
+def has_transparency(image: Image.Image) -> bool:
+    """Whether an image has an alpha channel, or a colour that stands for transparent."""
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
+def flattened(image: Image.Image) -> Image.Image:
+    """An image laid on what tells ink from ground: on white, or on black where its ink is light.
+
+    Args:
+        image: one that `has_transparency`.
+
+    Returns:
+        An RGB image.
+    """
+    image = image.convert("RGBA")
+    alpha = np.asarray(image.getchannel("A"), np.float32)
+    ink = np.asarray(image.convert("RGB").convert("L"), np.float32)
+    weight = alpha.sum()
+    light = bool(weight) and float((ink * alpha).sum() / weight) > _LIGHT
+    ground = Image.new("RGB", image.size, "black" if light else "white")
+    ground.paste(image, mask=image.getchannel("A"))
+    return ground
+
+
+def seek_structure(image: Image.Image) -> None:
+    """Moves an animation to its first frame with structure; it stays at its first where none has any."""
+    if not _is_animated(image):
+        return
+    for frame in itertools.islice(ImageSequence.Iterator(image), _MOST_FRAMES):
+        seen = flattened(frame) if has_transparency(frame) else frame
+        if np.asarray(seen.convert("L"), np.float32).std() >= FLAT:
+            return
+    image.seek(0)
+
+
+def other_frames(image: Image.Image) -> list[bytes]:
+    """The pixels of all frames of an animation as bytes of RGBA; none of a still image."""
+    if not _is_animated(image):
+        return []
+    frames = itertools.islice(ImageSequence.Iterator(image), _MOST_FRAMES)
+    return [frame.convert("RGBA").tobytes() for frame in frames]
+
+
+def _is_animated(image: Image.Image) -> bool:
+    # The second image of an MPO is another view, or a preview.
+    return getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
+
+
+def grey_of(values: np.ndarray) -> Image.Image:
+    """Grey of more than 8 bits as 8-bit grey, white being what the values themselves say.
+
+    Args:
+        values: [H, W] integers or floats. Integers are taken to have 8, 10, 12, 14, 16 or more bits, the fewest that
+            hold all but a thousandth of them; floats to run to 1, or, where more than a thousandth are above, to 255
+            or as integers do.
+    """
+    grey = np.array(values, np.float32)
+    np.nan_to_num(grey, copy=False)
+    most = float(np.quantile(grey, _BELOW_WHITE))
+    if values.dtype.kind == "f" and most <= 1:
+        white = 1.0
+    else:
+        white = next((2.0**bits - 1 for bits in _DEPTHS if most <= 2.0**bits - 1), most)
+    grey.clip(0, white, out=grey)
+    grey *= 255 / white
+    grey += 0.5
+    return Image.fromarray(grey.astype(np.uint8))
+
+
+def mended_jpeg(content: bytes) -> Image.Image | None:
+    """A JPEG whose last bytes are lost, the rest of it grey; None where that is no image, or less than half of one."""
+    with contextlib.suppress(Exception):
+        image = Image.open(io.BytesIO(content + _END_OF_JPEG), formats=("JPEG", "MPO"))
+        image.load()
+        rows = np.asarray(image.convert("L"), np.int16).reshape(image.height, -1)
+        there = np.flatnonzero((rows != rows[-1]).any(axis=1))
+        if there.size and there[-1] + 1 >= _LEAST_ROWS * image.height:
+            return image
+    return None
