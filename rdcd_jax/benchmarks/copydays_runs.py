@@ -3,6 +3,7 @@
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def evaluate_copydays_run(
     batch_size: int = 32,
     keep_descriptors: bool = True,
     on_progress: Progress | None = None,
-    **settings,
+    **settings: Any,
 ) -> tuple[list[copydays.CopydaysRow], list[Unreadable]]:
     """Embeds Copydays' images and evaluates them.
 
@@ -89,7 +90,7 @@ def evaluate_copydays_files(
     *,
     distractors: str | os.PathLike | None = None,
     training: str | os.PathLike | None = None,
-    **settings,
+    **settings: Any,
 ) -> list[copydays.CopydaysRow]:
     """Evaluates descriptor files of Copydays.
 

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rdcd_jax.benchmarks import disc
 from rdcd_jax.benchmarks.calibrating import write_calibration
@@ -50,7 +50,7 @@ def evaluate_disc(
     batch_size: int = 32,
     keep_descriptors: bool = True,
     on_progress: Progress | None = None,
-    **settings,
+    **settings: Any,
 ) -> Evaluation:
     """Embeds the images of a DISC-shaped folder, or of NDEC's, and evaluates them.
 
@@ -73,18 +73,19 @@ def evaluate_disc(
         UserError: anything wrong with the folder, names or files; before any image is embedded
             where that can be known.
 
-    >>> import importlib.resources, pathlib, tempfile
-    >>> import rdcd_jax as rdcd
-    >>> sample = pathlib.Path(str(importlib.resources.files("rdcd_jax") / "sample" / "references"))
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> for part in ("queries", "references"):
-    ...     (folder / part).mkdir()
-    ...     for path in sorted(sample.iterdir())[:3]:
-    ...         copied = (folder / part / path.name).write_bytes(path.read_bytes())
-    >>> _ = (folder / "ground_truth.csv").write_text(f"{path.stem},{path.stem}\\n")
-    >>> found = rdcd.evaluate_disc(rdcd.load_model("rdcd-effb0-64"), folder, folder / "results")
-    >>> found.rows[0].metrics.recall_at_1
-    1.0
+    Examples:
+        >>> import importlib.resources, pathlib, tempfile
+        >>> import rdcd_jax as rdcd
+        >>> sample = pathlib.Path(str(importlib.resources.files("rdcd_jax") / "sample" / "references"))
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for part in ("queries", "references"):
+        ...     (folder / part).mkdir()
+        ...     for path in sorted(sample.iterdir())[:3]:
+        ...         copied = (folder / part / path.name).write_bytes(path.read_bytes())
+        >>> _ = (folder / "ground_truth.csv").write_text(f"{path.stem},{path.stem}\\n")
+        >>> found = rdcd.evaluate_disc(rdcd.load_model("rdcd-effb0-64"), folder, folder / "results")
+        >>> found.rows[0].metrics.recall_at_1
+        1.0
     """
     layout = data if isinstance(data, DiscLayout) else LAYOUTS[benchmark](data)
     measured_on = layout.ground_truth if data is layout else data
@@ -131,7 +132,7 @@ def evaluate_disc_files(
     *,
     benchmark: str = "disc",
     training: str | os.PathLike | None = None,
-    **settings,
+    **settings: Any,
 ) -> Evaluation:
     """Evaluates descriptor files.
 

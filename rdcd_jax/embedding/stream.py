@@ -134,12 +134,13 @@ class Embeds:
         Raises:
             UserError: an image cannot be read; it says which, and how many more.
 
-        >>> import numpy as np
-        >>> import rdcd_jax as rdcd
-        >>> model = rdcd.load_model("rdcd-effb0-64")
-        >>> grey = np.full((40, 60, 3), 128, np.uint8)
-        >>> model.embed([grey, grey]).shape
-        (2, 64)
+        Examples:
+            >>> import numpy as np
+            >>> import rdcd_jax as rdcd
+            >>> model = rdcd.load_model("rdcd-effb0-64")
+            >>> grey = np.full((40, 60, 3), 128, np.uint8)
+            >>> model.embed([grey, grey]).shape
+            (2, 64)
         """
         found = images_of(images)
         # Of few images a whole batch would mostly be black.

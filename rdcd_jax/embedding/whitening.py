@@ -25,11 +25,12 @@ class PCAWhitening:
         eigenvalues: [N_in] float64, of the scatter matrix (a sum over rows, not a mean),
             descending.
 
-    >>> import numpy as np
-    >>> import rdcd_jax as rdcd
-    >>> training = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)
-    >>> rdcd.PCAWhitening.fit(training, 2).apply(training[:5]).shape
-    (5, 2)
+    Examples:
+        >>> import numpy as np
+        >>> import rdcd_jax as rdcd
+        >>> training = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)
+        >>> rdcd.PCAWhitening.fit(training, 2).apply(training[:5]).shape
+        (5, 2)
     """
 
     mean: np.ndarray

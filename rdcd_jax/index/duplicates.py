@@ -146,14 +146,15 @@ def find_duplicates(
         UserError: for images or a model that cannot be read, or a model without a calibration where no threshold is
             given.
 
-    >>> import importlib.resources
-    >>> from PIL import Image
-    >>> import rdcd_jax as rdcd
-    >>> sample = importlib.resources.files("rdcd_jax") / "sample" / "references"
-    >>> first, second = (Image.open(path) for path in sorted(sample.iterdir())[:2])
-    >>> groups = rdcd.find_duplicates([first, second, first.resize((100, 80))])
-    >>> [group.ids for group in groups]
-    [('#0', '#2')]
+    Examples:
+        >>> import importlib.resources
+        >>> from PIL import Image
+        >>> import rdcd_jax as rdcd
+        >>> sample = importlib.resources.files("rdcd_jax") / "sample" / "references"
+        >>> first, second = (Image.open(path) for path in sorted(sample.iterdir())[:2])
+        >>> groups = rdcd.find_duplicates([first, second, first.resize((100, 80))])
+        >>> [group.ids for group in groups]
+        [('#0', '#2')]
     """
     embedder = load_model(model) if isinstance(model, str) else model
     images = images_of(images).seen()

@@ -45,9 +45,10 @@ class Match:
         probability: estimated, that the one is a copy of the other; None without a calibration.
         variant: what was done to the query to find it, a key of `variants.VARIANTS`; empty for nothing.
 
-    >>> import rdcd_jax as rdcd
-    >>> rdcd.Match("suspect", "holiday", "photos/holiday.jpg", 0.61, 0.84, 0.98).probability
-    0.98
+    Examples:
+        >>> import rdcd_jax as rdcd
+        >>> rdcd.Match("suspect", "holiday", "photos/holiday.jpg", 0.61, 0.84, 0.98).probability
+        0.98
     """
 
     query: str

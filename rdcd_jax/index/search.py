@@ -47,16 +47,17 @@ class Index:
     Raises:
         UserError: there is none, or it is damaged.
 
-    >>> import importlib.resources, tempfile
-    >>> import rdcd_jax as rdcd
-    >>> sample = importlib.resources.files("rdcd_jax") / "sample" / "references"
-    >>> paths = sorted(str(path) for path in sample.iterdir())[:4]
-    >>> folder = tempfile.mkdtemp()
-    >>> index = rdcd.Index.build(folder, paths, model="rdcd-effb0-64")
-    >>> len(index)
-    4
-    >>> [match.path == paths[2] for match in rdcd.Index.open(folder).search(paths[2], k=1)]
-    [True]
+    Examples:
+        >>> import importlib.resources, tempfile
+        >>> import rdcd_jax as rdcd
+        >>> sample = importlib.resources.files("rdcd_jax") / "sample" / "references"
+        >>> paths = sorted(str(path) for path in sample.iterdir())[:4]
+        >>> folder = tempfile.mkdtemp()
+        >>> index = rdcd.Index.build(folder, paths, model="rdcd-effb0-64")
+        >>> len(index)
+        4
+        >>> [match.path == paths[2] for match in rdcd.Index.open(folder).search(paths[2], k=1)]
+        [True]
     """
 
     def __init__(self, folder: str | os.PathLike):

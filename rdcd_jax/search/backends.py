@@ -61,11 +61,12 @@ def knn(
         UserError: an unknown backend, k outside 1..M, dimensions that differ, an empty side, NaN,
             or ScaNN where it is not installed.
 
-    >>> import numpy as np
-    >>> import rdcd_jax as rdcd
-    >>> rows = np.eye(3, dtype=np.float32)
-    >>> rdcd.knn(rows[:1], rows, 2, backend="numpy").indices.tolist()
-    [[0, 1]]
+    Examples:
+        >>> import numpy as np
+        >>> import rdcd_jax as rdcd
+        >>> rows = np.eye(3, dtype=np.float32)
+        >>> rdcd.knn(rows[:1], rows, 2, backend="numpy").indices.tolist()
+        [[0, 1]]
     """
     search = make_search(database, k, backend, mesh=mesh, scann_config=scann_config, keep=False)
     return Neighbours(*search(queries))

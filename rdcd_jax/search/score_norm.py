@@ -111,12 +111,13 @@ def apply_score_norm(
 
     Source: SSCD, section 5 (score normalisation), in its inner-product form.
 
-    >>> import numpy as np
-    >>> import rdcd_jax as rdcd
-    >>> rows = np.eye(4, dtype=np.float32)
-    >>> queries, references = rdcd.apply_score_norm(rows[:2], rows[:3], rows, "1.0[0,0]")
-    >>> (queries @ references.T).round(2).tolist()
-    [[0.0, -1.0, -1.0], [-1.0, 0.0, -1.0]]
+    Examples:
+        >>> import numpy as np
+        >>> import rdcd_jax as rdcd
+        >>> rows = np.eye(4, dtype=np.float32)
+        >>> queries, references = rdcd.apply_score_norm(rows[:2], rows[:3], rows, "1.0[0,0]")
+        >>> (queries @ references.T).round(2).tolist()
+        [[0.0, -1.0, -1.0], [-1.0, 0.0, -1.0]]
     """
     queries = exact.require_descriptors("queries", queries)
     references = exact.require_descriptors("references", references)

@@ -31,12 +31,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
         UserError: for a config, images or a workdir that cannot work, before training; or when the loss is no longer
             finite.
 
-    >>> import tempfile
-    >>> import rdcd_jax as rdcd
-    >>> from rdcd_jax.training.config import load_config
-    >>> config = load_config("sscd:smoke,student=efficientnet_b0", ["--config.schedule.max_steps=1"])
-    >>> int(rdcd.train_and_evaluate(config, tempfile.mkdtemp()).step)
-    1
+    Examples:
+        >>> import tempfile
+        >>> import rdcd_jax as rdcd
+        >>> from rdcd_jax.training.config import load_config
+        >>> config = load_config("sscd:smoke,student=efficientnet_b0", ["--config.schedule.max_steps=1"])
+        >>> int(rdcd.train_and_evaluate(config, tempfile.mkdtemp()).step)
+        1
     """
     run = set_up(config, pathlib.Path(workdir))
     with contextlib.ExitStack() as stack:

@@ -87,10 +87,11 @@ def load_model(spec: str) -> Model | OnnxModel:
     Raises:
         UserError: see `load_network`; without onnxruntime, or for a file that it cannot run.
 
-    >>> import rdcd_jax as rdcd
-    >>> model = rdcd.load_model("rdcd-effb0-64")
-    >>> model.dim, model.image_size
-    (64, 288)
+    Examples:
+        >>> import rdcd_jax as rdcd
+        >>> model = rdcd.load_model("rdcd-effb0-64")
+        >>> model.dim, model.image_size
+        (64, 288)
     """
     kind, _, path = spec.partition(":")
     if kind != ONNX_RUN:

@@ -11,9 +11,10 @@ VERSION = "@"
 def list_models() -> list[str]:
     """Names of the shipped students, without those of earlier versions; `load_model` takes each.
 
-    >>> import rdcd_jax as rdcd
-    >>> "rdcd-effb0-128" in rdcd.list_models()
-    True
+    Examples:
+        >>> import rdcd_jax as rdcd
+        >>> "rdcd-effb0-128" in rdcd.list_models()
+        True
     """
     return [name for name in every_shipped() if VERSION not in name]
 

@@ -230,7 +230,7 @@ def test_compress_compares_rows_of_the_same_images(vectors):
 
 
 def test_a_loss_is_added_by_a_function_and_a_field(vectors, monkeypatch):
-    """As docs/training.md shows."""
+    """As docs/train.md shows."""
 
     @dataclasses.dataclass(frozen=True)
     class Longer(Objective):
