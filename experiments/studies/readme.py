@@ -153,7 +153,7 @@ def plot(path: pathlib.Path, contenders: dict) -> None:
         )
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes := [8, 32, 64, 128, 256, 512], [str(size) for size in sizes])
-    axes.set_xlim(6, 2500)
+    axes.set_xlim(6, 5000)
     axes.set_ylim(0, 100)
     axes.set_xlabel("bytes an image (descriptors as int8)")
     axes.set_ylabel("copies found at 90 % precision, %")
