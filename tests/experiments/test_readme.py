@@ -1,12 +1,15 @@
 """README and docs show what the result files say."""
 
+import importlib.util
 import re
+import shlex
 import tomllib
 
 import pytest
 
 import rdcd_jax
 from experiments.studies.readme import ROOT, filled, pages, tables
+from rdcd_jax.cli.main import make_parser
 
 
 def test_tables_are_those_of_the_result_files():
@@ -50,3 +53,33 @@ def test_versions_agree():
     assert changelog.startswith(f"# Changelog\n\n## {rdcd_jax.__version__}")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["project"]["dynamic"] == ["version"]
+
+
+def commands(page):
+    """The shell commands that a page shows, indented or between backticks, one line each."""
+    text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
+    shown = re.findall(r"^ {4}((?:rdcd-jax|python -m) .*)$", text, flags=re.M)
+    shown += re.findall(r"`((?:rdcd-jax|python -m) [^`]*)`", text.replace("\n", " "))
+    return [re.sub(r"\s+#.*", "", command).strip() for command in shown]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_commands_are_understood(page, capsys):
+    for command in commands(page):
+        if "..." in command or "…" in command or "|" in command:
+            continue
+        program, *words = shlex.split(command)
+        if program == "python":
+            module = words[1]
+            assert importlib.util.find_spec(module), f"{page.name}: {command}"
+            continue
+        if len(words) < 2 or words[0].isupper():
+            # The name of a verb, in a sentence.
+            continue
+        try:
+            _, rest = make_parser().parse_known_args(words)
+        except SystemExit:
+            # A sentence may name a command without all of its arguments.
+            assert "are required: " in capsys.readouterr().err, f"{page.name}: {command}"
+            continue
+        assert all(word.startswith("--config.") for word in rest), f"{page.name}: {command}"
