@@ -4,7 +4,7 @@
     python -m experiments.studies.peers BENCHMARK OUT [--training SOURCE] [--only NAME ...]
 
 BENCHMARK is a DISC-shaped folder; `rdcd_jax/sample` is one. Hashes are compared by the bits in which they agree. Every
-contender's descriptors go to OUT/NAME, and an evaluation of them, which is read and not made again by another start
+contender's descriptors go to OUT/NAME, and are not made again by another start; beside them lies an evaluation
 (`rdcd-jax report OUT/*/evaluation` shows it). Images a second count decoding, on all cores, the median of three rounds
 on the references, contenders in turn. The result goes to experiments/results/peers.json, under the benchmark's name.
 """
@@ -198,7 +198,10 @@ def main(argv: list[str] | None = None) -> int:
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     key = options.benchmark.resolve().name
     results[key] = {
-        "command": " ".join(["python -m experiments.studies.peers", *sys.argv[1:]]),
+        "command": " ".join(
+            # Paths by their names: where they lie is this machine's business.
+            ["python -m experiments.studies.peers", *map(os.path.basename, sys.argv[1:])]
+        ),
         "environment": environment(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "cores": os.cpu_count(),

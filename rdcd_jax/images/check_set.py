@@ -5,10 +5,11 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import io
+import itertools
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -253,11 +254,11 @@ def _fill(row: np.void, images: ImageSet, position: int) -> None:
     ):
         row["format"] = FORMATS.index(header.format)
         # Of an animation all frames count.
-        frames = seen.other_frames(header)
+        parts = (repr(image.size).encode(), image.tobytes())
+        row["pixels"] = _digest(itertools.chain(parts, seen.all_frames(header)))
     row["width"], row["height"] = image.size
     row["file_bytes"] = len(content)
-    row["content"] = _digest(content)
-    row["pixels"] = _digest(repr(image.size).encode(), image.tobytes(), *frames)
+    row["content"] = _digest([content])
     hashed = perceptual_hash(image)
     row["flat"] = hashed is None
     if hashed is not None:
@@ -265,7 +266,7 @@ def _fill(row: np.void, images: ImageSet, position: int) -> None:
     row["readable"] = True
 
 
-def _digest(*parts: bytes) -> np.ndarray:
+def _digest(parts: Iterable[bytes]) -> np.ndarray:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part)

@@ -219,7 +219,7 @@ def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
 def size_of(path: str) -> tuple[int, int] | None:
     """Width and height in pixels as an image file says; None of what is no file, or damaged."""
     try:
-        with Image.open(path) as image:
+        with _PILLOW_IS_SILENT, Image.open(path, formats=FORMATS) as image:
             return image.size
     except Exception:
         # Damaged files make Pillow raise nearly anything.

@@ -6,6 +6,7 @@ The papers' protocols drop all of this (`decode.to_rgb`); whoever looks for copi
 import contextlib
 import io
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageSequence
@@ -60,12 +61,11 @@ def seek_structure(image: Image.Image) -> None:
     image.seek(0)
 
 
-def other_frames(image: Image.Image) -> list[bytes]:
-    """The pixels of all frames of an animation as bytes of RGBA; none of a still image."""
-    if not _is_animated(image):
-        return []
-    frames = itertools.islice(ImageSequence.Iterator(image), _MOST_FRAMES)
-    return [frame.convert("RGBA").tobytes() for frame in frames]
+def all_frames(image: Image.Image) -> Iterator[bytes]:
+    """The pixels of an animation's frames as bytes of RGBA, one frame in memory at a time; none of a still image."""
+    if _is_animated(image):
+        for frame in itertools.islice(ImageSequence.Iterator(image), _MOST_FRAMES):
+            yield frame.convert("RGBA").tobytes()
 
 
 def _is_animated(image: Image.Image) -> bool:

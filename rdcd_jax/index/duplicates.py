@@ -23,7 +23,7 @@ from rdcd_jax.images.given import Images, images_of
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index.results import require_savable
 from rdcd_jax.index.search import PRECISION, Progress
-from rdcd_jax.report.gallery import Figure, Section, at, write_gallery
+from rdcd_jax.report.gallery import Figure, Section, at, size_line, write_gallery
 from rdcd_jax.search import backends
 from rdcd_jax.search.scoring import Scoring, scoring_of
 from rdcd_jax.weights.library import load_model
@@ -196,10 +196,7 @@ def _embedded(embedder: Model | OnnxModel, images: ImageSet, on_progress: Progre
 
 def _shown(number: int, group: Group) -> Section:
     images = zip(group.ids, group.paths, group.sizes, strict=True)
-    figures = [
-        Figure(name, [*([f"{size[0]} x {size[1]} pixels"] if size else []), path], at(path))
-        for name, path, size in images
-    ]
+    figures = [Figure(name, [*size_line(size), path], at(path)) for name, path, size in images]
     return Section(f"Group {number}", f"least score {group.score:.3f}", figures)
 
 

@@ -13,7 +13,7 @@ from rdcd_jax.core.files import write_csv, write_json
 from rdcd_jax.embedding.stream import Unreadable
 from rdcd_jax.images.decode import size_of
 from rdcd_jax.images.sources import ImageSet
-from rdcd_jax.report.gallery import Figure, Section, at, write_gallery
+from rdcd_jax.report.gallery import Figure, Section, at, size_line, write_gallery
 from rdcd_jax.report.thumbnails import SIDE
 
 
@@ -139,7 +139,7 @@ class Matches(Sequence[Match]):
         if images is None or position is None:
             return Figure(query, ["query"], _nothing, is_query=True)
         path = images.paths[position]
-        lines = ["query", *_size_line(path), path]
+        lines = ["query", *size_line(size_of(path)), path]
         return Figure(query, lines, lambda: images.decode(position, min_side_hint=SIDE), True)
 
 
@@ -149,12 +149,9 @@ def _found(match: Match) -> Figure:
     lines.append(f"score {match.score:.3f}, similarity {match.similarity:.3f}")
     if match.variant:
         lines.append(f"found by {match.variant}")
-    return Figure(match.reference, [*lines, *_size_line(match.path), match.path], at(match.path))
-
-
-def _size_line(path: str) -> list[str]:
-    size = size_of(path)
-    return [f"{size[0]} x {size[1]} pixels"] if size else []
+    return Figure(
+        match.reference, [*lines, *size_line(size_of(match.path)), match.path], at(match.path)
+    )
 
 
 def _nothing() -> Image.Image:

@@ -61,6 +61,11 @@ def at(path: str) -> Callable[[], Image.Image]:
     return lambda: find_images(path).seen().decode(0, min_side_hint=SIDE)
 
 
+def size_line(size: tuple[int, int] | None) -> list[str]:
+    """What a figure says of its image's width and height; nothing where they are not known."""
+    return [f"{size[0]} x {size[1]} pixels"] if size else []
+
+
 def write_gallery(
     out: str | os.PathLike, title: str, summary: str, sections: Sequence[Section]
 ) -> None:
