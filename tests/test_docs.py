@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from rdcd_jax.benchmarks import ground_truth
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -21,3 +23,14 @@ def test_the_site_builds(tmp_path):
     for page in (tmp_path / "site").rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert 'src="http' not in text and 'rel="stylesheet" href="http' not in text, page.name
+
+
+def test_every_known_name_is_told():
+    page = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    names = (
+        *ground_truth.NDEC_QUERY_FOLDERS,
+        *ground_truth.REFERENCE_FOLDERS,
+        *ground_truth.TRAINING_FOLDERS,
+        *ground_truth.NDEC_GROUND_TRUTH_FILES,
+    )
+    assert [name for name in names if f"`{name}" not in page] == []

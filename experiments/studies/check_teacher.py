@@ -38,7 +38,7 @@ from rdcd_jax.weights.store import (
 
 IMAGE_SIZE = 288
 BATCH = 16
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
 
 
 def main() -> None:
