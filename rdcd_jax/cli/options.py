@@ -77,13 +77,13 @@ def sources_of(options: argparse.Namespace):
     """The images of SOURCE... or --images.
 
     Raises:
-        UserError: see `find_all`. A usage error where neither or both were given.
+        UserError: see `images_of`. A usage error where neither or both were given.
     """
-    from rdcd_jax.images.sources import find_all
+    from rdcd_jax.images.given import images_of
 
     if bool(options.sources) == (options.images is not None):
         options.usage_error("name the images once: SOURCE..., or --images=SOURCE")
-    return find_all(options.sources or [options.images], ids=options.ids)
+    return images_of(options.sources or [options.images], ids=options.ids)
 
 
 def add_score_norm_option(parser: argparse.ArgumentParser) -> None:

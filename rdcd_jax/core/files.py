@@ -50,7 +50,7 @@ def flush(*paths: str | os.PathLike) -> None:
 def read_lines(
     path: pathlib.Path, refusal: str = "is no text in UTF-8; give a file with one entry a line."
 ) -> list[str]:
-    """The lines of a text file that are not blank, without what surrounds them.
+    """The lines of a text file that are not empty, as they are; a line ends at \\n, \\r\\n or \\r alone.
 
     Args:
         path: the file.
@@ -60,10 +60,11 @@ def read_lines(
         UserError: it is no text in UTF-8.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Reading text ends lines at these alone; splitlines would also at characters that names may hold.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise UserError(f"{path}: {refusal}") from None
-    return [line.strip() for line in lines if line.strip()]
+    return [line for line in lines if line]
 
 
 def require_writable(path: str | os.PathLike) -> None:
@@ -85,9 +86,9 @@ def require_writable(path: str | os.PathLike) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` (UTF-8) to `path` by way of a temporary file."""
+    """Writes `text` (UTF-8) to `path` by way of a temporary file; of file names, bytes that are no text as \\udcXX."""
     with write_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
@@ -99,7 +100,10 @@ def write_csv(
     path: str | os.PathLike, header: Iterable[object], lines: Iterable[Iterable[object]]
 ) -> None:
     """Writes a header and lines of cells to `path` (UTF-8); None becomes an empty cell."""
-    with write_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    with (
+        write_aside(path) as aside,
+        aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.writer(_Lines(file))
         writer.writerow(header)
         writer.writerows(lines)

@@ -10,7 +10,7 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from rdcd_jax.core.errors import UnreadableImageError, UserError
 
@@ -100,25 +100,9 @@ def list_archive(path: str) -> tuple[list[str], ArchiveReader]:
         if not any(part.startswith(".") and part != "." for part in name.split("/"))
         and not name.startswith("__MACOSX/")
     )
-    require_utf8(path, [name for name, _ in members])
-    digest = hashlib.sha256("".join(f"{name} {size}\n" for name, size in members).encode())
+    listing = "".join(f"{name} {size}\n" for name, size in members)
+    digest = hashlib.sha256(listing.encode(errors="surrogateescape"))
     return [name for name, _ in members], ArchiveReader(path, digest.hexdigest())
-
-
-def require_utf8(source: str, names: Iterable[str]) -> None:
-    """Refuses file names that are no text.
-
-    Raises:
-        UserError: naming one.
-    """
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise UserError(
-                f"{source}: the file name {name.encode(errors='surrogateescape')!r} is not valid "
-                "UTF-8, so it cannot be written as an id; rename the file."
-            ) from None
 
 
 def _require_inside(path: str, name: str) -> None:

@@ -1,6 +1,7 @@
 """Files to RGB images, and the two resizes used for evaluation."""
 
 import contextlib
+import importlib
 import io
 import logging
 import os
@@ -20,13 +21,27 @@ _log = logging.getLogger(__name__)
 # Pillow refuses to open what is larger than this, from the header and before it decodes anything.
 MAX_MEGAPIXELS = 2 * Image.MAX_IMAGE_PIXELS / 1e6
 
+# Packages that teach Pillow a format, where they are installed: what registers it, if importing does not.
+_PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
 # Pillow would also try formats that start other programs (EPS) or cannot hold photographs.
-Image.init()
-FORMATS = tuple(
-    name
-    for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-    if name in Image.OPEN
+_FORMATS = (
+    *("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"),
+    *("HEIF", "JXL"),
 )
+
+
+def _known_formats() -> tuple[str, ...]:
+    Image.init()
+    for package, register in _PLUGINS.items():
+        # A plugin that does not fit this Pillow is as good as none.
+        with contextlib.suppress(Exception):
+            plugin = importlib.import_module(package)
+            if register is not None:
+                getattr(plugin, register)()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+FORMATS = _known_formats()
 
 # What to do so that an image with this EXIF orientation stands upright.
 _UPRIGHT = {

@@ -1,66 +1,124 @@
 """Images as a caller has them: paths, sources, Pillow images, arrays, or a list of any of these."""
 
+import dataclasses
+import hashlib
+import itertools
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
-from rdcd_jax.core.errors import UserError
-from rdcd_jax.images.sources import ImageSet, find_images
+from rdcd_jax.core.errors import UnreadableImageError, UserError
+from rdcd_jax.images.naming import distinct, numbered
+from rdcd_jax.images.passed_over import left_out, typed, warn_left_out
+from rdcd_jax.images.sources import ImageSet, Reader, listed, no_images
 
 Source = str | os.PathLike
 Images = Source | Image.Image | np.ndarray | ImageSet | Sequence[Source | Image.Image | np.ndarray]
 
 
+@dataclasses.dataclass(frozen=True)
+class SeveralReader:
+    """Reads images of several sources, some of which are archives or records.
+
+    Attributes:
+        of: what reads each path that is no file's.
+        content: hex digest of theirs.
+    """
+
+    of: Mapping[str, Reader]
+    content: str
+    kind = "several sources"
+
+    def __call__(self, path: str) -> bytes:
+        """The bytes of the image at `path`."""
+        if (reader := self.of.get(path)) is not None:
+            return reader(path)
+        try:
+            return pathlib.Path(path).read_bytes()
+        except OSError as error:
+            raise UnreadableImageError(f"{path}: cannot be read ({error}).") from error
+
+
 def images_of(images: Images, *, ids: str = "name") -> ImageSet:
-    """The images as one set.
+    """The images as one set; a folder's files are known by their content where their names do not tell.
 
     Args:
         images: a source (see `find_images`), an RGB uint8 array [H, W, 3], a Pillow image, or a list of these and of
             paths. What is in memory is called `#0`, `#1`, ... by its position in the list.
-        ids: what files are called by, see `find_images`; where two of a list have one name, all go by their paths.
+        ids: "name" or "path", what files are called by, see `find_images`; equal names are made distinct, see
+            `naming.distinct`.
 
     Raises:
-        UserError: a source that cannot be listed, or something else than an image; the list is empty.
+        UserError: a source that cannot be listed or holds no image, or something else than an image; the list is empty.
     """
     if isinstance(images, ImageSet):
         return images
-    if isinstance(images, str | os.PathLike):
-        return find_images(images, ids=ids)
-    several = [images] if isinstance(images, Image.Image | np.ndarray) else list(images)
+    single = isinstance(images, str | os.PathLike | Image.Image | np.ndarray)
+    several = [images] if single else list(images)
     if not several:
         raise UserError("There are no images in the list given; name at least one.")
-    if len(several) == 1 and isinstance(several[0], str | os.PathLike):
-        return find_images(several[0], ids=ids)
+    sets = [
+        _listed(each) if isinstance(each, str | os.PathLike) else _held(each, f"#{position}")
+        for position, each in enumerate(several)
+    ]
+    joined = sets[0] if len(sets) == 1 else _joined(sets)
+    return dataclasses.replace(joined, ids=_ids(joined, by_path=ids == "path"))
+
+
+def _listed(source: Source) -> ImageSet:
+    found = typed(listed(source))
+    if not len(found):
+        raise UserError(" ".join([no_images(found), *left_out(found)]))
+    warn_left_out(found)
+    return found
+
+
+def _held(image: object, name: str) -> ImageSet:
+    return ImageSet(name, (name,), (name,), in_memory={name: _in_memory(image, name)})
+
+
+def _joined(sets: Sequence[ImageSet]) -> ImageSet:
+    """The images of several sets, one set after another."""
+    readers: dict[str, Reader] = {}
     in_memory: dict[str, Image.Image] = {}
-    names: list[str] = []
-    paths: list[str] = []
-    for position, each in enumerate(several):
-        if isinstance(each, str | os.PathLike):
-            found = find_images(each, ids=ids)
-            if found.reader is not None:
-                raise UserError(f"{found.source}: is an archive or records; give it alone.")
-            names += found.ids
-            paths += found.paths
-        else:
-            name = f"#{position}"
-            in_memory[name] = _in_memory(each, name)
-            names.append(name)
-            paths.append(name)
-    return ImageSet(_named(several), distinct(names, paths), tuple(paths), in_memory=in_memory)
+    for each in sets:
+        if each.reader is not None:
+            readers |= dict.fromkeys(each.paths, each.reader)
+        in_memory |= each.in_memory
+    reader = None
+    if readers:
+        content = sorted(each.reader.content for each in sets if each.reader is not None)
+        reader = SeveralReader(readers, hashlib.sha256("".join(content).encode()).hexdigest())
+    shown = [each.source for each in sets if not each.in_memory]
+    ids, paths, others, closed = (
+        tuple(itertools.chain.from_iterable(getattr(each, name) for each in sets))
+        for name in ("ids", "paths", "others", "closed")
+    )
+    source = ", ".join(shown[:3]) + (", ..." if len(shown) > 3 else "") or "the images given"
+    return ImageSet(source, ids, paths, reader, in_memory, others, closed)
 
 
-def distinct(names: Sequence[str], paths: Sequence[str]) -> tuple[str, ...]:
-    """The names, or where two are equal the paths; what is given twice is numbered."""
-    if len(set(names)) < len(names):
-        names = paths
-    seen: Mapping[str, int] = {}
-    result = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return tuple(result)
+def _ids(images: ImageSet, *, by_path: bool) -> tuple[str, ...]:
+    """Short ids, or the paths below their folders, made distinct; what is given twice is numbered."""
+    shorten = {
+        path: name
+        if by_path or _has_own_id(images, path)
+        else os.path.splitext(os.path.basename(name))[0]
+        for name, path in zip(images.ids, images.paths, strict=True)
+    }
+    id_of = dict(zip(shorten, distinct(list(shorten.values()), list(shorten)), strict=True))
+    return numbered([id_of[path] for path in images.paths])
+
+
+def _has_own_id(images: ImageSet, path: str) -> bool:
+    """Whether an image is called by something else than where it lies: it is in records or in memory."""
+    reader = images.reader
+    if isinstance(reader, SeveralReader):
+        reader = reader.of.get(path)
+    return path in images.in_memory or (reader is not None and reader.kind != "archive")
 
 
 def _in_memory(image: object, name: str) -> Image.Image:
@@ -76,8 +134,3 @@ def _in_memory(image: object, name: str) -> Image.Image:
     raise UserError(
         f"Image {name} is a {type(image).__name__}; give a path, a Pillow image or a uint8 array [H, W, 3]."
     )
-
-
-def _named(several: Sequence[object]) -> str:
-    sources = [os.fspath(each) for each in several if isinstance(each, str | os.PathLike)]
-    return ", ".join(sources[:3]) + (", ..." if len(sources) > 3 else "") or "the images given"

@@ -6,19 +6,18 @@ import importlib.resources
 import os
 import pathlib
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from PIL import Image
 
 from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.core.files import read_lines
-from rdcd_jax.images.archives import ARCHIVES, list_archive, require_utf8
-from rdcd_jax.images.decode import decode_rgb, to_rgb
+from rdcd_jax.images.archives import ARCHIVES, list_archive
+from rdcd_jax.images.decode import decode_rgb, size_of, to_rgb
+from rdcd_jax.images.folders import is_image_name, list_folder
+from rdcd_jax.images.naming import escaped, ids_of
 from rdcd_jax.images.records import ids_sha256, is_shard, list_shards, list_tfds, require_all_shards
-
-_PHOTOGRAPHS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".jp2")
-EXTENSIONS = {*_PHOTOGRAPHS, ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
 
 # Images inside the package, by these names instead of a folder's.
 BUNDLED = ("sample:train", "sample:references", "sample:queries")
@@ -51,6 +50,8 @@ class ImageSet:
         paths: N paths of files; where there is a reader, names that it reads by, which tell people as much.
         reader: reads what lies in records or archives; None for files.
         in_memory: images that are there already, by their paths.
+        others: paths of a folder's files that are not images by their names.
+        closed: folders below a folder that cannot be opened.
         as_seen: decodes what people see, not as the papers' protocols do; see `decode.decode_rgb`.
     """
 
@@ -59,6 +60,8 @@ class ImageSet:
     paths: tuple[str, ...]
     reader: Reader | None = None
     in_memory: Mapping[str, Image.Image] = dataclasses.field(default_factory=dict)
+    others: tuple[str, ...] = ()
+    closed: tuple[str, ...] = ()
     as_seen: bool = False
 
     def __len__(self) -> int:
@@ -174,70 +177,71 @@ def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
     """
     if ids not in ("name", "path"):
         raise UserError(f"ids={ids!r} is not known: use 'name' or 'path'.")
+    found = listed(source)
+    if not len(found):
+        raise UserError(no_images(found))
+    if found.reader is not None and found.reader.kind != "archive":
+        return found
+    return dataclasses.replace(found, ids=ids_of(found.ids, by_path=ids == "path"))
+
+
+def listed(source: str | os.PathLike) -> ImageSet:
+    """As `find_images`, but ids are the paths below the folder (or as a list has them), which may repeat; those of
+    records are theirs. It may hold no image."""
     text = os.fspath(source)
     if text.startswith("tfds:"):
         return _record_set(text, *list_tfds(text))
     if text in BUNDLED:
         text = str(importlib.resources.files("rdcd_jax") / "sample" / text.partition(":")[2])
-    root, reader = pathlib.Path(text), None
+    root = pathlib.Path(text)
     if root.is_dir():
-        names, folder = _names_below(root), root
-        shards = [os.path.join(root, name) for name in names if is_shard(os.path.basename(name))]
-        if shards and len(shards) < len(names):
-            loose = next(name for name in names if not is_shard(os.path.basename(name)))
-            raise UserError(
-                f"{text} holds shards of records ({os.path.basename(shards[0])}) and loose images ({loose}); give a"
-                " folder with one of the two."
-            )
-        if shards:
-            require_all_shards(text, shards)
-            return _record_set(text, *list_shards(shards))
-    elif ".array_record" in root.name and (found := _matching(text)):
+        return _of_folder(text, root)
+    if ".array_record" in root.name and (found := _matching(text)):
         return _record_set(text, *list_shards(found))
-    elif root.is_file() and text.endswith(ARCHIVES):
-        members, reader = list_archive(text)
-        names, folder = [name for name in members if _is_image(name)], None
-    elif root.is_file():
-        names = [root.name] if _is_image(root.name) else _names_listed(root)
-        folder = root.parent
-    else:
+    if not root.is_file():
         raise UserError(
-            f"{text}: there is no such folder or text file of image paths, nor an archive or records."
+            f"{escaped(text)}: there is no such folder or text file of image paths, nor an archive or records."
         )
-    if not names:
-        raise UserError(
-            f"{text}: no images found; it should hold files such as .jpg, .png or .webp "
-            "(or, as a text file, one path a line)."
-        )
-    return ImageSet(
-        source=text,
-        ids=_unique_ids(names, by_path=ids == "path"),
-        paths=tuple(f"{text}:{name}" if reader else os.path.join(folder, name) for name in names),
-        reader=reader,
+    if text.endswith(ARCHIVES):
+        return _of_archive(text)
+    # An image is known by its content, however it is called.
+    is_image = is_image_name(root.name) or size_of(text) is not None
+    names = [root.name] if is_image else _names_listed(root)
+    return ImageSet(text, tuple(names), tuple(os.path.join(root.parent, name) for name in names))
+
+
+def no_images(found: ImageSet) -> str:
+    """Says that a source holds none."""
+    return (
+        f"{escaped(found.source)}: no images found; it should hold files such as .jpg, .png or .webp (or, as a text"
+        " file, one path a line)."
     )
 
 
-def find_all(sources: Sequence[str | os.PathLike], *, ids: str = "name") -> ImageSet:
-    """As `find_images`, of several sources that hold image files, one after another.
+def _of_folder(text: str, root: pathlib.Path) -> ImageSet:
+    found = list_folder(root, lambda name: is_image_name(name) or is_shard(name))
+    paths, others, closed = (
+        tuple(os.path.join(root, name) for name in names)
+        for names in (found.images, found.others, found.closed)
+    )
+    shards = [path for path in paths if is_shard(os.path.basename(path))]
+    if shards and len(shards) < len(paths):
+        loose = next(name for name in found.images if not is_shard(os.path.basename(name)))
+        raise UserError(
+            f"{text} holds shards of records ({os.path.basename(shards[0])}) and loose images ({loose}); give a"
+            " folder with one of the two."
+        )
+    if shards:
+        require_all_shards(text, shards)
+        return _record_set(text, *list_shards(shards))
+    return ImageSet(text, found.images, paths, others=others, closed=closed)
 
-    Raises:
-        UserError: as `find_images`; or one of several is an archive or records.
-    """
-    found = [find_images(source, ids=ids) for source in sources]
-    if len(found) == 1:
-        return found[0]
-    for each in found:
-        if each.reader is not None:
-            raise UserError(f"{each.source}: is an archive or records; give it alone.")
-    owner: dict[str, str] = {}
-    for each in found:
-        for id_, path in zip(each.ids, each.paths, strict=True):
-            if owner.setdefault(id_, path) != path:
-                raise UserError(
-                    f"Two images have the id {id_!r}: {owner[id_]} and {path}; leave one out, or rename it."
-                )
-    names = ", ".join(each.source for each in found)
-    return ImageSet(source=names, ids=tuple(owner), paths=tuple(owner.values()))
+
+def _of_archive(text: str) -> ImageSet:
+    members, reader = list_archive(text)
+    names = tuple(name for name in members if is_image_name(name))
+    others = tuple(f"{text}:{name}" for name in members if not is_image_name(name))
+    return ImageSet(text, names, tuple(f"{text}:{name}" for name in names), reader, others=others)
 
 
 def _matching(text: str) -> list[str]:
@@ -258,34 +262,6 @@ def _record_set(text: str, ids: list[str], paths: list[str], reader: Reader) -> 
     return ImageSet(text, tuple(ids), tuple(paths), reader)
 
 
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def _names_below(root: pathlib.Path) -> list[str]:
-    """Paths below `root` of images and shards, '/'-separated and sorted."""
-    names = []
-    for folder, files in _walk(root):
-        below = pathlib.PurePath(os.path.relpath(folder, root))
-        for file in files:
-            if _is_image(file) or is_shard(file):
-                names.append((below / file).as_posix())
-    require_utf8(str(root), names)
-    return sorted(names)
-
-
-def _walk(root: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
-    """Visible folders at and below `root` with their visible files, each real folder once."""
-    seen = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        # A link to a folder above would otherwise be walked for ever.
-        real = os.path.realpath(folder)
-        subfolders[:] = [] if real in seen else sorted(s for s in subfolders if s[0] != ".")
-        if real not in seen:
-            yield folder, [file for file in files if file[0] != "."]
-        seen.add(real)
-
-
 def _names_listed(path: pathlib.Path) -> list[str]:
     """The paths in the text file `path`."""
     names = read_lines(path, "neither a folder nor a text file (UTF-8) of image paths, one a line.")
@@ -297,18 +273,3 @@ def _names_listed(path: pathlib.Path) -> list[str]:
             f"{path.parent}."
         )
     return names
-
-
-def _unique_ids(names: list[str], *, by_path: bool) -> tuple[str, ...]:
-    owner: dict[str, str] = {}
-    for name in names:
-        id_ = name if by_path else os.path.splitext(os.path.basename(name))[0]
-        if id_ in owner:
-            cure = (
-                "remove one"
-                if by_path or owner[id_] == name
-                else "rename one, or let paths be the ids"
-            )
-            raise UserError(f"Two images have the id {id_!r}: {owner[id_]} and {name}; {cure}.")
-        owner[id_] = name
-    return tuple(owner)

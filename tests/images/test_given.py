@@ -1,5 +1,7 @@
 """Images as a caller has them."""
 
+import os
+import pickle
 import shutil
 
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 from PIL import Image
 from toy import make_images
 
-from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.errors import UnreadableImageError, UserError
+from rdcd_jax.images import passed_over
 from rdcd_jax.images.given import images_of
 from rdcd_jax.images.sources import find_images
 
@@ -31,9 +34,13 @@ def test_everything_that_stands_for_images(tmp_path):
 def test_names_are_made_distinct(tmp_path):
     one, other = make_images(tmp_path / "a", 1), make_images(tmp_path / "b", 1)
     paths = [str(folder / "T00000.jpg") for folder in (one, other)]
-    assert images_of(paths).ids == tuple(paths)
-    assert images_of([paths[0], paths[0]]).ids == (paths[0], f"{paths[0]} (2)")
-    assert len(images_of([one, other])) == 2
+    assert images_of(paths).ids == images_of([one, other]).ids == ("a/T00000", "b/T00000")
+    assert images_of(tmp_path).ids == ("a/T00000", "b/T00000")
+    assert images_of(tmp_path, ids="path").ids == ("a/T00000.jpg", "b/T00000.jpg")
+    assert images_of([paths[0], paths[0]]).ids == ("T00000", "T00000 (2)")
+    Image.open(paths[0]).save(tmp_path / "a" / "T00000.png")
+    twins = images_of([paths[0], tmp_path / "a" / "T00000.png"])
+    assert twins.ids == tuple(twins.paths)
 
 
 @pytest.mark.parametrize(
@@ -51,10 +58,69 @@ def test_what_is_no_image_is_refused(given, match):
         images_of(given)
 
 
-def test_a_list_of_one_source_is_that_source(tmp_path):
+def test_archives_and_folders_together(tmp_path):
     folder = make_images(tmp_path / "a", 3)
     archive = shutil.make_archive(str(tmp_path / "images"), "zip", folder)
-    found = images_of([archive])
-    assert found.ids == find_images(archive).ids and found.reader is not None
-    with pytest.raises(UserError, match=r"images\.zip: is an archive or records; give it alone"):
-        images_of([archive, folder])
+    assert images_of([archive]).ids == find_images(archive).ids
+    both = pickle.loads(pickle.dumps(images_of([archive, folder, Image.new("RGB", (9, 9))])))
+    assert both.ids[0].endswith("images.zip:T00000") and both.ids[3:] == (
+        "a/T00000",
+        "a/T00001",
+        "a/T00002",
+        "#2",
+    )
+    for position in range(3):
+        one, other = (np.asarray(both.decode(at)) for at in (position, position + 3))
+        np.testing.assert_array_equal(one, other)
+    os.unlink(both.paths[4])
+    with pytest.raises(UnreadableImageError, match=r"T00001\.jpg: cannot be read"):
+        both.decode(4)
+
+
+def test_files_are_known_by_their_content(tmp_path, caplog, monkeypatch):
+    monkeypatch.setitem(passed_over.PLUGINS, ".xyz", "pillow-xyz")
+    folder = make_images(tmp_path / "a", 2)
+    (folder / "T00000.jpg").rename(folder / "no_extension")
+    for name in ("1.XYZ", "2.xyz", "b.dng", "notes.txt", "film.mp4"):
+        (folder / name).write_bytes(b"II*\0" + bytes(300))
+    with caplog.at_level("WARNING"):
+        found = images_of(folder)
+    assert found.ids == ("T00001", "no_extension")
+    (said,) = caplog.messages
+    assert "2 .xyz, 1 .dng, 1 .mp4, 1 .txt; `pip install pillow-xyz` reads some" in said
+    assert images_of(folder / "no_extension").ids == ("no_extension",)
+    with pytest.raises(UserError, match=r"T00000\.jpg: there is no such"):
+        images_of(folder / "T00000.jpg")
+    (folder / "T00001.jpg").unlink()
+    (folder / "no_extension").unlink()
+    with pytest.raises(UserError, match=r"no images found.*1 \.dng"):
+        images_of(folder)
+
+
+def test_folders_that_cannot_be_opened_are_named(tmp_path, caplog, monkeypatch):
+    folder = make_images(tmp_path / "a", 2)
+    make_images(folder / "private", 1)
+    scan = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("private"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = images_of(folder)
+    assert len(found) == 2 and found.closed == (str(folder / "private"),)
+    assert "cannot be opened, the folders" in caplog.text and "private" in caplog.text
+    with pytest.raises(UserError, match=r"private: cannot be opened \(Permission denied\)"):
+        images_of(folder / "private")
+
+
+def test_names_that_are_no_text_are_carried_through(tmp_path):
+    folder = make_images(tmp_path / "a", 2)
+    bad = os.fsencode(folder) + b"/caf\xe9.jpg"
+    try:
+        os.rename(folder / "T00000.jpg", bad)
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    found = images_of(folder)
+    assert found.ids == ("T00001", "caf\\udce9") and found.decode(1).size == (48, 48)

@@ -1,11 +1,10 @@
 import os
 import pickle
-import zipfile
 
 import pytest
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.images.sources import find_all, find_images
+from rdcd_jax.images.sources import find_images
 
 
 def touch(folder, *names):
@@ -35,21 +34,10 @@ def test_a_text_file_gives_its_lines_in_order(tmp_path):
     assert [os.path.isfile(path) for path in images.paths] == [True, True, False]
 
 
-def test_images_by_themselves_and_several_sources(tmp_path):
-    for name in ("a/1.jpg", "a/2.png", "b/1.jpg", "b/3.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    one = find_images(tmp_path / "b" / "3.jpg")
-    assert one.ids == ("3",) and one.paths == (str(tmp_path / "b" / "3.jpg"),)
-    several = find_all([tmp_path / "a", tmp_path / "b" / "3.jpg"])
-    assert several.ids == ("1", "2", "3") and several.paths[2] == one.paths[0]
-    assert find_all([tmp_path / "a"]).ids == ("1", "2")
-    with pytest.raises(UserError, match=r"the id '1': .*a/1\.jpg and .*b/1\.jpg"):
-        find_all([tmp_path / "a", tmp_path / "b"])
-    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
-        archive.writestr("4.jpg", b"")
-    with pytest.raises(UserError, match=r"c\.zip: is an archive or records; give it alone"):
-        find_all([tmp_path / "a", tmp_path / "c.zip"])
+def test_an_image_by_itself(tmp_path):
+    touch(tmp_path, "3.jpg")
+    one = find_images(tmp_path / "3.jpg")
+    assert one.ids == ("3",) and one.paths == (str(tmp_path / "3.jpg"),)
 
 
 def test_two_files_of_one_id_are_refused_and_paths_cure_it(tmp_path):
@@ -104,12 +92,10 @@ def test_unknown_ids_are_refused():
         find_images(".", ids="stem")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="file names are text elsewhere")
-def test_a_file_name_that_is_no_text_is_refused(tmp_path):
-    try:
-        with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb"):
-            pass
-    except OSError:
-        pytest.skip("this file system takes only UTF-8 names")
-    with pytest.raises(UserError, match="not valid UTF-8"):
-        find_images(tmp_path)
+def test_a_list_keeps_what_names_hold(tmp_path):
+    names = ["plain.jpg", "ls\u2028x.jpg", " lead.jpg", "trail .jpg", "\u3000wide.jpg"]
+    touch(tmp_path, *names)
+    (tmp_path / "list.txt").write_bytes("\r\n".join(names).encode())
+    found = find_images(tmp_path / "list.txt")
+    assert [os.path.basename(path) for path in found.paths] == names
+    assert all(os.path.isfile(path) for path in found.paths)

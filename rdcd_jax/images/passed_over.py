@@ -1,0 +1,75 @@
+"""Files of a folder that do not end as images do: which are images all the same, and what is said of the others."""
+
+import collections
+import dataclasses
+import logging
+import os
+
+from rdcd_jax.images.decode import size_of
+from rdcd_jax.images.folders import PLUGINS
+from rdcd_jax.images.naming import escaped
+from rdcd_jax.images.sources import ImageSet
+
+_log = logging.getLogger(__name__)
+# What Pillow would open as the thumbnail in it.
+_RAW = {".dng", ".nef", ".nrw", ".cr2", ".cr3", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf"}
+_RAW |= {".pef", ".srw", ".raw", ".3fr", ".iiq", ".dcr", ".kdc", ".mrw", ".x3f"}
+# Folders that are named; of more only how many there are.
+_NAMED = 5
+
+
+def typed(images: ImageSet) -> ImageSet:
+    """The set with those of its `others` that are images by their content; each of these is opened once.
+
+    Args:
+        images: a set that `listed` gave, whose ids are names.
+    """
+    if images.reader is not None:
+        return images
+    found = [path for path in images.others if _is_image(path)]
+    if not found:
+        return images
+    root = images.source
+    named = dict(zip(images.paths, images.ids, strict=True))
+    named |= {path: os.path.relpath(path, root) for path in found}
+    paths = tuple(sorted(named))
+    others = tuple(path for path in images.others if path not in named)
+    ids = tuple(named[path] for path in paths)
+    return dataclasses.replace(images, ids=ids, paths=paths, others=others)
+
+
+def left_out(images: ImageSet) -> list[str]:
+    """What a folder or an archive holds besides its images, in lines for people: how many files of each kind, and the
+    folders that cannot be opened, by name."""
+    lines = []
+    if images.others:
+        kinds = collections.Counter(_kind(path) for path in images.others)
+        shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        plugins = sorted({PLUGINS[kind] for kind in kinds if kind in PLUGINS})
+        cure = f"; `pip install {' '.join(plugins)}` reads some" if plugins else ""
+        lines.append(
+            f"{escaped(images.source)}: left out, since they are no images: {shown}{cure}."
+        )
+    if images.closed:
+        shown = ", ".join(escaped(path) for path in images.closed[:_NAMED])
+        more = len(images.closed) - _NAMED
+        shown += f" and {more} more" if more > 0 else ""
+        lines.append(
+            f"{escaped(images.source)}: left out, since they cannot be opened, the folders {shown}."
+        )
+    return lines
+
+
+def warn_left_out(images: ImageSet) -> None:
+    """Logs those lines as warnings."""
+    for line in left_out(images):
+        _log.warning("%s", line)
+
+
+def _kind(path: str) -> str:
+    return escaped(os.path.splitext(path)[1].lower()) or "without extension"
+
+
+def _is_image(path: str) -> bool:
+    suffix = os.path.splitext(path)[1].lower()
+    return suffix not in _RAW and os.path.isfile(path) and size_of(path) is not None
