@@ -4,6 +4,8 @@ import pathlib
 import sys
 
 from rdcd_jax.cli.options import (
+    SHOWN,
+    add_moved_model,
     add_score_norm_option,
     add_sources,
     positive,
@@ -12,6 +14,7 @@ from rdcd_jax.cli.options import (
     verb,
     warn_left_out,
 )
+from rdcd_jax.core.errors import one_line
 from rdcd_jax.core.files import read_lines
 
 
@@ -26,6 +29,7 @@ def add_index(verbs) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_build(actions)
     _add_add(actions)
+    _add_update(actions)
     _add_remove(actions)
     _add_info(actions)
 
@@ -81,18 +85,19 @@ def _add_add(actions) -> None:
     parser = verb(
         actions,
         "add",
-        "Add images to an index; ids that it has already are passed over (--ids=path where folders repeat names).",
+        "Add images to an index; those that are in it already are passed over.",
         "rdcd-jax index add my.index FOLDER",
         _add,
     )
     parser.add_argument("index", type=pathlib.Path)
     add_sources(parser, "the images")
+    add_moved_model(parser)
 
 
 def _add(options, rest) -> None:
     from rdcd_jax.index.search import Index
 
-    images, index = sources_of(options), Index(options.index)
+    images, index = sources_of(options), Index(options.index, model=options.model)
     with reported() as report:
         index.add(images, on_progress=lambda done, total: report("Embedding", done, total))
     _report(options.index, index)
@@ -101,8 +106,78 @@ def _add(options, rest) -> None:
 def _report(folder: pathlib.Path, index) -> None:
     done = index.added
     warn_left_out(done.unreadable)
+    if done.changed:
+        print(
+            f"{done.changed} images have changed since they were added; `rdcd-jax index update {folder}` embeds them"
+            " anew.",
+            file=sys.stderr,
+        )
     print(
-        f"{folder} holds {len(index)} images: {done.added} added, {done.present} ids were there already."
+        f"{folder} holds {len(index)} images: {done.added} added, {done.present} were there already."
+    )
+
+
+def _add_update(actions) -> None:
+    parser = verb(
+        actions,
+        "update",
+        "Add what is new, embed anew what has changed, drop what is gone.",
+        "rdcd-jax index update my.index --dry-run",
+        _update,
+    )
+    parser.add_argument("index", type=pathlib.Path)
+    parser.add_argument(
+        "sources",
+        nargs="*",
+        metavar="SOURCE",
+        help="all that the index is to hold; without, what it was built from",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would change")
+    parser.add_argument(
+        "--root",
+        metavar="FOLDER",
+        help="where the folder that the images were below lies now, if it was moved",
+    )
+    add_moved_model(parser)
+
+
+def _update(options, rest) -> None:
+    from rdcd_jax.index.search import Index
+
+    index = Index(options.index, model=options.model)
+    if options.root is not None:
+        if options.dry_run:
+            options.usage_error("--root is written at once; give it without --dry-run first")
+        index.move(options.root)
+    sources = options.sources or None
+    if options.dry_run:
+        _print_changes(options.index, index.changes(sources))
+        return
+    with reported() as report:
+        done = index.update(
+            sources, on_progress=lambda done, total: report("Embedding", done, total)
+        )
+    warn_left_out(done.unreadable)
+    print(
+        f"{options.index} holds {len(index)} images: {done.added} added, {done.renewed} embedded anew, {done.removed}"
+        f" removed, {done.present} as they were."
+    )
+
+
+def _print_changes(folder: pathlib.Path, found) -> None:
+    kinds = {
+        "new": [found.images.paths[i] for i in found.new],
+        "changed": [found.images.paths[i] for i in found.changed],
+        "gone": found.gone,
+    }
+    for kind, paths in kinds.items():
+        for path in paths[:SHOWN]:
+            print(f"{kind}: {one_line(path)}")
+        if len(paths) > SHOWN:
+            print(f"... and {len(paths) - SHOWN} more {kind}")
+    print(
+        f"{folder} would change: {len(found.new)} added, {len(found.changed)} embedded anew, {len(found.gone)} removed,"
+        f" {found.present} as they are."
     )
 
 
@@ -116,7 +191,10 @@ def _add_remove(actions) -> None:
     )
     parser.add_argument("index", type=pathlib.Path)
     parser.add_argument(
-        "ids", nargs="+", metavar="ID", help="an image's id, or @FILE (UTF-8) of one a line"
+        "ids",
+        nargs="+",
+        metavar="ID",
+        help="an image's id, or @FILE (UTF-8) of one a line; @@NAME for an id that begins with @",
     )
 
 
@@ -125,7 +203,10 @@ def _remove(options, rest) -> None:
 
     wanted: list[str] = []
     for text in options.ids:
-        wanted += read_lines(pathlib.Path(text[1:])) if text[:1] == "@" else [text]
+        if text[:1] == "@" and text[:2] != "@@":
+            wanted += read_lines(pathlib.Path(text[1:]))
+        else:
+            wanted.append(text.removeprefix("@"))
     index = Index(options.index)
     removed = index.remove(wanted)
     if removed < len(set(wanted)):
@@ -146,6 +227,8 @@ def _info(options, rest) -> None:
     found = index.manifest
     print(f"{options.index}: {len(index)} images, {index_bytes(options.index) / 1e6:.1f} MB")
     print(f"model {found.model}, images of {found.image_size} pixels")
+    if found.root:
+        print(f"paths below {found.root}")
     print(f"descriptors of {found.dim} dimensions in {found.dtype}")
     scoring = index.scoring()
     if scoring.background is not None:

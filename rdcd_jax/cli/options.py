@@ -96,6 +96,13 @@ def add_score_norm_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_moved_model(parser: argparse.ArgumentParser) -> None:
+    """Adds --model of verbs that go on with an index."""
+    parser.add_argument(
+        "--model", help="where the index's model lies now, if it was moved; its weights decide"
+    )
+
+
 def warn_left_out(unreadable) -> None:
     """Names each image that was left out on stderr."""
     for each in unreadable:

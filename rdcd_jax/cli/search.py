@@ -5,6 +5,7 @@ import sys
 
 from rdcd_jax.cli.options import (
     SHOWN,
+    add_moved_model,
     add_score_norm_option,
     add_sources,
     positive,
@@ -29,6 +30,7 @@ def add_search(verbs) -> None:
     )
     parser.add_argument("--index", required=True, type=pathlib.Path, help="made by index build")
     add_sources(parser, "the queries")
+    add_moved_model(parser)
     parser.add_argument("--k", type=positive, default=10, help="images for each query (10)")
     parser.add_argument(
         "--threshold", type=score, help="least score; the model's at 90%% precision without"
@@ -53,7 +55,7 @@ def _search(options, rest) -> None:
         require_savable(options.out)
         require_writable(options.out)
     images = sources_of(options)
-    index = Index(options.index)
+    index = Index(options.index, model=options.model)
     with reported() as report:
         matches = index.search(
             images,

@@ -231,11 +231,12 @@ def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
     return rgb
 
 
-def size_of(path: str) -> tuple[int, int] | None:
-    """Width and height in pixels as an image file says; None of what is no file, or damaged."""
+def size_of(image: str | bytes) -> tuple[int, int] | None:
+    """Width and height in pixels as an image file's path or content says; None of what is none, or damaged."""
     try:
-        with _PILLOW_IS_SILENT, Image.open(path, formats=FORMATS) as image:
-            return image.size
+        file = io.BytesIO(image) if isinstance(image, bytes) else image
+        with _PILLOW_IS_SILENT, Image.open(file, formats=FORMATS) as opened:
+            return opened.size
     except Exception:
         # Damaged files make Pillow raise nearly anything.
         return None

@@ -4,42 +4,26 @@ import dataclasses
 import hashlib
 import itertools
 import os
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from rdcd_jax.core.errors import UnreadableImageError, UserError
+from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.naming import distinct, numbered
 from rdcd_jax.images.passed_over import left_out, typed, warn_left_out
-from rdcd_jax.images.sources import ImageSet, Reader, listed, no_images
+from rdcd_jax.images.sources import (
+    BUNDLED,
+    TFDS,
+    ImageSet,
+    Reader,
+    SeveralReader,
+    listed,
+    no_images,
+)
 
 Source = str | os.PathLike
 Images = Source | Image.Image | np.ndarray | ImageSet | Sequence[Source | Image.Image | np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class SeveralReader:
-    """Reads images of several sources, some of which are archives or records.
-
-    Attributes:
-        of: what reads each path that is no file's.
-        content: hex digest of theirs.
-    """
-
-    of: Mapping[str, Reader]
-    content: str
-    kind = "several sources"
-
-    def __call__(self, path: str) -> bytes:
-        """The bytes of the image at `path`."""
-        if (reader := self.of.get(path)) is not None:
-            return reader(path)
-        try:
-            return pathlib.Path(path).read_bytes()
-        except OSError as error:
-            raise UnreadableImageError(f"{path}: cannot be read ({error}).") from error
 
 
 def images_of(images: Images, *, ids: str = "name") -> ImageSet:
@@ -65,7 +49,16 @@ def images_of(images: Images, *, ids: str = "name") -> ImageSet:
         for position, each in enumerate(several)
     ]
     joined = sets[0] if len(sets) == 1 else _joined(sets)
-    return dataclasses.replace(joined, ids=_ids(joined, by_path=ids == "path"))
+    given = tuple(each for each in several if isinstance(each, str | os.PathLike))
+    return dataclasses.replace(
+        joined, ids=_ids(joined, by_path=ids == "path"), sources=tuple(map(lasting_source, given))
+    )
+
+
+def lasting_source(source: Source) -> str:
+    """A source's text as it means the same in any folder."""
+    text = os.fspath(source)
+    return text if text in BUNDLED or text.startswith(TFDS) else os.path.abspath(text)
 
 
 def _listed(source: Source) -> ImageSet:

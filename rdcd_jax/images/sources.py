@@ -19,6 +19,8 @@ from rdcd_jax.images.folders import is_image_name, list_folder
 from rdcd_jax.images.naming import escaped, ids_of
 from rdcd_jax.images.records import ids_sha256, is_shard, list_shards, list_tfds, require_all_shards
 
+# Before the name of a data set of tensorflow-datasets.
+TFDS = "tfds:"
 # Images inside the package, by these names instead of a folder's.
 BUNDLED = ("sample:train", "sample:references", "sample:queries")
 
@@ -39,6 +41,29 @@ class Reader(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class SeveralReader:
+    """Reads images of several sources, some of which are archives or records.
+
+    Attributes:
+        of: what reads each path that is no file's.
+        content: hex digest of theirs.
+    """
+
+    of: Mapping[str, Reader]
+    content: str
+    kind = "several sources"
+
+    def __call__(self, path: str) -> bytes:
+        """The bytes of the image at `path`."""
+        if (reader := self.of.get(path)) is not None:
+            return reader(path)
+        try:
+            return pathlib.Path(path).read_bytes()
+        except OSError as error:
+            raise UnreadableImageError(f"{path}: cannot be read ({error}).") from error
+
+
+@dataclasses.dataclass(frozen=True)
 class ImageSet:
     """Images in a fixed order: entry i of `ids` names the image at entry i of `paths`.
 
@@ -52,6 +77,7 @@ class ImageSet:
         in_memory: images that are there already, by their paths.
         others: paths of a folder's files that are not images by their names.
         closed: folders below a folder that cannot be opened.
+        sources: what `given.images_of` was given, without what is in memory.
         as_seen: decodes what people see, not as the papers' protocols do; see `decode.decode_rgb`.
     """
 
@@ -62,6 +88,7 @@ class ImageSet:
     in_memory: Mapping[str, Image.Image] = dataclasses.field(default_factory=dict)
     others: tuple[str, ...] = ()
     closed: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
     as_seen: bool = False
 
     def __len__(self) -> int:
@@ -106,6 +133,13 @@ class ImageSet:
             content=content,
             as_seen=self.as_seen,
         )
+
+    def is_file(self, position: int) -> bool:
+        """Whether an image is a file of its own, not in an archive, in records or in memory."""
+        path, reader = self.paths[position], self.reader
+        if isinstance(reader, SeveralReader):
+            return path not in reader.of and path not in self.in_memory
+        return reader is None and path not in self.in_memory
 
     def seen(self) -> "ImageSet":
         """The same images, decoded as people see them."""
@@ -189,7 +223,7 @@ def listed(source: str | os.PathLike) -> ImageSet:
     """As `find_images`, but ids are the paths below the folder (or as a list has them), which may repeat; those of
     records are theirs. It may hold no image."""
     text = os.fspath(source)
-    if text.startswith("tfds:"):
+    if text.startswith(TFDS):
         return _record_set(text, *list_tfds(text))
     if text in BUNDLED:
         text = str(importlib.resources.files("rdcd_jax") / "sample" / text.partition(":")[2])

@@ -25,6 +25,26 @@ def embedder_for(model: str | Model | OnnxModel, there: store.Manifest | None) -
     return model
 
 
+def embedder_of(
+    folder: pathlib.Path, manifest: store.Manifest, given: str | Model | OnnxModel | None
+) -> Model | OnnxModel:
+    """The model of an index that is there; `given` where somebody says where it lies now.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    if given is not None and not isinstance(given, str):
+        return given.at_size(manifest.image_size)
+    try:
+        found = load_model_of(given or manifest.model, manifest.fingerprint)
+    except UserError as error:
+        raise UserError(
+            f"{folder} was made by the model {manifest.model}, which cannot be loaded: {error} If it lies elsewhere by"
+            " now, say where (--model=, or Index.open(..., model=))."
+        ) from error
+    return found.at_size(manifest.image_size)
+
+
 def manifest_of(
     embedder: Model | OnnxModel,
     dtype: str,
@@ -51,8 +71,9 @@ def manifest_of(
 
 
 def require_like(folder: pathlib.Path, there: store.Manifest, new: store.Manifest) -> None:
-    """Refuses to go on with an index that is made otherwise."""
-    for name in ("model", "image_size", "dim", "dtype"):
+    """Refuses to go on with an index that is made otherwise; where its model lies does not matter."""
+    names = ("image_size", "dim", "dtype")
+    for name in names if new.fingerprint == there.fingerprint else ("model", *names):
         ours, theirs = getattr(new, name), getattr(there, name)
         if ours != theirs:
             raise UserError(

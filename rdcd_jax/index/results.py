@@ -23,11 +23,32 @@ class Added:
 
     Attributes:
         added: images that were embedded and are in the index now.
-        present: images whose ids were there already.
+        present: images that were there already.
+        unreadable: images that were left out.
+        changed: images that are there as they were before their files changed; `Index.update` embeds them anew.
+    """
+
+    added: int
+    present: int
+    unreadable: list[Unreadable]
+    changed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Updated:
+    """What an update came to.
+
+    Attributes:
+        added: images that are new in the index.
+        renewed: images that were embedded anew, since their files had changed.
+        removed: images that were dropped, since their files are gone.
+        present: images that are as they were.
         unreadable: images that were left out.
     """
 
     added: int
+    renewed: int
+    removed: int
     present: int
     unreadable: list[Unreadable]
 
@@ -44,6 +65,9 @@ class Match:
         similarity: inner product of their descriptors, 1 at most.
         probability: estimated, that the one is a copy of the other; None without a calibration.
         variant: what was done to the query to find it, a key of `variants.VARIANTS`; empty for nothing.
+        width: of that image in pixels, as its file says; None where that is not known.
+        height: of that image.
+        bytes: of that image's file.
 
     Examples:
         >>> import rdcd_jax as rdcd
@@ -58,6 +82,9 @@ class Match:
     similarity: float
     probability: float | None = None
     variant: str = ""
+    width: int | None = None
+    height: int | None = None
+    bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

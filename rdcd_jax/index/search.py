@@ -1,24 +1,33 @@
 """A persistent index: images in, the most similar images of the index out."""
 
+import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.embedding.stream import embedded_parts
+from rdcd_jax.embedding.stream import Unreadable, embedded_parts
 from rdcd_jax.images.given import Images, images_of
+from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index import store
-from rdcd_jax.index.made_by import embedder_for, manifest_of, require_like, require_same_model
+from rdcd_jax.index.changes import Changes, find_changes, require_paths
+from rdcd_jax.index.made_by import (
+    embedder_for,
+    embedder_of,
+    manifest_of,
+    require_like,
+    require_same_model,
+)
+from rdcd_jax.index.places import BYTES, HEIGHT, WIDTH, root_of, sizes, whole_path
 from rdcd_jax.index.queries import Looks, embed_queries
-from rdcd_jax.index.results import Added, Match, Matches
+from rdcd_jax.index.results import Added, Match, Matches, Updated
 from rdcd_jax.search import backends
 from rdcd_jax.search.background import BACKGROUND, read_background
 from rdcd_jax.search.scoring import Scoring, scoring_of
-from rdcd_jax.weights.library import load_model_of
 from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.onnx_model import OnnxModel
 
@@ -43,6 +52,8 @@ class Index:
 
     Args:
         folder: of an index that is there; `build` makes one.
+        model: a model that `load_model` gave, or what it takes, where the index's own lies elsewhere by now; its
+            weights must be those that made the index.
 
     Raises:
         UserError: there is none, or it is damaged.
@@ -60,19 +71,22 @@ class Index:
         [True]
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike, *, model: str | Model | OnnxModel | None = None):
         self.folder = pathlib.Path(folder)
         self.manifest = store.read_manifest(self.folder)
+        self._given = model
         self.added: Added | None = None
 
     @classmethod
-    def open(cls, folder: str | os.PathLike) -> "Index":
-        """Opens an index that is there.
+    def open(
+        cls, folder: str | os.PathLike, *, model: str | Model | OnnxModel | None = None
+    ) -> "Index":
+        """Opens an index that is there; see the class.
 
         Raises:
             UserError: there is none, or it is damaged.
         """
-        return cls(folder)
+        return cls(folder, model=model)
 
     @classmethod
     def build(
@@ -120,12 +134,14 @@ class Index:
             normalised = there.normalised
         background = getattr(embedder, "background", None) if normalised else None
         new = manifest_of(embedder, dtype, calibration, background)
-        images = images_of(images).seen()
+        # Listed before anything is written.
+        new = dataclasses.replace(new, root=root_of(images_of(images)))
         with store.writer(folder, new, background) as writer:
             require_like(folder, writer.manifest, new)
             require_same_model(folder, writer.manifest, embedder)
+            writer.change(model=new.model)
             if calibration is not None and new.calibration != writer.manifest.calibration:
-                writer.calibrate(new.calibration)
+                writer.change(calibration=new.calibration)
         index = cls(folder)
         index._embedder = embedder
         index.add(images, on_progress=on_progress)
@@ -136,13 +152,15 @@ class Index:
 
     @functools.cached_property
     def _embedder(self) -> Model | OnnxModel:
-        manifest = self.manifest
-        found = load_model_of(manifest.model, manifest.fingerprint).at_size(manifest.image_size)
+        found = embedder_of(self.folder, self.manifest, self._given)
         require_same_model(self.folder, self.manifest, found)
         return found
 
     def add(self, images: Images, *, on_progress: Progress | None = None) -> Added:
-        """Adds images whose ids are not in the index yet; what is done stays if this is ended.
+        """Adds images that are not in the index yet; what is done stays if this is ended.
+
+        An image is known by where it lies. Images of other folders that have the names of some that are there get ids
+        that tell them apart. What has changed since it was added stays as it is; `update` embeds it anew.
 
         Args:
             images: see `given.images_of`.
@@ -151,28 +169,135 @@ class Index:
         Raises:
             UserError: for images or a model that cannot be read.
         """
-        images = images_of(images).seen()
-        path_of = dict(zip(images.ids, _lasting_paths(images), strict=True))
-        added, unreadable = 0, []
+        found = images_of(images).seen()
+        with self._writer() as writer:
+            changes = find_changes(found, list(writer.segments()), writer.manifest.root)
+            added, unreadable = self._embed_into(writer, changes, changes.new, on_progress)
+            sources = [*writer.manifest.sources, *found.sources]
+            writer.change(sources=tuple(dict.fromkeys(sources)))
+        self.manifest = writer.manifest
+        self.added = Added(added, changes.present, unreadable, len(changes.changed))
+        return self.added
+
+    def changes(self, images: Images | None = None) -> Changes:
+        """What `update` would do.
+
+        Args:
+            images: as of `update`.
+
+        Raises:
+            UserError: as `update`.
+        """
+        manifest = self.manifest = store.read_manifest(self.folder)
+        segments = list(self._segments(manifest))
+        require_paths(self.folder, segments)
+        return find_changes(self._listed(manifest, images), segments, manifest.root)
+
+    def update(
+        self, images: Images | None = None, *, on_progress: Progress | None = None
+    ) -> Updated:
+        """Adds images that are new, embeds those anew whose files have changed, and drops those that are gone.
+
+        What is done stays if this is ended; the same call goes on. Images in a folder that cannot be opened now stay.
+
+        Args:
+            images: all that the index is to hold, see `given.images_of`; for None what it was built from.
+            on_progress: called with images done and in all.
+
+        Raises:
+            UserError: for images or a model that cannot be read, an index that keeps no paths or sources.
+        """
+        with self._writer() as writer:
+            segments = list(writer.segments())
+            require_paths(self.folder, segments)
+            found = self._listed(writer.manifest, images)
+            changes = find_changes(found, segments, writer.manifest.root)
+            work = sorted([*changes.new, *changes.changed])
+            embedded, unreadable = self._embed_into(writer, changes, work, on_progress)
+            left_out = {each.id for each in unreadable}
+            ids = dict(zip(work, changes.ids(work), strict=True))
+            lost = [changes.stored[i] for i in changes.changed if ids[i] in left_out]
+            removed = writer.remove([*changes.gone, *lost], by="paths") - len(lost)
+            if images is not None:
+                writer.change(sources=found.sources)
+        self.manifest = writer.manifest
+        renewed = len(changes.changed) - len(lost)
+        return Updated(embedded - renewed, renewed, removed, changes.present, unreadable)
+
+    def move(self, root: str | os.PathLike) -> None:
+        """Says where the folder lies now that the index's images were below when it was built.
+
+        Args:
+            root: the folder; paths below the former one are taken from it.
+
+        Raises:
+            UserError: the index has no such folder, or there is none at `root`.
+        """
+        new = os.path.abspath(root)
+        if not os.path.isdir(new):
+            raise UserError(
+                f"{root}: there is no such folder; name the one that the images lie in."
+            )
+        with self._writer() as writer:
+            old = writer.manifest.root
+            if not old:
+                raise UserError(
+                    f"{self.folder} keeps whole paths, since its images had no folder in common; build it again."
+                )
+            sources = [
+                new + each[len(old) :] if each == old or each.startswith(old + os.sep) else each
+                for each in writer.manifest.sources
+            ]
+            writer.change(root=new, sources=tuple(sources))
+        self.manifest = writer.manifest
+
+    @contextlib.contextmanager
+    def _writer(self) -> Iterator[store.Writer]:
         with store.writer(self.folder) as writer:
             require_same_model(self.folder, writer.manifest, self._embedder)
-            there = writer.ids()
-            positions = [position for position, name in enumerate(images.ids) if name not in there]
-            for start in range(0, len(positions), CHUNK):
-                (part,) = embedded_parts(
-                    self._embedder,
-                    images.subset(positions[start : start + CHUNK]),
-                    on_progress=lambda done, _, start=start: _report(
-                        on_progress, start + done, len(positions)
-                    ),
-                )
-                if part.found is not None:
-                    writer.add(part.found, [path_of[name] for name in part.found.ids.tolist()])
-                    self.manifest = writer.manifest
-                    added += len(part.found)
-                unreadable += part.unreadable
-        self.added = Added(added, len(images) - len(positions), unreadable)
-        return self.added
+            if self._given is not None and self._embedder.spec:
+                writer.change(model=self._embedder.spec)
+            yield writer
+
+    def _listed(self, manifest: store.Manifest, images: Images | None) -> ImageSet:
+        if images is None and not manifest.sources:
+            raise UserError(
+                f"{self.folder} does not know what it was built from; name the images that it is to hold."
+            )
+        return images_of(list(manifest.sources) if images is None else images).seen()
+
+    def _embed_into(
+        self,
+        writer: store.Writer,
+        changes: Changes,
+        positions: Sequence[int],
+        on_progress: Progress | None,
+    ) -> tuple[int, list[Unreadable]]:
+        """Embeds images and puts them in; gives how many, and those that were left out."""
+        embedded, unreadable = 0, []
+        ids = changes.ids(positions)
+        for start in range(0, len(positions), CHUNK):
+            chunk = list(positions[start : start + CHUNK])
+            names = ids[start : start + CHUNK]
+            (part,) = embedded_parts(
+                self._embedder,
+                dataclasses.replace(changes.images.subset(chunk), ids=names),
+                on_progress=lambda done, _, start=start: _report(
+                    on_progress, start + done, len(positions)
+                ),
+            )
+            unreadable += part.unreadable
+            if part.found is None:
+                continue
+            position_of = dict(zip(names, chunk, strict=True))
+            readable = [position_of[name] for name in part.found.ids.tolist()]
+            files = changes.files[readable]
+            files[:, [WIDTH, HEIGHT]] = sizes(changes.images, readable)
+            paths = [changes.stored[i] for i in readable]
+            writer.add(part.found, paths, files, instead_of=set(paths) & changes.known.keys())
+            self.manifest = writer.manifest
+            embedded += len(readable)
+        return embedded, unreadable
 
     def remove(self, ids: Sequence[str]) -> int:
         """Removes images by id; gives how many of them there were."""
@@ -312,7 +437,13 @@ class Index:
         )
         return [
             Match(
-                names[query], *names_of[position], score, similarity, probability, looks.variant[i]
+                names[query],
+                *names_of[position][:2],
+                score,
+                similarity,
+                probability,
+                looks.variant[i],
+                *names_of[position][2:],
             )
             for query, position, score, similarity, probability, i in found
         ]
@@ -380,22 +511,17 @@ class Index:
 
     def _names_of(
         self, manifest: store.Manifest, positions: Sequence[int]
-    ) -> dict[int, tuple[str, str]]:
-        """Ids and paths by position, a segment's in memory at a time."""
+    ) -> dict[int, tuple[str, str, int | None, int | None, int | None]]:
+        """Ids, paths, widths, heights and bytes by position, a segment's in memory at a time."""
         wanted, found, first = np.unique(np.asarray(positions, np.int64)), {}, 0
         for segment in self._segments(manifest):
-            inside = wanted[(first <= wanted) & (wanted < first + len(segment))]
-            for position in inside.tolist():
-                found[position] = segment.ids[position - first], segment.paths[position - first]
+            inside = wanted[(first <= wanted) & (wanted < first + len(segment))] - first
+            files = segment.files[inside][:, [WIDTH, HEIGHT, BYTES]].tolist()
+            for row, known in zip(inside.tolist(), files, strict=True):
+                path = whole_path(segment.paths[row], manifest.root)
+                found[row + first] = (segment.ids[row], path, *(each or None for each in known))
             first += len(segment)
         return found
-
-
-def _lasting_paths(images) -> list[str]:
-    """The images' paths as they mean the same in any folder."""
-    if images.reader is not None:
-        return list(images.paths)
-    return [path if path in images.in_memory else os.path.abspath(path) for path in images.paths]
 
 
 def _report(on_progress: Progress | None, done: int, total: int) -> None:

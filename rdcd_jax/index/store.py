@@ -3,7 +3,8 @@
     DIR/index.json              the manifest; what it does not name does not exist
     DIR/segments/N.rows.npy     [n, D] float32, float16 or int8
     DIR/segments/N.scales.npy   [n] float32, of int8: a row is its numbers times its scale
-    DIR/segments/N.ids.json     [n] ids, and [n] paths of the images when they were added
+    DIR/segments/N.ids.json     [n] ids, and [n] paths of the images, `./...` below the manifest's root
+    DIR/segments/N.files.npy    [n, 4] int64: bytes, time of last change, width, height, see `places`
     DIR/background.safetensors  the model's background, of an index whose scores are normalised
 
 A segment is never changed. Whoever adds or removes writes new segments, then the manifest by one rename, and only then
@@ -17,7 +18,7 @@ import fcntl
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import TypeVar
 
 import numpy as np
@@ -25,19 +26,20 @@ import numpy as np
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import flush, write_aside, write_json
 from rdcd_jax.embedding.descriptors import Descriptors, require_usable
+from rdcd_jax.index.places import COLUMNS
 from rdcd_jax.search.background import BACKGROUND, write_background
 from rdcd_jax.search.int8 import quantised
 
-FORMAT = 5
-# Format 3, of version 0.1, has no score normalisation; formats 3 and 4 have no paths.
-READS = (3, 4, FORMAT)
+FORMAT = 6
+# Format 3, of version 0.1, has no score normalisation; formats 3 and 4 have no paths, 5 nothing else of the files.
+READS = (3, 4, 5, FORMAT)
 MANIFEST, SEGMENTS, LOCK = "index.json", "segments", "lock"
 DTYPES = ("float32", "float16", "int8")
 # Rows of a full segment: what a removal writes again.
 FULL = 65_536
 T = TypeVar("T")
 # Names of segments' files, unfinished ones included.
-_OWN = re.compile(r"\.?\d{6,}\.(rows|scales|ids)(-\w+)?\.(npy|json)")
+_OWN = re.compile(r"\.?\d{6,}\.(rows|scales|files|ids)(-\w+)?\.(npy|json)")
 # The way out of damage: a build goes on with the index that it finds.
 AGAIN = "delete that folder and build the index again"
 
@@ -54,6 +56,8 @@ class Manifest:
         dtype: one of `DTYPES`.
         calibration: what tells what a score means, see `calibration.read_calibration`; None where there is none.
         normalised: whether scores are normalised by the background.
+        root: the folder that paths below it are kept from; empty for none.
+        sources: what was indexed, for `Index.update`.
         segments: (number, rows) of each, in the index's order.
         next: the number that the next segment gets; none is used twice.
     """
@@ -65,6 +69,8 @@ class Manifest:
     dtype: str
     calibration: dict | None = None
     normalised: bool = False
+    root: str = ""
+    sources: tuple[str, ...] = ()
     segments: tuple[tuple[int, int], ...] = ()
     next: int = 0
 
@@ -78,13 +84,15 @@ class Segment:
 
     Attributes:
         ids: n ids.
-        paths: n paths; empty texts in indexes of version 0.1.
+        paths: n paths as they are stored, see `places.whole_path`; empty texts in indexes of version 0.1.
+        files: [n, 4] int64, see `places.stamps`.
         rows: [n, D] as stored; mapped from the file, not read.
         scales: [n] float32 of int8, else None.
     """
 
     ids: tuple[str, ...]
     paths: tuple[str, ...]
+    files: np.ndarray
     rows: np.ndarray
     scales: np.ndarray | None
 
@@ -101,9 +109,8 @@ class Segment:
         ids, paths = (
             tuple(np.asarray(each, object)[keep].tolist()) for each in (self.ids, self.paths)
         )
-        return Segment(
-            ids, paths, self.rows[keep], None if self.scales is None else self.scales[keep]
-        )
+        scales = None if self.scales is None else self.scales[keep]
+        return Segment(ids, paths, self.files[keep], self.rows[keep], scales)
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest:
@@ -126,7 +133,8 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
                 f" {', '.join(map(str, READS))}; use the version that wrote it, or {AGAIN}."
             )
         segments = tuple((int(number), int(rows)) for number, rows in stored.pop("segments"))
-        manifest = Manifest(**stored, segments=segments)
+        sources = tuple(map(str, stored.pop("sources", ())))
+        manifest = Manifest(**stored, sources=sources, segments=segments)
         sound = manifest.dtype in DTYPES and manifest.dim > 0 and manifest.image_size > 0
         sound = sound and all(rows > 0 and number < manifest.next for number, rows in segments)
         if not sound:
@@ -159,6 +167,9 @@ def read_segment(folder: pathlib.Path, manifest: Manifest, position: int) -> Seg
         if isinstance(ids, dict):
             ids, where = ids["ids"], ids["paths"]
         rows = np.load(paths["rows"], mmap_mode="r", allow_pickle=False)
+        files = np.zeros((len(ids), COLUMNS), np.int64)
+        if paths["files"].exists():
+            files = np.load(paths["files"], allow_pickle=False)
         scales = None
         if manifest.dtype == "int8":
             scales = np.load(paths["scales"], allow_pickle=False)
@@ -166,12 +177,13 @@ def read_segment(folder: pathlib.Path, manifest: Manifest, position: int) -> Seg
         if (
             not shapes
             or rows.dtype != manifest.dtype
+            or files.shape != (count, COLUMNS)
             or (scales is not None and scales.shape != (count,))
         ):
             raise ValueError(
                 f"it does not hold {count} rows of {manifest.dim} dimensions in {manifest.dtype}"
             )
-        return Segment(tuple(map(str, ids)), tuple(map(str, where)), rows, scales)
+        return Segment(tuple(map(str, ids)), tuple(map(str, where)), files, rows, scales)
     except (OSError, ValueError, KeyError, EOFError, TypeError, RecursionError) as error:
         raise UserError(
             f"{paths['rows']}: segment {number} of the index is missing or damaged ({error}); {AGAIN}."
@@ -241,21 +253,26 @@ class Writer:
         (folder / SEGMENTS).mkdir(exist_ok=True)
         self._publish(manifest)
 
-    def ids(self) -> set[str]:
-        """All ids of the index."""
-        segments = range(len(self.manifest.segments))
-        return {
-            i
-            for position in segments
-            for i in read_segment(self.folder, self.manifest, position).ids
-        }
+    def segments(self) -> Iterator[Segment]:
+        """The index's segments."""
+        for position in range(len(self.manifest.segments)):
+            yield read_segment(self.folder, self.manifest, position)
 
-    def add(self, found: Descriptors, paths: Sequence[str]) -> None:
+    def add(
+        self,
+        found: Descriptors,
+        paths: Sequence[str],
+        files: np.ndarray | None = None,
+        *,
+        instead_of: Set[str] = frozenset(),
+    ) -> None:
         """Adds images, whose ids are not in the index; the last segment is filled up first.
 
         Args:
             found: n descriptors.
-            paths: n, where the images lie.
+            paths: n, where the images lie, as they are to be stored.
+            files: [n, 4] int64, see `places.stamps`; None where nothing is known.
+            instead_of: stored paths of images that are removed in the same moment.
 
         Raises:
             UserError: for descriptors of another size, NaN or zeros.
@@ -266,31 +283,39 @@ class Writer:
                 f" {found.descriptors.shape[1]}; embed the images with {self.manifest.model}."
             )
         require_usable(found.ids, found.descriptors, found.model)
-        fresh = _stored(found, paths, self.manifest.dtype)
-        segments = list(self.manifest.segments)
+        fresh = _stored(found, paths, files, self.manifest.dtype)
+        kept, _ = self._without(instead_of, "paths")
+        segments, number = list(kept.segments), kept.next
         if segments and segments[-1][1] < FULL:
-            last = read_segment(self.folder, self.manifest, len(segments) - 1)
+            last = read_segment(self.folder, kept, len(segments) - 1)
             segments.pop()
             fresh = _joined(last, fresh)
-        number = self.manifest.next
         for start in range(0, len(fresh), FULL):
             part = fresh.kept(np.arange(len(fresh)) // FULL == start // FULL)
             self._write(number, part)
             segments.append((number, len(part)))
             number += 1
-        self._publish(dataclasses.replace(self.manifest, segments=tuple(segments), next=number))
+        self._publish(dataclasses.replace(kept, segments=tuple(segments), next=number))
 
-    def calibrate(self, calibration: dict) -> None:
-        """Says anew what a score means."""
-        self._publish(dataclasses.replace(self.manifest, calibration=calibration))
+    def change(self, **fields: object) -> None:
+        """Changes what the manifest says of the index as a whole, such as its calibration."""
+        changed = dataclasses.replace(self.manifest, **fields)
+        if changed != self.manifest:
+            self._publish(changed)
 
-    def remove(self, ids: Sequence[str]) -> int:
-        """Removes images; gives how many of them there were."""
-        unwanted, removed = set(ids), 0
-        segments, number = [], self.manifest.next
-        for position, (old, count) in enumerate(self.manifest.segments):
-            segment = read_segment(self.folder, self.manifest, position)
-            keep = np.asarray([i not in unwanted for i in segment.ids])
+    def remove(self, unwanted: Iterable[str], by: str = "ids") -> int:
+        """Removes images by their `ids`, or by their stored `paths`; gives how many of them there were."""
+        kept, removed = self._without(frozenset(unwanted), by)
+        self._publish(kept)
+        return removed
+
+    def _without(self, unwanted: Set[str], by: str) -> tuple[Manifest, int]:
+        """The manifest of the index without some images, which is not published yet, and how many these are."""
+        if not unwanted:
+            return self.manifest, 0
+        removed, segments, number = 0, [], self.manifest.next
+        for (old, count), segment in zip(self.manifest.segments, self.segments(), strict=True):
+            keep = np.asarray([name not in unwanted for name in getattr(segment, by)])
             if keep.all():
                 segments.append((old, count))
                 continue
@@ -299,8 +324,7 @@ class Writer:
                 self._write(number, segment.kept(keep))
                 segments.append((number, int(keep.sum())))
                 number += 1
-        self._publish(dataclasses.replace(self.manifest, segments=tuple(segments), next=number))
-        return removed
+        return dataclasses.replace(self.manifest, segments=tuple(segments), next=number), removed
 
     def _write(self, number: int, segment: Segment) -> None:
         paths = _paths(self.folder, number)
@@ -309,9 +333,13 @@ class Writer:
         if segment.scales is not None:
             with write_aside(paths["scales"]) as aside:
                 np.save(aside, segment.scales)
+        with write_aside(paths["files"]) as aside:
+            np.save(aside, segment.files)
         with write_aside(paths["ids"]) as aside:
             names = {"ids": segment.ids, "paths": segment.paths}
-            aside.write_text(json.dumps(names, ensure_ascii=False, separators=(",", ":")), "utf-8")
+            text = json.dumps(names, ensure_ascii=False, separators=(",", ":"))
+            # In a JSON text this is how bytes of a path that are no text come back as they were.
+            aside.write_text(text, encoding="utf-8", errors="backslashreplace")
         flush(*(path for path in paths.values() if path.exists()))
 
     def _publish(self, manifest: Manifest) -> None:
@@ -352,21 +380,29 @@ def _paths(folder: pathlib.Path, number: int) -> dict[str, pathlib.Path]:
     return {
         "rows": stem.with_suffix(".rows.npy"),
         "scales": stem.with_suffix(".scales.npy"),
+        "files": stem.with_suffix(".files.npy"),
         "ids": stem.with_suffix(".ids.json"),
     }
 
 
-def _stored(found: Descriptors, paths: Sequence[str], dtype: str) -> Segment:
+def _stored(
+    found: Descriptors, paths: Sequence[str], files: np.ndarray | None, dtype: str
+) -> Segment:
     rows = np.asarray(found.descriptors, np.float32)
-    ids = tuple(found.ids.tolist())
-    if dtype != "int8":
-        return Segment(ids, tuple(paths), rows.astype(dtype), None)
-    return Segment(ids, tuple(paths), *quantised(rows))
+    if files is None:
+        files = np.zeros((len(rows), COLUMNS), np.int64)
+    stored, scales = quantised(rows) if dtype == "int8" else (rows.astype(dtype), None)
+    return Segment(tuple(found.ids.tolist()), tuple(paths), files, stored, scales)
 
 
 def _joined(first: Segment, second: Segment) -> Segment:
     scales = None
     if first.scales is not None:
         scales = np.concatenate([first.scales, second.scales])
-    rows = np.concatenate([first.rows, second.rows])
-    return Segment(first.ids + second.ids, first.paths + second.paths, rows, scales)
+    return Segment(
+        first.ids + second.ids,
+        first.paths + second.paths,
+        np.concatenate([first.files, second.files]),
+        np.concatenate([first.rows, second.rows]),
+        scales,
+    )

@@ -113,7 +113,7 @@ def test_a_killed_writer_loses_only_what_was_not_in_yet(when, tmp_path, monkeypa
         writer.add(embedded(3, "b", 1), [""] * 3)
     assert everything(folder)[0] == [*(f"a{i}" for i in range(6)), "b0", "b1", "b2"]
     files = len(list((folder / store.SEGMENTS).iterdir()))
-    assert files == 2, "what the killed writer left is still there"
+    assert files == 3, "what the killed writer left is still there"
 
 
 def _hold(folder, ready, done):
@@ -148,7 +148,7 @@ def damage(folder, how):
     stored = json.loads(manifest.read_text())
     rows = next((folder / store.SEGMENTS).glob("*.rows.npy"))
     if how == "later":
-        manifest.write_text(json.dumps({**stored, "format": 6}))
+        manifest.write_text(json.dumps({**stored, "format": store.FORMAT + 1}))
     elif how == "cut manifest":
         manifest.write_text(manifest.read_text()[:40])
     elif how == "cut rows":
@@ -164,7 +164,7 @@ def damage(folder, how):
 @pytest.mark.parametrize(
     ("how", "stored"),
     [
-        ("later", r"is of format 6, and this version of rdcd-jax reads 3, 4, 5"),
+        ("later", r"is of format 7, and this version of rdcd-jax reads 3, 4, 5, 6"),
         ("cut manifest", r"index\.json is damaged"),
         ("cut rows", r"rows\.npy: segment 0 of the index is missing or damaged"),
         ("no rows", r"rows\.npy: segment 0 of the index is missing or damaged"),

@@ -1,0 +1,49 @@
+"""Images that are there more than once: links to one file."""
+
+import logging
+import os
+from collections.abc import Sequence
+
+from rdcd_jax.images.naming import escaped
+from rdcd_jax.images.sources import ImageSet
+
+_log = logging.getLogger(__name__)
+
+
+def status(images: ImageSet, position: int) -> os.stat_result | None:
+    """What the file system says of an image; None where it lies in no file of its own, or the file is gone."""
+    if not images.is_file(position):
+        return None
+    try:
+        return os.stat(images.paths[position])
+    except (OSError, ValueError):
+        return None
+
+
+def each_once(images: ImageSet) -> ImageSet:
+    """The set without links to files that it holds already, which are said in one warning.
+
+    A path that is given twice stays once, and of hard and symbolic links the first that is no symbolic link.
+    """
+    kept: dict[object, int] = {}
+    for position, path in enumerate(images.paths):
+        found = status(images, position)
+        key = path if found is None else (found.st_dev, found.st_ino)
+        first = kept.setdefault(key, position)
+        if first != position and os.path.islink(images.paths[first]) and not os.path.islink(path):
+            kept[key] = position
+    if len(kept) == len(images):
+        return images
+    positions = sorted(kept.values())
+    _warn(images, positions)
+    return images.subset(positions)
+
+
+def _warn(images: ImageSet, kept: Sequence[int]) -> None:
+    first = next(position for position, at in enumerate([*kept, -1]) if position != at)
+    _log.warning(
+        "%s: %d images are links to others of them, and count once (the first: %s).",
+        escaped(images.source),
+        len(images) - len(kept),
+        escaped(images.paths[first]),
+    )

@@ -1,0 +1,104 @@
+"""What has become of an index's images since they were added."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.images.links import each_once
+from rdcd_jax.images.naming import distinct
+from rdcd_jax.images.sources import ImageSet
+from rdcd_jax.index.places import BYTES, CHANGED, lasting_paths, stamps, stored_path, whole_path
+from rdcd_jax.index.store import Segment
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """How images that are listed now differ from those of an index.
+
+    Attributes:
+        images: the images, each once.
+        stored: their paths as the index keeps them.
+        files: [N, 4] int64, see `places.stamps`.
+        new: positions of images whose paths are not in the index.
+        changed: positions of images whose files have changed since.
+        gone: stored paths of images of the index that are not listed any more.
+        present: images that are in the index and have not changed.
+        known: ids of the index's images by their stored paths.
+        taken: all ids of the index.
+    """
+
+    images: ImageSet
+    stored: list[str]
+    files: np.ndarray
+    new: list[int]
+    changed: list[int]
+    gone: list[str]
+    present: int
+    known: dict[str, str] = dataclasses.field(repr=False)
+    taken: set[str] = dataclasses.field(repr=False)
+
+    def ids(self, positions: Sequence[int]) -> tuple[str, ...]:
+        """The ids that images get in the index: of those there their own, of others what distinguishes them."""
+        fresh = [i for i in positions if self._keeps(i) is None]
+        names = [self.images.ids[i] for i in fresh]
+        given = distinct(names, [self.images.paths[i] for i in fresh], self.taken)
+        named = dict(zip(fresh, given, strict=True))
+        return tuple(named.get(i) or self._keeps(i) for i in positions)
+
+    def _keeps(self, position: int) -> str | None:
+        # At a place in records another image may lie by now.
+        return self.known.get(self.stored[position]) if self.images.is_file(position) else None
+
+
+def find_changes(images: ImageSet, segments: Sequence[Segment], root: str) -> Changes:
+    """Compares images with those of an index, without opening files.
+
+    Args:
+        images: what is listed now.
+        segments: all of the index.
+        root: of the index.
+    """
+    images = each_once(images)
+    stored = [stored_path(path, root) for path in lasting_paths(images)]
+    files = stamps(images, range(len(images)))
+    known, before, taken = {}, {}, set()
+    for segment in segments:
+        known |= zip(segment.paths, segment.ids, strict=True)
+        before |= zip(segment.paths, segment.files[:, [BYTES, CHANGED]].tolist(), strict=True)
+        taken |= set(segment.ids)
+    new, changed = [], []
+    for position, (path, now) in enumerate(
+        zip(stored, files[:, [BYTES, CHANGED]].tolist(), strict=True)
+    ):
+        if path not in known:
+            new.append(position)
+        # Of what format 5 or an older one added, nothing is known.
+        elif any(before[path]) and before[path] != now:
+            changed.append(position)
+    listed = set(stored)
+    gone = [path for path in known if path not in listed and not _kept(path, images, root)]
+    present = len(images) - len(new) - len(changed)
+    return Changes(images, stored, files, new, changed, gone, present, known, taken)
+
+
+def require_paths(folder: os.PathLike, segments: Sequence[Segment]) -> None:
+    """Refuses an index that does not know where its images lie.
+
+    Raises:
+        UserError: it is of format 3 or 4.
+    """
+    if any("" in segment.paths for segment in segments):
+        raise UserError(
+            f"{folder} was made by a version of rdcd-jax that kept no paths, so changes cannot be seen; build it again."
+        )
+
+
+def _kept(stored: str, images: ImageSet, root: str) -> bool:
+    """Whether an image that is not listed stays all the same: it was in memory, or its folder cannot be opened now."""
+    if stored.startswith("#"):
+        return True
+    path = whole_path(stored, root)
+    return any(path.startswith(os.path.abspath(folder) + os.sep) for folder in images.closed)

@@ -1,0 +1,188 @@
+"""Indexes whose images change, move, repeat names, or are links."""
+
+import os
+import pathlib
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from toy import make_export, make_images
+
+from rdcd_jax.cli.main import main
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.index import Index, store
+from rdcd_jax.index.results import Updated
+
+
+@pytest.fixture
+def model(student):
+    return str(student)
+
+
+def found_first(index, query):
+    (match,) = index.search(query, k=1, threshold=-2.0, variants=())
+    return match
+
+
+def test_equal_names_are_told_apart(model, tmp_path):
+    first, second = (
+        make_images(tmp_path / year, 2, seed=s) for year, s in (("2023", 1), ("2024", 2))
+    )
+    index = Index.build(tmp_path / "x", first, model=model)
+    added = index.add(second)
+    assert (added.added, added.present) == (2, 0) and len(index) == 4
+    match = found_first(index, second / "T00001.jpg")
+    assert match.reference == "2024/T00001" and match.path == str(second / "T00001.jpg")
+    assert (match.width, match.height) == (48, 48)
+    assert match.bytes == os.path.getsize(second / "T00001.jpg")
+    both = Index.build(tmp_path / "y", [first, second], model=model)
+    assert found_first(both, first / "T00001.jpg").reference == "2023/T00001"
+    # Two folders of queries at once.
+    matches = both.search([first, second], k=1, threshold=-2.0)
+    assert [match.query for match in matches] == [match.reference for match in matches]
+    with store.writer(tmp_path / "y") as writer:
+        paths = [path for segment in writer.segments() for path in segment.paths]
+    assert paths == [f"./{y}/T0000{i}.jpg" for y in ("2023", "2024") for i in range(2)]
+
+
+def change(folder):
+    """Replaces the first image, removes the second, adds a fourth."""
+    make_images(folder / "new", 1, seed=9)
+    time.sleep(0.01)
+    shutil.move(folder / "new" / "T00000.jpg", folder / "T00000.jpg")
+    (folder / "T00001.jpg").unlink()
+    Image.radial_gradient("L").save(folder / "fourth.png")
+
+
+def test_update(model, tmp_path, capsys):
+    folder = make_images(tmp_path / "photos", 3)
+    index = Index.build(tmp_path / "x", folder, model=model)
+    change(folder)
+    assert main(["index", "add", str(tmp_path / "x"), str(folder)]) == 0
+    assert "1 images have changed since they were added" in capsys.readouterr().err
+    (folder / "fourth.png").unlink()
+    index.update()
+    Image.radial_gradient("L").save(folder / "fourth.png")
+    make_images(folder, 1, seed=4)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "x").glob("*.json")}
+    assert main(["index", "update", str(tmp_path / "x"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"new: {folder / 'fourth.png'}" in said and f"changed: {folder / 'T00000.jpg'}" in said
+    assert "1 added, 1 embedded anew, 0 removed, 1 as they are" in said
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "x").glob("*.json")}
+    assert main(["index", "update", str(tmp_path / "x")]) == 0
+    assert (
+        "3 images: 1 added, 1 embedded anew, 0 removed, 1 as they were" in capsys.readouterr().out
+    )
+    fresh = Index.build(tmp_path / "y", folder, model=model)
+    assert rows(tmp_path / "x").keys() == rows(tmp_path / "y").keys()
+    for name, row in rows(tmp_path / "y").items():
+        np.testing.assert_allclose(rows(tmp_path / "x")[name], row, atol=1e-6)
+    assert fresh.update() == Updated(0, 0, 0, 3, [])
+
+
+def rows(folder):
+    with store.writer(folder) as writer:
+        return {
+            (name, path): row
+            for segment in writer.segments()
+            for name, path, row in zip(
+                segment.ids, segment.paths, segment.descriptors(), strict=True
+            )
+        }
+
+
+def test_what_cannot_be_seen_does_not_count_as_gone(model, tmp_path, monkeypatch):
+    folder = make_images(tmp_path / "photos", 2)
+    make_images(folder / "private", 1, seed=3)
+    index = Index.build(
+        tmp_path / "x",
+        [folder, np.zeros((9, 9, 3), np.uint8) + np.arange(9, dtype=np.uint8)[:, None, None] * 20],
+        model=model,
+    )
+    assert len(index) == 4
+    scan = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("private"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    with monkeypatch.context() as closed:
+        closed.setattr(os, "scandir", refusing)
+        assert index.update(folder) == Updated(0, 0, 0, 2, [])
+    shutil.rmtree(folder / "private")
+    assert index.update() == Updated(0, 0, 1, 2, [])
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="photos: there is no such folder"):
+        index.update()
+    assert len(Index(tmp_path / "x")) == 3
+
+
+def test_a_changed_image_that_cannot_be_read_is_dropped_and_named(model, tmp_path):
+    folder = make_images(tmp_path / "photos", 2)
+    index = Index.build(tmp_path / "x", folder, model=model)
+    (folder / "T00001.jpg").write_bytes(b"no image")
+    done = index.update()
+    assert (done.added, done.renewed, done.removed, done.present) == (0, 0, 0, 1)
+    assert [each.id for each in done.unreadable] == ["T00001"] and len(index) == 1
+
+
+def test_images_and_model_that_were_moved(model, tmp_path, capsys):
+    shutil.copytree(model, tmp_path / "model")
+    folder = make_images(tmp_path / "photos", 2)
+    Index.build(tmp_path / "x", folder, model=str(tmp_path / "model"))
+    query = make_images(tmp_path / "q", 1, seed=7)
+    folder.rename(tmp_path / "pictures")
+    (tmp_path / "model").rename(tmp_path / "moved")
+    shutil.move(tmp_path / "x", tmp_path / "elsewhere")
+    x = str(tmp_path / "elsewhere")
+    assert main(["search", str(query), f"--index={x}"]) == 1
+    said = capsys.readouterr().err
+    assert f"{x} was made by the model {tmp_path / 'model'}" in said and "--model=" in said
+    given = f"--model={tmp_path / 'moved'}"
+    assert main(["search", str(query), f"--index={x}", "--threshold=-2", given]) == 0
+    assert main(["index", "update", x, f"--root={tmp_path / 'pictures'}", given]) == 0
+    assert "0 added, 0 embedded anew, 0 removed, 2 as they were" in capsys.readouterr().out
+    match = found_first(Index(x), query)
+    assert pathlib.Path(match.path).parent == tmp_path / "pictures"
+    # From now on it knows where its model lies.
+    assert Index(x).manifest.model == str(tmp_path / "moved")
+    with pytest.raises(UserError, match="gone: there is no such folder"):
+        Index(x).move(tmp_path / "gone")
+    other = make_export(tmp_path / "other", dim=8, seed=5)
+    with pytest.raises(UserError, match="was made by other weights"):
+        Index(x, model=str(other)).search(query)
+
+
+def test_links_are_one_image(model, tmp_path, caplog):
+    folder = make_images(tmp_path / "photos", 2)
+    (folder / "best").mkdir()
+    (folder / "A_link.jpg").symlink_to(folder / "T00000.jpg")
+    os.link(folder / "T00001.jpg", folder / "best" / "hard.jpg")
+    index = Index.build(tmp_path / "x", folder, model=model)
+    assert len(index) == 2 and "2 images are links to others of them" in caplog.text
+    paths = [path for _, path in rows(tmp_path / "x")]
+    assert paths == ["./T00000.jpg", "./T00001.jpg"]
+
+
+def test_an_index_without_paths_is_not_updated(model, tmp_path):
+    folder = make_images(tmp_path / "photos", 2)
+    index = Index.build(tmp_path / "x", folder, model=model)
+    with store.writer(tmp_path / "x") as writer:
+        (segment,) = writer.segments()
+        found = store.Descriptors(np.asarray(segment.ids), segment.descriptors())
+        writer.remove(segment.ids)
+        writer.add(found, ["", ""])
+    with pytest.raises(UserError, match="kept no paths, so changes cannot be seen; build it again"):
+        index.update()
+
+
+def test_ids_that_begin_with_at(model, tmp_path, capsys):
+    folder = make_images(tmp_path / "photos", 2)
+    (folder / "T00000.jpg").rename(folder / "@home.jpg")
+    Index.build(tmp_path / "x", folder, model=model)
+    assert main(["index", "remove", str(tmp_path / "x"), "@@home"]) == 0
+    assert "1 images: 1 removed" in capsys.readouterr().out
