@@ -3,7 +3,16 @@
 import os
 import pathlib
 
-from rdcd_jax.cli.options import SOURCE, add_ids_option, positive, report_unreadable, reported, verb
+from rdcd_jax.cli.options import (
+    SOURCE,
+    add_ids_option,
+    add_strict_option,
+    positive,
+    report_unreadable,
+    reported,
+    require_all,
+    verb,
+)
 
 
 def add_data(verbs) -> None:
@@ -50,6 +59,7 @@ def _add_pack(actions) -> None:
     parser.add_argument(
         "--quality", type=positive, metavar="Q", help="of these JPEGs, 1 to 100 (95)"
     )
+    add_strict_option(parser)
     split = parser.add_mutually_exclusive_group()
     split.add_argument("--shards", type=positive, metavar="N", help="how many to make")
     split.add_argument("--shard-size", type=positive, metavar="N", help="images in one (2048)")
@@ -74,6 +84,7 @@ def _pack(options, rest) -> None:
         )
     report_unreadable(len(packed.unreadable), options.out / UNREADABLE)
     print(f"{options.out} holds {packed.images} images; shards: {packed.shards}.")
+    require_all(options, None, len(packed.unreadable))
 
 
 def _add_prepare(actions) -> None:
@@ -138,6 +149,7 @@ def _add_check(actions) -> None:
         help="another set, such as the queries that a training set must not hold; may be repeated",
     )
     parser.add_argument("--out", type=pathlib.Path, metavar="JSON", help="file for all of it")
+    add_strict_option(parser)
     _add_workers(parser)
     add_ids_option(parser)
 
@@ -145,18 +157,20 @@ def _add_check(actions) -> None:
 def _check(options, rest) -> None:
     from rdcd_jax.core.files import require_writable, write_json
     from rdcd_jax.images.check_set import check_images, report_text
-    from rdcd_jax.images.sources import find_images
+    from rdcd_jax.images.given import images_of
+    from rdcd_jax.images.links import each_once
 
     if options.out is not None:
         require_writable(options.out)
     source, *against = (
-        find_images(each, ids=options.ids) for each in (options.source, *options.against)
+        each_once(images_of(each, ids=options.ids)) for each in (options.source, *options.against)
     )
     with reported() as report:
         found = check_images(source, against=against, workers=options.workers, on_progress=report)
     print(report_text(found))
     if options.out is not None:
         write_json(options.out, found.as_json())
+    require_all(options, source, len(found.unreadable))
 
 
 def _add_preview(actions) -> None:

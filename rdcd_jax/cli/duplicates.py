@@ -7,6 +7,7 @@ from rdcd_jax.cli.options import (
     add_score_norm_option,
     add_sources,
     reported,
+    require_all,
     score,
     sources_of,
     verb,
@@ -59,3 +60,4 @@ def _duplicates(options, rest) -> None:
         print(f"... and {len(groups) - SHOWN} more; --out=FILE gets them all.")
     grouped = sum(len(group) for group in groups)
     print(f"{len(groups)} groups of copies, {grouped} of {len(images)} images in all.")
+    require_all(options, images, len(groups.unreadable))

@@ -9,6 +9,7 @@ from rdcd_jax.cli.options import (
     chosen_model,
     report_unreadable,
     reported,
+    require_all,
     sources_of,
     verb,
 )
@@ -63,3 +64,4 @@ def _embed(options, rest) -> None:
         return
     report_unreadable(len(found.unreadable), f"{options.out}.unreadable.txt")
     print(f"{found.count} descriptors of {found.dim} dimensions in {options.out}.")
+    require_all(options, images, len(found.unreadable))

@@ -8,8 +8,10 @@ from rdcd_jax.cli.options import (
     add_moved_model,
     add_score_norm_option,
     add_sources,
+    add_strict_option,
     positive,
     reported,
+    require_all,
     sources_of,
     verb,
     warn_left_out,
@@ -79,6 +81,7 @@ def _build(options, rest) -> None:
             on_progress=lambda done, total: report("Embedding", done, total),
         )
     _report(options.out, index)
+    require_all(options, images, len(index.added.unreadable))
 
 
 def _add_add(actions) -> None:
@@ -101,6 +104,7 @@ def _add(options, rest) -> None:
     with reported() as report:
         index.add(images, on_progress=lambda done, total: report("Embedding", done, total))
     _report(options.index, index)
+    require_all(options, images, len(index.added.unreadable))
 
 
 def _report(folder: pathlib.Path, index) -> None:
@@ -139,6 +143,7 @@ def _add_update(actions) -> None:
         help="where the folder that the images were below lies now, if it was moved",
     )
     add_moved_model(parser)
+    add_strict_option(parser)
 
 
 def _update(options, rest) -> None:
@@ -162,6 +167,7 @@ def _update(options, rest) -> None:
         f"{options.index} holds {len(index)} images: {done.added} added, {done.renewed} embedded anew, {done.removed}"
         f" removed, {done.present} as they were."
     )
+    require_all(options, done.images, len(done.unreadable))
 
 
 def _print_changes(folder: pathlib.Path, found) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-from rdcd_jax.core.errors import one_line
+from rdcd_jax.core.errors import UserError, one_line
 
 SOURCE = "a folder, a text file of paths, a .zip or .tar, packed shards, or tfds:NAME/SPLIT"
 # Matches and groups printed; a file gets them all.
@@ -67,10 +67,38 @@ def add_ids_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sources(parser: argparse.ArgumentParser, what: str) -> None:
-    """Adds SOURCE..., --images and --ids; `sources_of` reads them."""
+    """Adds SOURCE..., --images, --ids and --strict; `sources_of` and `require_all` read them."""
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help=f"{what}: images, or {SOURCE}")
     parser.add_argument("--images", metavar="SOURCE", help="the same, one alone")
     add_ids_option(parser)
+    add_strict_option(parser)
+
+
+def add_strict_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --strict; `require_all` obeys it."""
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit with 1 where an image was left out; all others are done all the same",
+    )
+
+
+def require_all(options: argparse.Namespace, images, unreadable: int) -> None:
+    """Fails, at the end of a verb, where images were left out and --strict was given.
+
+    Args:
+        options: of the verb.
+        images: the set, or None.
+        unreadable: how many of its images could not be read.
+
+    Raises:
+        UserError: saying how many.
+    """
+    from rdcd_jax.images.passed_over import lacking
+
+    count = unreadable + (0 if images is None else lacking(images))
+    if options.strict and count:
+        raise UserError(f"{count} images were left out, see above, and --strict asks for all.")
 
 
 def sources_of(options: argparse.Namespace):

@@ -10,6 +10,7 @@ from rdcd_jax.cli.options import (
     add_sources,
     positive,
     reported,
+    require_all,
     score,
     sources_of,
     verb,
@@ -71,6 +72,7 @@ def _search(options, rest) -> None:
     print_matches(matches)
     found = len({match.query for match in matches})
     print(f"{found} of {len(images)} queries resemble an image of the index.")
+    require_all(options, images, len(matches.unreadable))
 
 
 def print_matches(matches) -> None:

@@ -16,7 +16,8 @@ from rdcd_jax.embedding.descriptors import (
 )
 from rdcd_jax.embedding.parts import Embedded, Parts, open_parts
 from rdcd_jax.embedding.stream import EmbeddingModel, Unreadable
-from rdcd_jax.images.sources import ImageSet, find_images
+from rdcd_jax.images.given import images_of
+from rdcd_jax.images.sources import ImageSet
 
 # Called with what is being embedded, images done and images in all.
 Progress = Callable[[str, int, int], None]
@@ -55,7 +56,7 @@ def embed_to_file(
     # Reported before the images are embedded.
     descriptor_suffix(out)
     require_writable(out)
-    images = images if isinstance(images, ImageSet) else find_images(images)
+    images = images_of(images)
     process = process or (jax.process_index(), jax.process_count())
     with open_parts(out, model, images, process) as parts:
         parts.fill(model, batch_size, report_as(on_progress, images.source))

@@ -18,9 +18,10 @@ from rdcd_jax.core.errors import UnreadableImageError, UserError, one_line
 from rdcd_jax.core.workers import follow_parent, mapped_ahead
 from rdcd_jax.images import seen
 from rdcd_jax.images.decode import FORMATS, decode_rgb
+from rdcd_jax.images.given import images_of
 from rdcd_jax.images.near_duplicates import ROW, Group, Overlap, find_duplicates
 from rdcd_jax.images.perceptual import perceptual_hash
-from rdcd_jax.images.sources import ImageSet, find_images
+from rdcd_jax.images.sources import ImageSet
 
 # Called with the source being read, images done and in all.
 Progress = Callable[[str, int, int], None]
@@ -120,9 +121,7 @@ def check_images(
     Raises:
         UserError: a source that cannot be found, two of one name, or a decoding process that was killed.
     """
-    sets = [
-        each if isinstance(each, ImageSet) else find_images(each) for each in (source, *against)
-    ]
+    sets = [images_of(each) for each in (source, *against)]
     names = [images.source for images in sets]
     if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
         raise UserError(f"{twice[0]} is given twice; a set is compared with itself anyway.")

@@ -14,6 +14,8 @@ _log = logging.getLogger(__name__)
 # What Pillow would open as the thumbnail in it.
 _RAW = {".dng", ".nef", ".nrw", ".cr2", ".cr3", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf"}
 _RAW |= {".pef", ".srw", ".raw", ".3fr", ".iiq", ".dcr", ".kdc", ".mrw", ".x3f"}
+# Others that hold images, which are not read.
+_DRAWN = {".psd", ".xcf", ".svg", ".svgz", ".eps", ".ai", ".exr", ".hdr", ".tga", ".ico", ".jxr"}
 # Folders that are named; of more only how many there are.
 _NAMED = 5
 
@@ -58,6 +60,13 @@ def left_out(images: ImageSet) -> list[str]:
             f"{escaped(images.source)}: left out, since they cannot be opened, the folders {shown}."
         )
     return lines
+
+
+def lacking(images: ImageSet) -> int:
+    """How many images a set surely lacks: files of formats that are not read, and folders that cannot be opened."""
+    suffixes = (os.path.splitext(path)[1].lower() for path in images.others)
+    known = _RAW | _DRAWN | PLUGINS.keys()
+    return sum(suffix in known for suffix in suffixes) + len(images.closed)
 
 
 def warn_left_out(images: ImageSet) -> None:

@@ -13,6 +13,8 @@ from PIL import Image, ImageSequence
 
 # Below this standard deviation, in grey levels, a frame has no structure to tell it by.
 FLAT = 4.0
+# Below this one in every channel an image is blank; it is measured at about so many pixels' side.
+_BLANK, _SIDE = 2.0, 256
 # Mean grey level of ink from which on it would be lost on white.
 _LIGHT = 191
 # Frames that are looked at for one with structure.
@@ -48,6 +50,12 @@ def flattened(image: Image.Image) -> Image.Image:
     ground = Image.new("RGB", image.size, "black" if light else "white")
     ground.paste(image, mask=image.getchannel("A"))
     return ground
+
+
+def is_blank(image: Image.Image) -> bool:
+    """Whether an RGB image is of one colour but for noise, so that its descriptor says nothing."""
+    shrunk = image.reduce(max(1, min(image.size) // _SIDE))
+    return float(np.asarray(shrunk, np.float32).std(axis=(0, 1)).max()) < _BLANK
 
 
 def seek_structure(image: Image.Image) -> None:

@@ -18,6 +18,7 @@ from rdcd_jax.images.decode import decode_rgb, size_of, to_rgb
 from rdcd_jax.images.folders import is_image_name, list_folder
 from rdcd_jax.images.naming import escaped, ids_of
 from rdcd_jax.images.records import ids_sha256, is_shard, list_shards, list_tfds, require_all_shards
+from rdcd_jax.images.seen import is_blank
 
 # Before the name of a data set of tensorflow-datasets.
 TFDS = "tfds:"
@@ -55,12 +56,7 @@ class SeveralReader:
 
     def __call__(self, path: str) -> bytes:
         """The bytes of the image at `path`."""
-        if (reader := self.of.get(path)) is not None:
-            return reader(path)
-        try:
-            return pathlib.Path(path).read_bytes()
-        except OSError as error:
-            raise UnreadableImageError(f"{path}: cannot be read ({error}).") from error
+        return self.of[path](path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +98,7 @@ class ImageSet:
             UserError: a whole shard is gone or damaged.
         """
         path = self.paths[position]
-        if self.reader is not None:
+        if not self.is_file(position):
             return self.reader(path)
         try:
             if stat.S_ISREG(os.stat(path).st_mode):
@@ -121,18 +117,20 @@ class ImageSet:
             min_side_hint: see `decode.decode_rgb`.
 
         Raises:
-            UnreadableImageError: see `decode.decode_rgb` and `read`.
+            UnreadableImageError: see `decode.decode_rgb` and `read`; or it is blank, of a set `as_seen`.
             UserError: a whole shard is gone or damaged.
         """
-        if (image := self.in_memory.get(self.paths[position])) is not None:
-            return to_rgb(image, self.as_seen)
-        content = None if self.reader is None else self.read(position)
-        return decode_rgb(
-            self.paths[position],
-            min_side_hint=min_side_hint,
-            content=content,
-            as_seen=self.as_seen,
-        )
+        path = self.paths[position]
+        if (held := self.in_memory.get(path)) is not None:
+            image = to_rgb(held, self.as_seen)
+        else:
+            content = None if self.is_file(position) else self.read(position)
+            image = decode_rgb(
+                path, min_side_hint=min_side_hint, content=content, as_seen=self.as_seen
+            )
+        if self.as_seen and is_blank(image):
+            raise UnreadableImageError(f"{path}: is of one colour, so there is nothing to compare.")
+        return image
 
     def is_file(self, position: int) -> bool:
         """Whether an image is a file of its own, not in an archive, in records or in memory."""

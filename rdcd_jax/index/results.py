@@ -44,6 +44,7 @@ class Updated:
         removed: images that were dropped, since their files are gone.
         present: images that are as they were.
         unreadable: images that were left out.
+        images: all that were listed.
     """
 
     added: int
@@ -51,6 +52,7 @@ class Updated:
     removed: int
     present: int
     unreadable: list[Unreadable]
+    images: ImageSet | None = dataclasses.field(default=None, repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -222,7 +222,9 @@ class Index:
                 writer.change(sources=found.sources)
         self.manifest = writer.manifest
         renewed = len(changes.changed) - len(lost)
-        return Updated(embedded - renewed, renewed, removed, changes.present, unreadable)
+        return Updated(
+            embedded - renewed, renewed, removed, changes.present, unreadable, changes.images
+        )
 
     def move(self, root: str | os.PathLike) -> None:
         """Says where the folder lies now that the index's images were below when it was built.

@@ -73,7 +73,7 @@ def test_archives_and_folders_together(tmp_path):
         one, other = (np.asarray(both.decode(at)) for at in (position, position + 3))
         np.testing.assert_array_equal(one, other)
     os.unlink(both.paths[4])
-    with pytest.raises(UnreadableImageError, match=r"T00001\.jpg: cannot be read"):
+    with pytest.raises(UnreadableImageError, match=r"T00001\.jpg: there is no such"):
         both.decode(4)
 
 

@@ -401,9 +401,10 @@ def test_an_image_of_zeros_is_left_out(tmp_path, monkeypatch):
 
     def embed(batch):
         rows = np.ones((len(batch), DIM), np.float32)
-        rows[batch.reshape(len(batch), -1).max(axis=1) == 0] = 0
+        rows[(batch[:, 0, 0] == batch[:, -1, 0]).all(axis=1)] = 0
         return rows
 
+    Image.fromarray(np.tile(np.arange(0, 240, 30, np.uint8), (8, 1))).save(images / "stripes.png")
     Image.new("RGB", (8, 8)).save(images / "blank.png")
     monkeypatch.setattr(
         "rdcd_jax.index.made_by.load_model_of",
@@ -411,8 +412,10 @@ def test_an_image_of_zeros_is_left_out(tmp_path, monkeypatch):
     )
     index = Index.build(tmp_path / "x", images, model="sums")
     assert len(index) == index.added.added == 4
-    assert [each.id for each in index.added.unreadable] == ["blank"]
-    assert "blank: the model embeds it by nothing but zeros" in index.added.unreadable[0].reason
+    reasons = {each.id: each.reason for each in index.added.unreadable}
+    assert reasons.keys() == {"blank", "stripes"}
+    assert "stripes: the model embeds it by nothing but zeros" in reasons["stripes"]
+    assert "blank.png: is of one colour, so there is nothing to compare." in reasons["blank"]
 
 
 def test_command_line(model, tmp_path, capsys):
