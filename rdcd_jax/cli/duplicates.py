@@ -1,5 +1,6 @@
 """`rdcd-jax duplicates`."""
 
+import argparse
 import pathlib
 
 from rdcd_jax.cli.options import (
@@ -13,8 +14,11 @@ from rdcd_jax.cli.options import (
     verb,
     warn_left_out,
 )
-from rdcd_jax.core.errors import one_line
+from rdcd_jax.core.errors import UserError, one_line
 from rdcd_jax.core.files import require_writable
+
+# As in `index.groups`, which would load more than a command line's help should.
+_KEEP = ("largest", "least-compressed", "oldest")
 
 
 def add_duplicates(verbs) -> None:
@@ -22,17 +26,39 @@ def add_duplicates(verbs) -> None:
     parser = verb(
         verbs,
         "duplicates",
-        "Group the images that are copies of each other.",
-        "rdcd-jax duplicates FOLDER --out=groups.html",
+        "Group the images that are copies of each other, or find what two collections share.",
+        "rdcd-jax duplicates FOLDER --out=groups.html --script=move.sh",
         _duplicates,
     )
     add_sources(parser, "the images")
+    parser.add_argument(
+        "--index",
+        type=pathlib.Path,
+        help="of these images, in place of SOURCE: nothing is embedded",
+    )
+    parser.add_argument(
+        "--against", metavar="SOURCE", help="another collection: find what both of them hold"
+    )
     parser.add_argument(
         "--model", default="rdcd-effb0-128", help="a shipped student, ... (rdcd-effb0-128)"
     )
     parser.add_argument("--threshold", type=score, help="the model's at 90%% precision without")
     add_score_norm_option(parser)
     parser.add_argument("--out", type=pathlib.Path, help="a .csv, .json or .html file")
+    parser.add_argument(
+        "--keep", choices=_KEEP, default="largest", help="which image of a group to keep (largest)"
+    )
+    parser.add_argument(
+        "--script",
+        type=pathlib.Path,
+        help="write a shell script that moves the others away; of two collections, those of SOURCE",
+    )
+    parser.add_argument(
+        "--quarantine",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="where that script moves them (quarantine, beside the script)",
+    )
 
 
 def _duplicates(options, rest) -> None:
@@ -41,11 +67,14 @@ def _duplicates(options, rest) -> None:
 
     if options.out is not None:
         require_savable(options.out)
-        require_writable(options.out)
-    images = sources_of(options)
+    for path in (options.out, options.script):
+        if path is not None:
+            require_writable(path)
+    images, given = _given(options)
     with reported() as report:
         groups = find_duplicates(
-            images,
+            given,
+            against=options.against,
             model=options.model,
             threshold=options.threshold,
             normalised=options.score_norm == "auto",
@@ -53,11 +82,45 @@ def _duplicates(options, rest) -> None:
         )
     warn_left_out(groups.unreadable)
     if options.out is not None:
-        groups.save(options.out)
+        groups.save(options.out, keep=options.keep)
     for group in groups[:SHOWN]:
         print(f"{group.score:.3f}  " + "  ".join(one_line(name) for name in group.ids))
     if len(groups) > SHOWN:
         print(f"... and {len(groups) - SHOWN} more; --out=FILE gets them all.")
     grouped = sum(len(group) for group in groups)
-    print(f"{len(groups)} groups of copies, {grouped} of {len(images)} images in all.")
+    if options.against is None:
+        print(f"{len(groups)} groups of copies, {grouped} of {groups.images} images in all.")
+    else:
+        print(f"{len(groups)} images are in {one_line(options.against)} too.")
+    _write_script(options, groups)
     require_all(options, images, len(groups.unreadable))
+
+
+def _given(options: argparse.Namespace) -> tuple:
+    """The images, None where there is an index, and what to find duplicates in.
+
+    Raises:
+        UserError: see `sources_of` and `Index`.
+    """
+    from rdcd_jax.index.search import Index
+
+    if options.index is None:
+        images = sources_of(options)
+        return images, images
+    if options.sources or options.images:
+        options.usage_error("name the images once: SOURCE..., --images=SOURCE or --index=DIR")
+    return None, Index(options.index)
+
+
+def _write_script(options: argparse.Namespace, groups) -> None:
+    if options.script is None:
+        if options.quarantine is not None:
+            raise UserError(
+                "--quarantine is where the script of --script moves files; name that too."
+            )
+        return
+    quarantine = options.quarantine or options.script.parent / "quarantine"
+    moved = groups.save_script(options.script, quarantine, keep=options.keep)
+    print(
+        f"{one_line(str(options.script))} moves {moved} of them into {one_line(str(quarantine))} when you run it."
+    )

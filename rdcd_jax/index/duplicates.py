@@ -1,16 +1,14 @@
-"""Copies within one set of images."""
+"""Copies within one set of images, or in two."""
 
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
-import scipy.sparse
-from scipy.sparse import csgraph
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import cache_folder, write_csv, write_json
@@ -18,57 +16,21 @@ from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.embedding.parts import ROWS
 from rdcd_jax.embedding.service import embed_to_file
 from rdcd_jax.embedding.stream import Part, Unreadable, embed_images
-from rdcd_jax.images.decode import size_of
 from rdcd_jax.images.given import Images, images_of
+from rdcd_jax.images.links import each_once
 from rdcd_jax.images.sources import ImageSet
+from rdcd_jax.index.groups import Group, groups_of, shared_groups
+from rdcd_jax.index.places import BYTES, CHANGED, HEIGHT, WIDTH, sizes, stamps
+from rdcd_jax.index.quarantine import write_script
 from rdcd_jax.index.results import require_savable
-from rdcd_jax.index.search import PRECISION, Progress
+from rdcd_jax.index.search import PRECISION, Index, Progress
 from rdcd_jax.report.gallery import Figure, Section, at, size_line, write_gallery
-from rdcd_jax.search import backends
 from rdcd_jax.search.scoring import Scoring, scoring_of
 from rdcd_jax.weights.library import load_model
 from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.onnx_model import OnnxModel
 
-CSV_COLUMNS = ("group", "id", "path", "width", "height", "score")
-# Neighbours looked at of each image; copies of copies join a group through one another.
-NEIGHBOURS = 20
-# Of an image with more, no further ones are looked at than four times as many as this.
-_MOST = 400
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Images that are copies of each other, each of at least one other.
-
-    Attributes:
-        ids: two or more, in the set's order.
-        paths: where they lie.
-        score: the least score that holds the group together.
-        descriptors: [n, D] float32, theirs.
-        scoring: how two descriptors become a score.
-    """
-
-    ids: tuple[str, ...]
-    paths: tuple[str, ...]
-    score: float
-    descriptors: np.ndarray = dataclasses.field(repr=False, compare=False)
-    scoring: Scoring = dataclasses.field(repr=False, compare=False)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def scores(self) -> np.ndarray:
-        """[n, n] float32: the score of every two of them."""
-        half = self.scoring.adjustment(self.descriptors) / 2
-        similarities = self.descriptors @ self.descriptors.T
-        return self.scoring.scores(similarities, half[:, None] + half)
-
-    @property
-    def sizes(self) -> list[tuple[int, int] | None]:
-        """Width and height in pixels of each as its file says; None of what is no file."""
-        return [size_of(path) for path in self.paths]
+CSV_COLUMNS = ("group", "id", "path", "width", "height", "bytes", "keep", "score")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,46 +60,61 @@ class Groups(Sequence[Group]):
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike, *, keep: str = "largest") -> None:
         """Writes all groups: a .json file, a .csv file with a row for each image, or a page (.html) with the images.
 
+        Args:
+            path: the file.
+            keep: which image of each group is said to be the one to keep, see `Group.kept`; scores are to it.
+
         Raises:
-            UserError: a file of another kind.
+            UserError: a file of another kind, or no such rule.
         """
         require_savable(path)
         suffix = pathlib.Path(path).suffix.lower()
         if suffix == ".html":
-            copies = sum(len(group.ids) for group in self.groups)
-            summary = f"{copies} of {self.images} images are in {len(self.groups)} groups of copies, the surest first."
-            sections = [_shown(number, group) for number, group in enumerate(self.groups, 1)]
-            write_gallery(path, "Duplicates", summary, sections)
+            self._save_page(path, keep)
         elif suffix == ".json":
-            keys = ("ids", "paths", "sizes", "score")
-            write_json(
-                pathlib.Path(path), [{key: getattr(g, key) for key in keys} for g in self.groups]
-            )
+            write_json(path, [_as_json(group, keep) for group in self.groups])
         else:
             rows = (
-                (number, name, where, *(size or (None, None)), group.score)
+                (number, *row)
                 for number, group in enumerate(self.groups, 1)
-                for name, where, size in zip(group.ids, group.paths, group.sizes, strict=True)
+                for row in _rows(group, keep)
             )
-            write_csv(pathlib.Path(path), CSV_COLUMNS, rows)
+            write_csv(path, CSV_COLUMNS, rows)
+
+    def save_script(
+        self, path: str | os.PathLike, quarantine: str | os.PathLike, *, keep: str = "largest"
+    ) -> int:
+        """Writes a shell script that moves all but the image to keep of each group; see `quarantine.write_script`."""
+        return write_script(path, self.groups, quarantine, keep)
+
+    def _save_page(self, path: str | os.PathLike, keep: str) -> None:
+        copies = sum(len(group.ids) for group in self.groups)
+        summary = (
+            f"{copies} of {self.images} images are in {len(self.groups)} groups of copies, the surest first. The"
+            f" {keep.replace('-', ' ')} image of each is marked as the one to keep."
+        )
+        sections = [_shown(number, group, keep) for number, group in enumerate(self.groups, 1)]
+        write_gallery(path, "Duplicates", summary, sections)
 
 
 def find_duplicates(
-    images: Images,
+    images: Images | Index,
     *,
+    against: Images | None = None,
     model: str | Model | OnnxModel = "rdcd-effb0-128",
     threshold: float | None = None,
     normalised: bool = True,
     on_progress: Progress | None = None,
 ) -> Groups:
-    """Groups the copies in a set.
+    """Groups the copies in a set, or finds what two sets share.
 
     Args:
-        images: a source, or images; see `given.images_of`.
-        model: a model that `load_model` gave, or what it takes.
+        images: a source, or images, see `given.images_of`; or an index, whose descriptors are taken as they are.
+        against: another set; each group is then an image of the first set and what it resembles in the other.
+        model: a model that `load_model` gave, or what it takes; an index has its own.
         threshold: least score of two copies; the model's own at 90 % precision for None.
         normalised: takes off a pair's similarity how near the two are to the model's background, where it has one.
         on_progress: called with images done and in all.
@@ -155,31 +132,105 @@ def find_duplicates(
         >>> groups = rdcd.find_duplicates([first, second, first.resize((100, 80))])
         >>> [group.ids for group in groups]
         [('#0', '#2')]
+        >>> [group.ids for group in rdcd.find_duplicates(first, against=[second, first])]
+        [('#0', '#1')]
     """
-    embedder = load_model(model) if isinstance(model, str) else model
-    images = images_of(images).seen()
-    background = getattr(embedder, "background", None) if normalised else None
-    scoring = scoring_of(background, getattr(embedder, "card", {}).get("calibration"))
+    if isinstance(images, Index):
+        sets = [_of_index(images)]
+        scoring, name = images.scoring(normalised), f"index {images.folder}"
+        if against is not None:
+            sets.append(_of_images(images.embedder, against, on_progress))
+    else:
+        embedder = load_model(model) if isinstance(model, str) else model
+        background = getattr(embedder, "background", None) if normalised else None
+        scoring = scoring_of(background, getattr(embedder, "card", {}).get("calibration"))
+        name = f"model {embedder.name}"
+        given = [images] if against is None else [images, against]
+        sets = [_of_images(embedder, each, on_progress) for each in given]
     if threshold is None:
-        threshold = scoring.threshold(PRECISION, len(images))
+        threshold = scoring.threshold(PRECISION, len(sets[-1].ids))
     if threshold is None:
         raise UserError(
-            f"The model {embedder.name} has no calibration to choose a threshold by; give a threshold, such as 0.7."
+            f"The {name} has no calibration to choose a threshold by; give a threshold, such as 0.7 (or 0.15 where"
+            " scores are normalised)."
         )
+    groups = _grouped(sets, threshold, scoring)
+    unreadable = [each for found in sets for each in found.unreadable]
+    return Groups(groups, sum(each.count for each in sets), unreadable)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Set:
+    """Embedded images, and what is known of their files."""
+
+    ids: Sequence[str]
+    paths: Sequence[str]
+    descriptors: np.ndarray
+    unreadable: list[Unreadable]
+    count: int
+    files: Callable[[Sequence[int]], np.ndarray]
+
+
+def _of_index(index: Index) -> _Set:
+    found = index.contents()
+    if not found.ids:
+        raise UserError(f"{index.folder} is empty; add images to it first.")
+    return _Set(
+        found.ids,
+        found.paths,
+        found.descriptors,
+        [],
+        len(found.ids),
+        lambda positions: found.files[list(positions)],
+    )
+
+
+def _of_images(embedder: Model | OnnxModel, images: Images, on_progress: Progress | None) -> _Set:
+    images = each_once(images_of(images)).seen()
     found, unreadable = _embedded(embedder, images, on_progress)
-    path_of = dict(zip(images.ids, images.paths, strict=True))
-    paths = [path_of[name] for name in found.ids.tolist()]
-    groups = groups_of(found.ids.tolist(), paths, found.descriptors, threshold, scoring)
-    return Groups(groups, len(images), unreadable)
+    position_of = {name: position for position, name in enumerate(images.ids)}
+    ids = found.ids.tolist()
+    places = [position_of[name] for name in ids]
+
+    def files(positions: Sequence[int]) -> np.ndarray:
+        rows = [places[i] for i in positions]
+        known = stamps(images, rows)
+        known[:, [WIDTH, HEIGHT]] = sizes(images, rows)
+        # What lies in no file of its own has a checksum there.
+        known[[not images.is_file(row) for row in rows], CHANGED] = 0
+        return known
+
+    paths = [images.paths[i] for i in places]
+    return _Set(ids, paths, found.descriptors, unreadable, len(images), files)
+
+
+def _grouped(sets: Sequence[_Set], threshold: float, scoring: Scoring) -> list[Group]:
+    """The groups in one set, or of one with another, with what is known of their files."""
+    if len(sets) == 1:
+        (found,) = sets
+        groups = groups_of(found.ids, found.paths, found.descriptors, threshold, scoring)
+    else:
+        parts = [(each.ids, each.paths, each.descriptors) for each in sets]
+        groups = shared_groups(*parts, threshold, scoring)
+    position_of = [{path: i for i, path in enumerate(each.paths)} for each in sets]
+    named = []
+    for group in groups:
+        own = len(group) - group.others
+        files = sets[0].files([position_of[0][path] for path in group.paths[:own]])
+        if group.others:
+            theirs = [position_of[-1][path] for path in group.paths[own:]]
+            files = np.concatenate([files, sets[-1].files(theirs)])
+        named.append(dataclasses.replace(group, files=files))
+    return named
 
 
 def _embedded(embedder: Model | OnnxModel, images: ImageSet, on_progress: Progress | None) -> Part:
     """The images' descriptors; many of them through a file in the cache folder, so that who is killed goes on."""
     if len(images) <= ROWS or images.in_memory:
         return embed_images(embedder, images, on_progress=on_progress)
-    size = [embedder.image_size, embedder.short_edge]
-    key = json.dumps([embedder.fingerprint, size, images.fingerprint()])
-    digest = hashlib.sha256(f"{key}{images.paths}".encode()).hexdigest()[:32]
+    size = [embedder.image_size, embedder.short_edge, images.as_seen]
+    key = json.dumps([embedder.fingerprint, size, images.fingerprint(), images.paths])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:32]
     path = cache_folder() / "duplicates" / f"{digest}.npz"
     done = embed_to_file(
         embedder,
@@ -194,71 +245,29 @@ def _embedded(embedder: Model | OnnxModel, images: ImageSet, on_progress: Progre
     return Part(found, done.unreadable)
 
 
-def _shown(number: int, group: Group) -> Section:
-    images = zip(group.ids, group.paths, group.sizes, strict=True)
-    figures = [Figure(name, [*size_line(size), path], at(path)) for name, path, size in images]
-    return Section(f"Group {number}", f"least score {group.score:.3f}", figures)
+def _rows(group: Group, keep: str) -> Iterator[tuple]:
+    kept = group.kept(keep)
+    scores = group.scores[kept].tolist()
+    for position, (name, path, size) in enumerate(
+        zip(group.ids, group.paths, group.sizes, strict=True)
+    ):
+        size_in_bytes = int(group.files[position, BYTES]) or None
+        stays = position == kept or position >= len(group) - group.others
+        yield name, path, *(size or (None, None)), size_in_bytes, int(stays), scores[position]
 
 
-def groups_of(
-    ids: list[str],
-    paths: list[str],
-    descriptors: np.ndarray,
-    threshold: float,
-    scoring: Scoring = Scoring(),  # noqa: B008 (it is frozen)
-) -> list[Group]:
-    """The connected sets of images whose score is at least `threshold`."""
-    count = len(ids)
-    rows, columns, weights = _links(descriptors, threshold, scoring)
-    graph = scipy.sparse.coo_array((weights, (rows, columns)), (count, count)).tocsr()
-    # What holds a group together is the weakest link of its strongest tree.
-    tree = csgraph.minimum_spanning_tree(-graph.maximum(graph.T))
-    _, label = csgraph.connected_components(tree, directed=False)
-    links = tree.tocoo()
-    weakest: dict[int, float] = {}
-    for row, weight in zip(links.row.tolist(), (-links.data).tolist(), strict=True):
-        group = int(label[row])
-        weakest[group] = min(weight, weakest.get(group, weight))
-    members: dict[int, list[int]] = {group: [] for group in weakest}
-    for position, group in enumerate(label.tolist()):
-        if group in members:
-            members[group].append(position)
-    groups = [
-        Group(
-            tuple(ids[i] for i in rows),
-            tuple(paths[i] for i in rows),
-            weakest[group],
-            descriptors[rows],
-            scoring,
-        )
-        for group, rows in members.items()
-    ]
-    return sorted(groups, key=lambda group: -group.score)
+def _as_json(group: Group, keep: str) -> dict:
+    names = CSV_COLUMNS[1:]
+    images = [dict(zip(names, row, strict=True)) for row in _rows(group, keep)]
+    return {"score": group.score, "least": group.least, "mean": group.mean, "images": images}
 
 
-def _links(
-    descriptors: np.ndarray, threshold: float, scoring: Scoring
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of rows whose score is at least `threshold`, and it; of each row with its nearest ones.
-
-    A pair's adjustment is the mean of the two: either might be the query.
-    """
-    half = scoring.adjustment(descriptors) / 2
-    ones = np.ones_like(half)
-    # The inner product of a row of the one and a row of the other is the pair's score.
-    left = np.column_stack([descriptors, half, ones])
-    right = np.column_stack([descriptors, ones, half])
-    count, k = len(descriptors), NEIGHBOURS + 1
-    who, found = np.arange(count), []
-    while who.size:
-        k = min(k, count)
-        normalised, positions = backends.knn(left[who], right, k)
-        adjustment = half[who, None] + half[positions]
-        scores = scoring.scores(normalised - adjustment, adjustment)
-        # Where all are near there may be more; but who has so many need not be linked with each.
-        more = (scores[:, -1] >= threshold) & (k < min(count, _MOST))
-        rows = np.broadcast_to(who[:, None], positions.shape)
-        near = (scores >= threshold) & (rows != positions) & ~more[:, None]
-        found.append((rows[near], positions[near], scores[near]))
-        who, k = who[more], 4 * k
-    return tuple(np.concatenate(each) for each in zip(*found, strict=True))
+def _shown(number: int, group: Group, keep: str) -> Section:
+    figures = []
+    rows = sorted(_rows(group, keep), key=lambda row: (-row[-2], -row[-1]))
+    for name, path, width, height, size, stays, score in rows:
+        lines = ["keep" if stays else f"score {score:.3f}"]
+        lines += size_line((width, height) if width else None, size)
+        figures.append(Figure(name, [*lines, path], at(path), is_query=bool(stays), path=path))
+    note = f"least score {group.least:.3f}, mean {group.mean:.3f}"
+    return Section(f"Group {number}", note, figures, score=group.score)

@@ -154,6 +154,7 @@ class Matches(Sequence[Match]):
                 query,
                 notes.get(query, ""),
                 [self._query(query, positions.get(query)), *map(_found, found)],
+                score=max(match.score for match in found),
             )
             for query, found in matches.items()
         ]
@@ -178,9 +179,9 @@ def _found(match: Match) -> Figure:
     lines.append(f"score {match.score:.3f}, similarity {match.similarity:.3f}")
     if match.variant:
         lines.append(f"found by {match.variant}")
-    return Figure(
-        match.reference, [*lines, *size_line(size_of(match.path)), match.path], at(match.path)
-    )
+    size = (match.width, match.height) if match.width else size_of(match.path)
+    lines += size_line(size, match.bytes)
+    return Figure(match.reference, [*lines, match.path], at(match.path), path=match.path)
 
 
 def _nothing() -> Image.Image:

@@ -22,7 +22,7 @@ from rdcd_jax.index.made_by import (
     require_like,
     require_same_model,
 )
-from rdcd_jax.index.places import BYTES, HEIGHT, WIDTH, root_of, sizes, whole_path
+from rdcd_jax.index.places import BYTES, COLUMNS, HEIGHT, WIDTH, root_of, sizes, whole_path
 from rdcd_jax.index.queries import Looks, embed_queries
 from rdcd_jax.index.results import Added, Match, Matches, Updated
 from rdcd_jax.search import backends
@@ -143,7 +143,7 @@ class Index:
             if calibration is not None and new.calibration != writer.manifest.calibration:
                 writer.change(calibration=new.calibration)
         index = cls(folder)
-        index._embedder = embedder
+        index.embedder = embedder
         index.add(images, on_progress=on_progress)
         return index
 
@@ -151,7 +151,8 @@ class Index:
         return len(self.manifest)
 
     @functools.cached_property
-    def _embedder(self) -> Model | OnnxModel:
+    def embedder(self) -> Model | OnnxModel:
+        """The model that made it, loaded when it is first needed."""
         found = embedder_of(self.folder, self.manifest, self._given)
         require_same_model(self.folder, self.manifest, found)
         return found
@@ -256,9 +257,9 @@ class Index:
     @contextlib.contextmanager
     def _writer(self) -> Iterator[store.Writer]:
         with store.writer(self.folder) as writer:
-            require_same_model(self.folder, writer.manifest, self._embedder)
-            if self._given is not None and self._embedder.spec:
-                writer.change(model=self._embedder.spec)
+            require_same_model(self.folder, writer.manifest, self.embedder)
+            if self._given is not None and self.embedder.spec:
+                writer.change(model=self.embedder.spec)
             yield writer
 
     def _listed(self, manifest: store.Manifest, images: Images | None) -> ImageSet:
@@ -282,7 +283,7 @@ class Index:
             chunk = list(positions[start : start + CHUNK])
             names = ids[start : start + CHUNK]
             (part,) = embedded_parts(
-                self._embedder,
+                self.embedder,
                 dataclasses.replace(changes.images.subset(chunk), ids=names),
                 on_progress=lambda done, _, start=start: _report(
                     on_progress, start + done, len(positions)
@@ -335,7 +336,7 @@ class Index:
         """
         self._require_images(k)
         images = images_of(images).seen()
-        looks = embed_queries(self._embedder, images, variants, on_progress=on_progress)
+        looks = embed_queries(self.embedder, images, variants, on_progress=on_progress)
         found = self._found(looks, images.ids, k, threshold, normalised)
         return dataclasses.replace(found, images=images)
 
@@ -406,7 +407,7 @@ class Index:
     ) -> list[Match]:
         """The matches of all queries in no order; of a query and an image the variant that scores best."""
         # Another index may lie there by now.
-        require_same_model(self.folder, manifest, self._embedder)
+        require_same_model(self.folder, manifest, self.embedder)
         self.manifest = manifest
         if not len(manifest):
             return []
@@ -449,6 +450,27 @@ class Index:
             )
             for query, position, score, similarity, probability, i in found
         ]
+
+    def contents(self) -> store.Segment:
+        """All images and descriptors as one segment, with whole paths; descriptors are in memory, as float32."""
+
+        def read(manifest: store.Manifest) -> store.Segment:
+            self.manifest = manifest
+            found = list(self._segments(manifest))
+            rows = [
+                np.empty((0, manifest.dim), np.float32),
+                *(each.descriptors() for each in found),
+            ]
+            files = [np.empty((0, COLUMNS), np.int64), *(each.files for each in found)]
+            return store.Segment(
+                tuple(name for each in found for name in each.ids),
+                tuple(whole_path(path, manifest.root) for each in found for path in each.paths),
+                np.concatenate(files),
+                np.concatenate(rows),
+                None,
+            )
+
+        return store.consistently(self.folder, read)
 
     def scoring(self, normalised: bool = True) -> Scoring:
         """How similarities become scores here.

@@ -10,7 +10,7 @@ import rdcd_jax
 from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.core.files import require_writable, write_text
 from rdcd_jax.images.sources import find_images
-from rdcd_jax.report.page import environment, template
+from rdcd_jax.report.page import environment, script_digest, template
 from rdcd_jax.report.thumbnails import SIDE, thumbnail_uri
 
 # Images that a page shows; more would make it too large to open.
@@ -25,13 +25,15 @@ class Figure:
         title: its id.
         lines: said below it, one a line.
         decode: gives it; see `at`.
-        is_query: whether the others of its section were found for it.
+        is_query: whether the others of its section were found for it, or are copies of it.
+        path: of its file, for the list of paths; empty for none.
     """
 
     title: str
     lines: Sequence[str]
     decode: Callable[[], Image.Image]
     is_query: bool = False
+    path: str = ""
 
     def uri(self) -> str | None:
         """The image, small; None where it lies in an archive or is gone."""
@@ -49,11 +51,13 @@ class Section:
         heading: what they are called by.
         note: a few words beside it.
         figures: the images.
+        score: by which it is filtered; None where it has none.
     """
 
     heading: str
     note: str
     figures: Sequence[Figure]
+    score: float | None = None
 
 
 def at(path: str) -> Callable[[], Image.Image]:
@@ -61,9 +65,12 @@ def at(path: str) -> Callable[[], Image.Image]:
     return lambda: find_images(path).seen().decode(0, min_side_hint=SIDE)
 
 
-def size_line(size: tuple[int, int] | None) -> list[str]:
-    """What a figure says of its image's width and height; nothing where they are not known."""
-    return [f"{size[0]} x {size[1]} pixels"] if size else []
+def size_line(size: tuple[int, int] | None, count: int | None = None) -> list[str]:
+    """What a figure says of its image's width and height and of its file's bytes; nothing of what is not known."""
+    parts = [f"{size[0]} x {size[1]} pixels"] if size else []
+    if count:
+        parts.append(f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB")
+    return [", ".join(parts)] if parts else []
 
 
 def write_gallery(
@@ -87,12 +94,16 @@ def write_gallery(
             break
         left -= len(section.figures)
         shown.append((section, [(figure, figure.uri()) for figure in section.figures]))
+    script = template("gallery.js")
     text = (
         environment()
         .get_template("gallery.html")
         .render(
             version=rdcd_jax.__version__,
             style=template("report.css"),
+            script=script,
+            script_digest=script_digest(script),
+            has_scores=any(section.score is not None for section, _ in shown),
             title=title,
             summary=summary,
             sections=shown,

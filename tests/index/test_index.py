@@ -17,7 +17,7 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import Descriptors
 from rdcd_jax.embedding.stream import Embedder
 from rdcd_jax.index import Index, store
-from rdcd_jax.index.duplicates import groups_of
+from rdcd_jax.index.groups import groups_of
 from rdcd_jax.index.results import Added
 from rdcd_jax.search import backends as exact_search
 from rdcd_jax.search.calibration import Calibration

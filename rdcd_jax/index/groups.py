@@ -1,0 +1,231 @@
+"""Groups of copies: which images belong together, and which of them to keep."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import scipy.sparse
+from scipy.sparse import csgraph
+
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.index.places import BYTES, CHANGED, COLUMNS, HEIGHT, WIDTH
+from rdcd_jax.search import backends
+from rdcd_jax.search.scoring import Scoring
+
+# Neighbours looked at of each image; copies of copies join a group through one another.
+NEIGHBOURS = 20
+# Of an image with more, no further ones are looked at than four times as many as this.
+_MOST = 400
+# Which image of a group is kept: the one with the largest value, of equal ones the first.
+KEEP = {
+    "largest": lambda f: (f[:, WIDTH] * f[:, HEIGHT], f[:, BYTES]),
+    "least-compressed": lambda f: (
+        f[:, BYTES] / np.maximum(f[:, WIDTH] * f[:, HEIGHT], 1),
+        f[:, WIDTH] * f[:, HEIGHT],
+    ),
+    # A time that is not known is no early one.
+    "oldest": lambda f: (np.where(f[:, CHANGED] > 0, -f[:, CHANGED], np.iinfo(np.int64).min),),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Images that are copies of one of them, each by a score of at least the threshold.
+
+    Attributes:
+        ids: two or more, in the set's order; against another set, that set's after the image that they resemble.
+        paths: where they lie.
+        score: the least score of an image to the one that all resemble.
+        descriptors: [n, D] float32, theirs.
+        scoring: how two descriptors become a score.
+        files: [n, 4] int64: bytes, time of the last change in nanoseconds, width and height; 0 where not known.
+        others: how many of them, the last ones, are of the other set.
+    """
+
+    ids: tuple[str, ...]
+    paths: tuple[str, ...]
+    score: float
+    descriptors: np.ndarray = dataclasses.field(repr=False, compare=False)
+    scoring: Scoring = dataclasses.field(repr=False, compare=False)
+    files: np.ndarray = dataclasses.field(repr=False, compare=False)
+    others: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def scores(self) -> np.ndarray:
+        """[n, n] float32: the score of every two of them."""
+        return pair_scores(self.descriptors, self.descriptors, self.scoring)
+
+    @property
+    def least(self) -> float:
+        """The least score of any two of them, which may be below the threshold."""
+        return float(self.scores.min())
+
+    @property
+    def mean(self) -> float:
+        """The mean score of two of them."""
+        count = len(self)
+        scores = self.scores
+        return float((scores.sum() - np.trace(scores)) / (count * (count - 1)))
+
+    @property
+    def sizes(self) -> list[tuple[int, int] | None]:
+        """Width and height in pixels of each as its file says; None where that is not known."""
+        return [
+            tuple(size) if size[0] else None for size in self.files[:, [WIDTH, HEIGHT]].tolist()
+        ]
+
+    def kept(self, rule: str = "largest") -> int:
+        """The position of the image to keep; against another set, one of that set.
+
+        Args:
+            rule: "largest" (most pixels, then most bytes), "least-compressed" (most bytes a pixel) or "oldest" (by the
+                time of the file's last change); of equal ones the first.
+
+        Raises:
+            UserError: there is no such rule.
+        """
+        if rule not in KEEP:
+            raise UserError(f"There is no rule '{rule}' for what to keep; use {', '.join(KEEP)}.")
+        first = len(self) - self.others if self.others else 0
+        values = KEEP[rule](self.files[first:])
+        return first + int(np.lexsort([-value for value in reversed(values)])[0])
+
+
+def pair_scores(first: np.ndarray, second: np.ndarray, scoring: Scoring) -> np.ndarray:
+    """[N, M]: the score of each row of [N, D] with each of [M, D]; a pair's adjustment is the mean of the two, since
+    either might be the query."""
+    halves = scoring.adjustment(first)[:, None] / 2 + scoring.adjustment(second) / 2
+    return scoring.scores(first @ second.T, halves)
+
+
+def groups_of(
+    ids: Sequence[str],
+    paths: Sequence[str],
+    descriptors: np.ndarray,
+    threshold: float,
+    scoring: Scoring = Scoring(),  # noqa: B008 (it is frozen)
+) -> list[Group]:
+    """Groups images of one set, the surest group first; each image is in one group at most.
+
+    What is linked through others only is not grouped: of what hangs together, the image with the most links and all
+    that reach the threshold with it become a group, then what is left, and so on.
+
+    Args:
+        ids: N.
+        paths: N.
+        descriptors: [N, D] float32.
+        threshold: least score.
+        scoring: how similarities become scores.
+    """
+    count = len(ids)
+    rows, columns, weights = _links(descriptors, descriptors, threshold, scoring, same=True)
+    graph = scipy.sparse.coo_array((weights != 0, (rows, columns)), (count, count)).tocsr()
+    graph = graph.maximum(graph.T)
+    links = np.asarray(graph.sum(axis=1)).ravel()
+    _, label = csgraph.connected_components(graph, directed=False)
+    order = np.argsort(label, kind="stable")
+    groups = []
+    for members in np.split(order, np.flatnonzero(np.diff(label[order])) + 1):
+        if len(members) > 1:
+            for which, score in _cut(descriptors[members], links[members], threshold, scoring):
+                groups.append(_group(members[which], score, ids, paths, descriptors, scoring))
+    return sorted(groups, key=lambda group: -group.score)
+
+
+def shared_groups(
+    first: tuple[Sequence[str], Sequence[str], np.ndarray],
+    second: tuple[Sequence[str], Sequence[str], np.ndarray],
+    threshold: float,
+    scoring: Scoring,
+) -> list[Group]:
+    """Groups each image of one set that resembles images of another with these, the surest group first.
+
+    Args:
+        first: ids, paths and descriptors [N, D] of the one set.
+        second: ids, paths and descriptors [M, D] of the other.
+        threshold: least score.
+        scoring: how similarities become scores.
+    """
+    rows, columns, weights = _links(first[2], second[2], threshold, scoring, same=False)
+    groups = []
+    for row in np.unique(rows).tolist():
+        mine = np.flatnonzero(rows == row)
+        mine = mine[np.argsort(-weights[mine], kind="stable")]
+        found = columns[mine].tolist()
+        groups.append(
+            Group(
+                (first[0][row], *(second[0][i] for i in found)),
+                (first[1][row], *(second[1][i] for i in found)),
+                float(weights[mine].min()),
+                np.concatenate([first[2][[row]], second[2][found]]),
+                scoring,
+                np.zeros((1 + len(found), COLUMNS), np.int64),
+                others=len(found),
+            )
+        )
+    return sorted(groups, key=lambda group: -group.score)
+
+
+def _group(
+    rows: np.ndarray,
+    score: float,
+    ids: Sequence[str],
+    paths: Sequence[str],
+    descriptors: np.ndarray,
+    scoring: Scoring,
+) -> Group:
+    rows = np.sort(rows)
+    named = (tuple(names[i] for i in rows.tolist()) for names in (ids, paths))
+    files = np.zeros((len(rows), COLUMNS), np.int64)
+    return Group(*named, score, descriptors[rows], scoring, files)
+
+
+def _cut(
+    descriptors: np.ndarray, links: np.ndarray, threshold: float, scoring: Scoring
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Positions of the groups in what hangs together, each with its least score to the image with the most links."""
+    left = np.arange(len(descriptors))
+    while left.size > 1:
+        centre = int(left[np.argmax(links[left])])
+        scores = pair_scores(descriptors[[centre]], descriptors[left], scoring)[0]
+        near = (scores >= threshold) | (left == centre)
+        if near.sum() > 1:
+            yield left[near], float(scores[near & (left != centre)].min())
+        left = left[~near]
+
+
+def _links(
+    first: np.ndarray, second: np.ndarray, threshold: float, scoring: Scoring, *, same: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of rows whose score is at least `threshold`, and it; of each row with its nearest ones.
+
+    Args:
+        first: [N, D].
+        second: [M, D].
+        threshold: least score.
+        scoring: how similarities become scores.
+        same: the two are one, and no row is linked with itself.
+    """
+    halves = [scoring.adjustment(rows) / 2 for rows in (first, second)]
+    # The inner product of a row of the one and a row of the other is the pair's score.
+    left = np.column_stack([first, halves[0], np.ones_like(halves[0])])
+    right = np.column_stack([second, np.ones_like(halves[1]), halves[1]])
+    count, k = len(second), NEIGHBOURS + same
+    who, found = np.arange(len(first)), []
+    while who.size:
+        k = min(k, count)
+        normalised, positions = backends.knn(left[who], right, k)
+        adjustment = halves[0][who, None] + halves[1][positions]
+        scores = scoring.scores(normalised - adjustment, adjustment)
+        # Where all are near there may be more; but who has so many need not be linked with each.
+        more = (scores[:, -1] >= threshold) & (k < min(count, _MOST))
+        rows = np.broadcast_to(who[:, None], positions.shape)
+        near = (scores >= threshold) & ~more[:, None]
+        if same:
+            near &= rows != positions
+        found.append((rows[near], positions[near], scores[near]))
+        who, k = who[more], 4 * k
+    return tuple(np.concatenate(each) for each in zip(*found, strict=True))
