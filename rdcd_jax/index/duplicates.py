@@ -178,7 +178,7 @@ def _of_index(index: Index) -> _Set:
     return _Set(
         found.ids,
         found.paths,
-        found.descriptors,
+        found.rows,
         [],
         len(found.ids),
         lambda positions: found.files[list(positions)],

@@ -24,7 +24,7 @@ KEEP = {
         f[:, WIDTH] * f[:, HEIGHT],
     ),
     # A time that is not known is no early one.
-    "oldest": lambda f: (np.where(f[:, CHANGED] > 0, -f[:, CHANGED], np.iinfo(np.int64).min),),
+    "oldest": lambda f: (np.where(f[:, CHANGED] > 0, -f[:, CHANGED].astype(float), -np.inf),),
 }
 
 
@@ -124,13 +124,13 @@ def groups_of(
     rows, columns, weights = _links(descriptors, descriptors, threshold, scoring, same=True)
     graph = scipy.sparse.coo_array((weights != 0, (rows, columns)), (count, count)).tocsr()
     graph = graph.maximum(graph.T)
-    links = np.asarray(graph.sum(axis=1)).ravel()
     _, label = csgraph.connected_components(graph, directed=False)
     order = np.argsort(label, kind="stable")
     groups = []
     for members in np.split(order, np.flatnonzero(np.diff(label[order])) + 1):
         if len(members) > 1:
-            for which, score in _cut(descriptors[members], links[members], threshold, scoring):
+            linked = graph[members][:, members]
+            for which, score in _cut(descriptors[members], linked, threshold, scoring):
                 groups.append(_group(members[which], score, ids, paths, descriptors, scoring))
     return sorted(groups, key=lambda group: -group.score)
 
@@ -184,17 +184,19 @@ def _group(
 
 
 def _cut(
-    descriptors: np.ndarray, links: np.ndarray, threshold: float, scoring: Scoring
+    descriptors: np.ndarray, links: scipy.sparse.csr_array, threshold: float, scoring: Scoring
 ) -> Iterator[tuple[np.ndarray, float]]:
     """Positions of the groups in what hangs together, each with its least score to the image with the most links."""
     left = np.arange(len(descriptors))
     while left.size > 1:
-        centre = int(left[np.argmax(links[left])])
-        scores = pair_scores(descriptors[[centre]], descriptors[left], scoring)[0]
-        near = (scores >= threshold) | (left == centre)
+        centre = int(np.argmax(links.sum(axis=1)))
+        scores = pair_scores(descriptors[left[[centre]]], descriptors[left], scoring)[0]
+        near = scores >= threshold
+        near[centre] = True
         if near.sum() > 1:
-            yield left[near], float(scores[near & (left != centre)].min())
-        left = left[~near]
+            others = near & (np.arange(len(left)) != centre)
+            yield left[near], float(scores[others].min())
+        left, links = left[~near], links[~near][:, ~near]
 
 
 def _links(

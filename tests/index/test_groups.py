@@ -1,0 +1,151 @@
+"""Groups of copies: where they are cut, what two collections share, and what is moved away."""
+
+import csv
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+from toy import make_images
+
+from rdcd_jax.cli.main import main
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.index import Index
+from rdcd_jax.index.duplicates import find_duplicates
+from rdcd_jax.index.groups import Group, groups_of
+from rdcd_jax.search.scoring import Scoring
+from rdcd_jax.weights.library import load_model
+
+
+def arc(*degrees):
+    """Unit rows in a plane, at these angles."""
+    turns = np.radians(degrees)
+    return np.stack([np.cos(turns), np.sin(turns)], axis=1).astype(np.float32)
+
+
+def named(rows, threshold):
+    ids = [f"p{i}" for i in range(len(rows))]
+    return groups_of(ids, ids, rows, threshold)
+
+
+def test_groups_do_not_chain():
+    # Each is near to the next, and the ends are at right angles.
+    groups = named(arc(*range(0, 91, 10)), np.cos(np.radians(20.5)))
+    scores = [group.scores for group in groups]
+    assert sorted(name for group in groups for name in group.ids) == [f"p{i}" for i in range(10)]
+    assert [len(group) for group in groups] == [5, 5]
+    # All resemble one of them.
+    assert all((each.min(axis=1).max() >= np.cos(np.radians(20.5))) for each in scores)
+    first = groups[0]
+    assert first.least == pytest.approx(np.cos(np.radians(40)), abs=1e-5)
+    pairs = [np.cos(np.radians(10 * (j - i))) for i in range(5) for j in range(i + 1, 5)]
+    assert first.mean == pytest.approx(np.mean(pairs), abs=1e-5)
+
+
+def test_thousands_of_equal_images_stay_one_group():
+    rows = np.concatenate([np.tile(arc(0), (3000, 1)), arc(80)])
+    (group,) = named(rows, 0.9)
+    assert len(group) == 3000 and group.score == pytest.approx(1)
+
+
+FILES = np.asarray([[90, 3, 10, 10], [80, 1, 20, 10], [70, 2, 20, 10], [1, 0, 0, 0]])
+
+
+@pytest.mark.parametrize(("rule", "kept"), [("largest", 1), ("least-compressed", 0), ("oldest", 1)])
+def test_what_is_kept(rule, kept):
+    names = ("a", "b", "c", "d")
+    files = FILES if rule != "least-compressed" else FILES[:3]
+    group = Group(
+        names[: len(files)], names[: len(files)], 1.0, arc(*[0] * len(files)), Scoring(), files
+    )
+    assert group.kept(rule) == kept
+    with pytest.raises(
+        UserError, match="no rule 'newest'; use|no rule 'newest' for what to keep; use largest"
+    ):
+        group.kept("newest")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three images, and of the second a small and a strongly compressed copy."""
+    folder = make_images(tmp_path / "photos", 3, size=96)
+    image = Image.open(folder / "T00001.jpg")
+    image.resize((60, 60)).save(folder / "small's copy.png")
+    image.save(folder / "poor.jpg", quality=60)
+    return folder
+
+
+def test_the_script_moves_all_but_one(student, photos, tmp_path, capsys):
+    script, moved = tmp_path / "move.sh", tmp_path / "away it goes"
+    words = ["duplicates", str(photos), f"--model={student}", "--threshold=0.99"]
+    assert main([*words, f"--script={script}", f"--quarantine={moved}"]) == 0
+    assert f"move.sh moves 2 of them into {moved} when you run it" in capsys.readouterr().out
+    assert len(list(photos.iterdir())) == 5 and not moved.exists()
+    subprocess.run(["sh", script], check=True)
+    assert sorted(path.name for path in photos.iterdir()) == [
+        "T00000.jpg",
+        "T00001.jpg",
+        "T00002.jpg",
+    ]
+    assert sorted(path.name for path in moved.iterdir()) == [
+        "000001-poor.jpg",
+        "000002-small's copy.png",
+    ]
+    assert main([*words, "--quarantine=x"]) == 1
+    assert "--quarantine is where the script of --script moves files" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_text_is_moved(student, photos, tmp_path):
+    try:
+        os.rename(photos / "poor.jpg", os.fsencode(photos) + b"/caf\xe9.jpg")
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    model = load_model(str(student))
+    groups = find_duplicates(photos, model=model, threshold=0.99)
+    assert groups.save_script(tmp_path / "move.sh", tmp_path / "away") == 2
+    for kind in ("csv", "json", "html"):
+        groups.save(tmp_path / f"g.{kind}")
+    subprocess.run(["sh", tmp_path / "move.sh"], check=True)
+    assert len(list(photos.iterdir())) == 3
+    assert "caf\\udce9" in (tmp_path / "g.csv").read_text()
+
+
+def test_what_two_collections_share(student, photos, tmp_path, capsys):
+    library = tmp_path / "library"
+    shutil.copytree(photos, library)
+    (library / "T00000.jpg").unlink()
+    new = make_images(tmp_path / "new", 2, size=96)
+    words = [
+        "duplicates",
+        str(new),
+        f"--against={library}",
+        f"--model={student}",
+        "--threshold=0.99",
+    ]
+    out, script = tmp_path / "g.csv", tmp_path / "move.sh"
+    assert main([*words, f"--out={out}", f"--script={script}"]) == 0
+    assert f"1 images are in {library} too" in capsys.readouterr().out
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["path"] == str(new / "T00001.jpg") and rows[0]["keep"] == "0"
+    assert len(rows) == 4 and all(row["keep"] == "1" for row in rows[1:])
+    subprocess.run(["sh", script], check=True)
+    # Of the library nothing was moved.
+    assert len(list(library.iterdir())) == 4 and len(list(new.iterdir())) == 1
+
+
+def test_duplicates_of_an_index(student, photos, tmp_path, capsys):
+    Index.build(tmp_path / "x", photos, model=str(student))
+    words = ["duplicates", f"--index={tmp_path / 'x'}", "--threshold=0.99"]
+    assert main([*words, f"--out={tmp_path / 'g.csv'}"]) == 0
+    assert "1 groups of copies, 3 of 5 images in all" in capsys.readouterr().out
+    again = find_duplicates(photos, model=str(student), threshold=0.99)
+    found = find_duplicates(Index(tmp_path / "x"), threshold=0.99)
+    assert [group.paths for group in found] == [group.paths for group in again]
+    np.testing.assert_array_equal(found[0].files, again[0].files)
+    with pytest.raises(SystemExit):
+        main([*words, str(photos)])
+    shared = find_duplicates(Index(tmp_path / "x"), against=photos, threshold=0.999)
+    assert len(shared) == 5
