@@ -14,7 +14,11 @@ from PIL import Image, ImageSequence
 # Below this standard deviation, in grey levels, a frame has no structure to tell it by.
 FLAT = 4.0
 # Below this one in every channel an image is blank; it is measured at about so many pixels' side.
-_BLANK, _SIDE = 2.0, 256
+_BLANK, SIDE = 2.0, 256
+# From this share of its pixels on, within so many grey levels of a light one, an image is plain.
+_GROUND, _ALIKE, _PAPER = 0.7, 8, 230
+# Cells a side that drawings are compared by.
+_INK = 96
 # Mean grey level of ink from which on it would be lost on white.
 _LIGHT = 191
 # Frames that are looked at for one with structure.
@@ -54,8 +58,26 @@ def flattened(image: Image.Image) -> Image.Image:
 
 def is_blank(image: Image.Image) -> bool:
     """Whether an RGB image is of one colour but for noise, so that its descriptor says nothing."""
-    shrunk = image.reduce(max(1, min(image.size) // _SIDE))
+    shrunk = image.reduce(max(1, min(image.size) // SIDE))
     return float(np.asarray(shrunk, np.float32).std(axis=(0, 1)).max()) < _BLANK
+
+
+def is_plain(image: Image.Image) -> bool:
+    """Whether most of an RGB image is one light colour, as of a page of text or a drawing."""
+    shrunk = image.reduce(max(1, min(image.size) // SIDE)).convert("L")
+    counts = np.asarray(shrunk.histogram(), float)
+    near = np.convolve(counts, np.ones(2 * _ALIKE + 1), "same")
+    return bool(near.argmax() >= _PAPER and near.max() >= _GROUND * counts.sum())
+
+
+def ink_of(image: Image.Image) -> np.ndarray | None:
+    """What is drawn on a plain image, to compare pages and drawings by: unit vector [N] float32; None of others."""
+    if not is_plain(image):
+        return None
+    grey = np.asarray(image.convert("L").resize((_INK, _INK), Image.Resampling.BOX), np.float32)
+    ink = np.abs(grey - np.median(grey)).ravel()
+    length = float(np.linalg.norm(ink))
+    return ink / length if length else None
 
 
 def seek_structure(image: Image.Image) -> None:

@@ -1,5 +1,6 @@
 """Copies within one set of images, or in two."""
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -18,8 +19,9 @@ from rdcd_jax.embedding.service import embed_to_file
 from rdcd_jax.embedding.stream import Part, Unreadable, embed_images
 from rdcd_jax.images.given import Images, images_of
 from rdcd_jax.images.links import each_once
+from rdcd_jax.images.seen import SIDE, ink_of
 from rdcd_jax.images.sources import ImageSet
-from rdcd_jax.index.groups import Group, groups_of, shared_groups
+from rdcd_jax.index.groups import Group, groups_of, shared_groups, without_likes
 from rdcd_jax.index.places import BYTES, CHANGED, HEIGHT, WIDTH, sizes, stamps
 from rdcd_jax.index.quarantine import write_script
 from rdcd_jax.index.results import require_savable
@@ -169,6 +171,7 @@ class _Set:
     unreadable: list[Unreadable]
     count: int
     files: Callable[[Sequence[int]], np.ndarray]
+    ink: Callable[[str], np.ndarray | None]
 
 
 def _of_index(index: Index) -> _Set:
@@ -182,6 +185,7 @@ def _of_index(index: Index) -> _Set:
         [],
         len(found.ids),
         lambda positions: found.files[list(positions)],
+        _ink_at,
     )
 
 
@@ -201,7 +205,20 @@ def _of_images(embedder: Model | OnnxModel, images: Images, on_progress: Progres
         return known
 
     paths = [images.paths[i] for i in places]
-    return _Set(ids, paths, found.descriptors, unreadable, len(images), files)
+    position_at = {path: position for position, path in enumerate(images.paths)}
+
+    def ink(path: str) -> np.ndarray | None:
+        return ink_of(images.decode(position_at[path], min_side_hint=SIDE))
+
+    return _Set(ids, paths, found.descriptors, unreadable, len(images), files, ink)
+
+
+def _ink_at(path: str) -> np.ndarray | None:
+    """What is drawn on the image at a path of an index; None where it is not to be had."""
+    try:
+        return ink_of(at(path)())
+    except UserError:
+        return None
 
 
 def _grouped(sets: Sequence[_Set], threshold: float, scoring: Scoring) -> list[Group]:
@@ -214,7 +231,7 @@ def _grouped(sets: Sequence[_Set], threshold: float, scoring: Scoring) -> list[G
         groups = shared_groups(*parts, threshold, scoring)
     position_of = [{path: i for i, path in enumerate(each.paths)} for each in sets]
     named = []
-    for group in groups:
+    for group in _told_apart(sets, groups):
         own = len(group) - group.others
         files = sets[0].files([position_of[0][path] for path in group.paths[:own]])
         if group.others:
@@ -222,6 +239,19 @@ def _grouped(sets: Sequence[_Set], threshold: float, scoring: Scoring) -> list[G
             files = np.concatenate([files, sets[-1].files(theirs)])
         named.append(dataclasses.replace(group, files=files))
     return named
+
+
+def _told_apart(sets: Sequence[_Set], groups: list[Group]) -> list[Group]:
+    """The groups of one set without pages and drawings that only look alike, the surest first."""
+    if len(sets) > 1:
+        return groups
+    paths = [path for group in groups for path in group.paths]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        inks = dict(zip(paths, pool.map(sets[0].ink, paths), strict=True))
+    kept = []
+    for group in groups:
+        kept += without_likes(group, [inks[path] for path in group.paths])
+    return sorted(kept, key=lambda group: -group.score)
 
 
 def _embedded(embedder: Model | OnnxModel, images: ImageSet, on_progress: Progress | None) -> Part:

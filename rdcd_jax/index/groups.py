@@ -16,6 +16,9 @@ from rdcd_jax.search.scoring import Scoring
 NEIGHBOURS = 20
 # Of an image with more, no further ones are looked at than four times as many as this.
 _MOST = 400
+# Pages of text and drawings resemble each other whatever is on them, so these are told by their ink: unlike pages of
+# one layout come to 0.92, the same page in another size or format to 0.999.
+SAME_INK = 0.98
 # Which image of a group is kept: the one with the largest value, of equal ones the first.
 KEEP = {
     "largest": lambda f: (f[:, WIDTH] * f[:, HEIGHT], f[:, BYTES]),
@@ -92,6 +95,37 @@ class Group:
         first = len(self) - self.others if self.others else 0
         values = KEEP[rule](self.files[first:])
         return first + int(np.lexsort([-value for value in reversed(values)])[0])
+
+
+def without_likes(group: Group, inks: Sequence[np.ndarray | None]) -> list[Group]:
+    """A group without pages of text and drawings that only look alike; those with the same ink at the same places stay.
+
+    Args:
+        group: the group.
+        inks: of each of its images what is drawn on it, see `seen.ink_of`; None of photographs.
+
+    Returns:
+        No group, one, or more.
+    """
+    positions = [i for i, ink in enumerate(inks) if ink is not None]
+    if len(positions) < 2:
+        return [group]
+    names = [str(i) for i in positions]
+    found = groups_of(names, names, np.stack([inks[i] for i in positions]), SAME_INK)
+    parts = [[int(name) for name in each.ids] for each in found]
+    others = [i for i, ink in enumerate(inks) if ink is None]
+    parts += [others] if len(others) > 1 else []
+    return [_part(group, rows) for rows in parts]
+
+
+def _part(group: Group, rows: list[int]) -> Group:
+    ids, paths = (tuple(names[i] for i in rows) for names in (group.ids, group.paths))
+    part = dataclasses.replace(
+        group, ids=ids, paths=paths, descriptors=group.descriptors[rows], files=group.files[rows]
+    )
+    scores = part.scores
+    np.fill_diagonal(scores, np.inf)
+    return dataclasses.replace(part, score=float(scores.min(axis=1).max()))
 
 
 def pair_scores(first: np.ndarray, second: np.ndarray, scoring: Scoring) -> np.ndarray:

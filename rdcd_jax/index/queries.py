@@ -12,6 +12,7 @@ from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.core.workers import mapped_ahead
 from rdcd_jax.embedding.shapes import batches, resized
 from rdcd_jax.embedding.stream import NOTHING, EmbeddingModel, Progress, Unreadable
+from rdcd_jax.images.seen import is_plain
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index.variants import VARIANTS
 from rdcd_jax.search.exact import rows_not_finite
@@ -30,12 +31,14 @@ class Looks:
         variant: R names, keys of `VARIANTS`; empty for a query as it is.
         descriptors: [R, D] float32.
         unreadable: queries that were left out.
+        plain: places of queries that are pages of text or drawings, see `seen.is_plain`.
     """
 
     query: np.ndarray
     variant: tuple[str, ...]
     descriptors: np.ndarray
     unreadable: list[Unreadable]
+    plain: frozenset[int] = frozenset()
 
     @property
     def count(self) -> np.ndarray:
@@ -66,6 +69,7 @@ def embed_queries(
             raise UserError(f"There is no variant '{name}'; use {', '.join(VARIANTS)}.")
     rows: list[tuple[int, str]] = []
     unreadable: list[Unreadable] = []
+    plain: set[int] = set()
 
     def looks() -> Iterator[tuple[int, np.ndarray]]:
         with contextlib.closing(_decoded(model, images, variants)) as decoded:
@@ -73,7 +77,9 @@ def embed_queries(
                 if isinstance(found, UnreadableImageError):
                     unreadable.append(Unreadable(images.ids[position], str(found)))
                     continue
-                for name, image in found:
+                if found.is_plain:
+                    plain.add(position)
+                for name, image in found.images:
                     rows.append((position, name))
                     yield len(rows) - 1, image
 
@@ -101,22 +107,32 @@ def embed_queries(
             " damaged."
         )
     query = np.asarray([rows[row][0] for row in kept], np.int64)
-    return Looks(query, tuple(rows[row][1] for row in kept), descriptors, unreadable)
+    variant = tuple(rows[row][1] for row in kept)
+    return Looks(query, variant, descriptors, unreadable, frozenset(plain))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Query:
+    """A decoded query: its images as the model takes them, by variant, and whether it is a page or a drawing."""
+
+    images: list[tuple[str, np.ndarray]]
+    is_plain: bool
 
 
 def _decoded(
     model: EmbeddingModel, images: ImageSet, variants: Sequence[str]
-) -> Iterator[list[tuple[str, np.ndarray]] | UnreadableImageError]:
-    """Every query's images as the model takes them, the first as it is, some queries being decoded meanwhile."""
+) -> Iterator[_Query | UnreadableImageError]:
+    """Every query's images, the first as it is, some queries being decoded meanwhile."""
 
-    def load(position: int) -> list[tuple[str, np.ndarray]] | UnreadableImageError:
+    def load(position: int) -> _Query | UnreadableImageError:
         try:
             image = images.decode(position)
         except UnreadableImageError as error:
             return error
         looks = [("", image)]
         looks += [(name, each) for name in variants for each in VARIANTS[name](image)]
-        return [(name, resized(each, model.image_size, model.short_edge)) for name, each in looks]
+        taken = [(name, resized(each, model.image_size, model.short_edge)) for name, each in looks]
+        return _Query(taken, is_plain(image))
 
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "decode")
     return mapped_ahead(pool, load, range(len(images)), _AHEAD)

@@ -65,7 +65,8 @@ class Match:
         path: where that image lay when it was added; empty in indexes of version 0.1.
         score: their similarity, less how near the query is to the model's background where the index normalises scores.
         similarity: inner product of their descriptors, 1 at most.
-        probability: estimated, that the one is a copy of the other; None without a calibration.
+        probability: estimated, that the one is a copy of the other; None without a calibration. Of queries that are
+            pages of text or drawings one half at most: they resemble each other whatever is on them.
         variant: what was done to the query to find it, a key of `variants.VARIANTS`; empty for nothing.
         width: of that image in pixels, as its file says; None where that is not known.
         height: of that image.

@@ -35,6 +35,9 @@ from rdcd_jax.weights.onnx_model import OnnxModel
 _BLOCK = 16_384
 # Of matches that are reported where no threshold is given.
 PRECISION = 0.9
+# The most that is promised of pages of text and drawings, which resemble each other whatever is on them
+# (experiments/results/documents.json).
+PLAIN_PROBABILITY = 0.5
 # It changes queries with borders alone, and costs the others nothing.
 DEFAULT_VARIANTS = ("trim",)
 # Images that are embedded and put into the index at a time: what a build that is killed has to do again.
@@ -429,12 +432,16 @@ class Index:
         first = np.r_[True, (pair[:, 1:] != pair[:, :-1]).any(axis=0)][: len(order)]
         row, column = row[order[first]], column[order[first]]
         names_of = self._names_of(manifest, positions[row, column])
+        probabilities = scoring.probability(scores[row, column], compared[row])
         found = zip(
             looks.query[row].tolist(),
             positions[row, column].tolist(),
             scores[row, column].tolist(),
             similarities[row, column].tolist(),
-            scoring.probability(scores[row, column], compared[row]),
+            (
+                _capped(probability, int(query) in looks.plain)
+                for query, probability in zip(looks.query[row], probabilities, strict=True)
+            ),
             row.tolist(),
             strict=True,
         )
@@ -546,6 +553,13 @@ class Index:
                 found[row + first] = (segment.ids[row], path, *(each or None for each in known))
             first += len(segment)
         return found
+
+
+def _capped(probability: float | None, is_plain: bool) -> float | None:
+    """A match's probability; of a page or a drawing no more than was measured for these."""
+    return (
+        min(probability, PLAIN_PROBABILITY) if is_plain and probability is not None else probability
+    )
 
 
 def _report(on_progress: Progress | None, done: int, total: int) -> None:

@@ -7,11 +7,13 @@ import subprocess
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from toy import make_images
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.images.given import images_of
+from rdcd_jax.images.seen import ink_of
 from rdcd_jax.index import Index
 from rdcd_jax.index.duplicates import find_duplicates
 from rdcd_jax.index.groups import Group, groups_of
@@ -149,3 +151,32 @@ def test_duplicates_of_an_index(student, photos, tmp_path, capsys):
         main([*words, str(photos)])
     shared = find_duplicates(Index(tmp_path / "x"), against=photos, threshold=0.999)
     assert len(shared) == 5
+
+
+def drawn(seed, size=(400, 300)):
+    """Black lines on white."""
+    sheet = Image.new("RGB", (400, 300), "white")
+    draw, random = ImageDraw.Draw(sheet), np.random.default_rng(seed)
+    for _ in range(4):
+        draw.line(random.integers(0, 300, 4).tolist(), "black", 3)
+    return sheet.resize(size)
+
+
+def test_drawings_are_told_by_their_ink(student, tmp_path):
+    folder = make_images(tmp_path / "a", 1)
+    Image.open(folder / "T00000.jpg").save(folder / "T1.png")
+    for seed in range(3):
+        drawn(seed).save(folder / f"d{seed}.png")
+    drawn(1, (600, 450)).save(folder / "large.jpg")
+    # To a random network all drawings are one.
+    images = images_of(folder).seen()
+    assert [ink_of(images.decode(i)) is None for i in range(len(images))] == [
+        True,
+        True,
+        *[False] * 4,
+    ]
+    groups = find_duplicates(folder, model=str(student), threshold=0.5)
+    assert sorted(group.ids for group in groups) == [("T00000", "T1"), ("d1", "large")]
+    index = Index.build(tmp_path / "x", folder, model=str(student))
+    again = find_duplicates(index, threshold=0.5)
+    assert sorted(group.ids for group in again) == [("T00000", "T1"), ("d1", "large")]
