@@ -26,7 +26,7 @@ lint: $(VENV)/.test-0  ## checks style
 	$(BIN)/ruff format --check .
 
 docs: $(VENV)/.docs  ## builds the documentation in build/site
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 package: $(VENV)/.docs  ## builds wheel and source archive in dist, and checks them
 	rm -rf dist

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from rdcd_jax.benchmarks.disc_runs import evaluate_disc
     from rdcd_jax.core.errors import UserError
     from rdcd_jax.embedding.whitening import PCAWhitening
-    from rdcd_jax.index.duplicates import find_duplicates
-    from rdcd_jax.index.results import Match
+    from rdcd_jax.index.duplicates import Groups, find_duplicates
+    from rdcd_jax.index.results import Match, Matches
     from rdcd_jax.index.search import Index
     from rdcd_jax.search.backends import knn
     from rdcd_jax.search.score_norm import apply_score_norm
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _HOMES = {
+    "Groups": "rdcd_jax.index.duplicates",
     "Index": "rdcd_jax.index.search",
     "Match": "rdcd_jax.index.results",
+    "Matches": "rdcd_jax.index.results",
     "Model": "rdcd_jax.weights.model",
     "PCAWhitening": "rdcd_jax.embedding.whitening",
     "UserError": "rdcd_jax.core.errors",
@@ -47,8 +49,10 @@ _HOMES = {
     "train_and_evaluate": "rdcd_jax.training.loop",
 }
 __all__ = [
+    "Groups",
     "Index",
     "Match",
+    "Matches",
     "Model",
     "PCAWhitening",
     "UserError",

@@ -33,8 +33,8 @@ from rdcd_jax.weights.library import load_model
 
 SAMPLE = importlib.resources.files("rdcd_jax") / "sample"
 SHIPPED = "rdcd-effb0-128"
-# float32.
-_BYTES = 4
+# Bytes of a number in an int8 index.
+_BYTES = 1
 T = TypeVar("T")
 
 

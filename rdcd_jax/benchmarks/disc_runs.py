@@ -96,6 +96,8 @@ def evaluate_disc(
         sources["training"] = training
     images = {name: find_images(source) for name, source in sources.items()}
     candidate_count(compared.k, disc.DEFAULT_K, len(images["references"]))
+    if "training" in images and (dim := getattr(model, "dim", None)):
+        compared.require_enough(len(images["training"]), dim)
     truth = read_ground_truth(layout.ground_truth)
     require_known_ids(truth, images["queries"].ids, images["references"].ids)
 

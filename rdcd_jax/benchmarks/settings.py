@@ -67,6 +67,15 @@ class Settings:
         whitens = any(parse_codec(name).needs_training for name in self.codecs)
         return whitens or any(spec is not None for spec in self.score_norms)
 
+    def require_enough(self, training: int, dim: int) -> None:
+        """Raises UserError where a codec cannot be fitted on so few training images, before they are embedded."""
+        fitted = [name for name in self.codecs if parse_codec(name).needs_training]
+        if fitted and training < dim:
+            raise UserError(
+                f"{fitted[0]} is fitted on at least as many training images as the model has dimensions: {training} are"
+                f" given for {dim}; give a larger training set, or other codecs."
+            )
+
     def require(self, has_training: bool) -> None:
         """Raises UserError for settings that cannot work, before any costly work."""
         if not self.codecs or not self.score_norms:

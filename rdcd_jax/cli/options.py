@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 
 from rdcd_jax.core.errors import UserError, one_line
 
-SOURCE = "a folder, a text file of paths, a .zip or .tar, packed shards, or tfds:NAME/SPLIT"
+SOURCE = (
+    "a folder, a text file of paths, a .zip or .tar, packed shards, tfds:NAME/SPLIT, or the bundled sample:queries,"
+    " sample:references, sample:train"
+)
 # Matches and groups printed; a file gets them all.
 SHOWN = 40
 

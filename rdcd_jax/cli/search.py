@@ -39,8 +39,8 @@ def add_search(verbs) -> None:
     parser.add_argument(
         "--variants",
         default="trim",
-        help="also looks for queries changed so: trim (borders and a screenshot's bars cut off; the default), crops"
-        " (five parts), flip, rotate90, rotate180, rotate270; or none",
+        help="also looks for queries changed so, separated by commas: trim (borders and a screenshot's bars cut off;"
+        " the default, unless others are named), crops (five parts), flip, rotate90, rotate180, rotate270; or none",
     )
     add_score_norm_option(parser)
     parser.add_argument(
@@ -71,7 +71,13 @@ def _search(options, rest) -> None:
         matches.save(options.out)
     print_matches(matches)
     found = len({match.query for match in matches})
-    print(f"{found} of {len(images)} queries resemble an image of the index.")
+    if options.threshold is None and index.threshold() is None:
+        print(
+            "The model has no calibration, so the nearest images of each query are listed, copies or not; give a"
+            " --threshold, or build the index with --calibration=FILE.",
+            file=sys.stderr,
+        )
+    print(f"Queries with matches: {found} of {len(images)}.")
     require_all(options, images, len(matches.unreadable))
 
 

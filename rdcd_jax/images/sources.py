@@ -232,7 +232,8 @@ def listed(source: str | os.PathLike) -> ImageSet:
         return _record_set(text, *list_shards(found))
     if not root.is_file():
         raise UserError(
-            f"{escaped(text)}: there is no such folder or text file of image paths, nor an archive or records."
+            f"{escaped(text)}: there is no such folder or text file of image paths, nor an archive or records; the"
+            f" bundled images are {', '.join(BUNDLED)}."
         )
     if text.endswith(ARCHIVES):
         return _of_archive(text)

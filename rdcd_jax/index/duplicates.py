@@ -43,6 +43,16 @@ class Groups(Sequence[Group]):
         groups: all of them.
         images: how many images were compared.
         unreadable: images that were left out.
+
+    Examples:
+        >>> import importlib.resources, os, tempfile
+        >>> import rdcd_jax as rdcd
+        >>> sample = importlib.resources.files("rdcd_jax") / "sample" / "references"
+        >>> first, *others = sorted(str(path) for path in sample.iterdir())[:3]
+        >>> groups = rdcd.find_duplicates([first, *others, first])
+        >>> len(groups), groups.images
+        (0, 3)
+        >>> groups.save(os.path.join(tempfile.mkdtemp(), "groups.json"))
     """
 
     groups: list[Group]
@@ -153,8 +163,8 @@ def find_duplicates(
         threshold = scoring.threshold(PRECISION, len(sets[-1].ids))
     if threshold is None:
         raise UserError(
-            f"The {name} has no calibration to choose a threshold by; give a threshold, such as 0.7 (or 0.15 where"
-            " scores are normalised)."
+            f"The {name} has no calibration to choose a threshold by; give a threshold, such as 0.15 (0.7 where"
+            " scores are not normalised), or calibrate it by `rdcd-jax evaluate disc`."
         )
     groups = _grouped(sets, threshold, scoring)
     unreadable = [each for found in sets for each in found.unreadable]

@@ -66,7 +66,9 @@ def embed_queries(
     """
     for name in variants:
         if name not in VARIANTS:
-            raise UserError(f"There is no variant '{name}'; use {', '.join(VARIANTS)}.")
+            raise UserError(
+                f"There is no variant '{name}'; use none, or some of {', '.join(VARIANTS)}, with commas between them."
+            )
     rows: list[tuple[int, str]] = []
     unreadable: list[Unreadable] = []
     plain: set[int] = set()

@@ -99,6 +99,13 @@ class Matches(Sequence[Match]):
         queries: ids of all queries that could be read, those without a match included.
         unreadable: queries that were left out.
         images: the queries themselves; None where descriptors were searched for.
+
+    Examples:
+        >>> import rdcd_jax as rdcd
+        >>> match = rdcd.Match("suspect", "holiday", "photos/holiday.jpg", 0.61, 0.84)
+        >>> matches = rdcd.Matches([match], ["suspect", "other"], [])
+        >>> len(matches), matches.of("other")
+        (1, [])
     """
 
     matches: list[Match]
@@ -160,7 +167,7 @@ class Matches(Sequence[Match]):
             for query, found in matches.items()
         ]
         summary = (
-            f"{len(matches)} of {len(self.queries)} queries resemble an image of the index; each stands left of what"
+            f"{len(matches)} of {len(self.queries)} queries have matches in the index; each stands left of what"
             " was found for it, best first."
         )
         write_gallery(path, "Copies found", summary, sections)

@@ -235,7 +235,8 @@ def training_graph(learner: nnx.Module, config: ml_collections.ConfigDict) -> nn
 def _require_a_batch(images: ImageSet, batch_size: int) -> None:
     if len(images) < batch_size:
         raise UserError(
-            f"{images.source}: {len(images)} images do not fill one batch of {batch_size}; lower config.batch_size."
+            f"{images.source}: {len(images)} images do not fill one batch of {batch_size}; lower it"
+            f" (--config.batch_size={1 << (len(images).bit_length() - 1)}), or give more."
         )
 
 

@@ -73,8 +73,9 @@ def load_network(spec: str, *, trunk: bool = False, feature_dim: int | None = No
     if folder.is_dir():
         raise UserError(f"{spec} has no {CARD}; give the export folder of a run (WORKDIR/export).")
     raise UserError(
-        f"There is no model '{spec}'; give a shipped student ({', '.join(list_models())}), an export folder, or a"
-        f" foreign file as KIND:PATH with KIND one of {', '.join(store.KINDS)}."
+        f"There is no model '{spec}'; give a shipped student ({', '.join(list_models())}), an export folder, a"
+        f" .safetensors file of `weights export`, or a foreign file as KIND:PATH with KIND one of"
+        f" {', '.join([*store.KINDS, ONNX_RUN])}."
     )
 
 

@@ -353,7 +353,7 @@ def test_a_flipped_copy_is_found_where_it_is_asked_for(model, tmp_path):
     index = Index.build(tmp_path / "x", images, model=model)
     best, *_ = index.search(tmp_path / "queries", variants=["flip"])
     assert (best.reference, best.variant) == ("T00002", "flip") and best.score > 0.9999
-    with pytest.raises(UserError, match="no variant 'mirror'; use flip, rotate90"):
+    with pytest.raises(UserError, match="no variant 'mirror'; use none, or some of flip, rotate90"):
         index.search(tmp_path / "queries", variants=["mirror"])
 
 

@@ -54,7 +54,7 @@ def test_matches(model, tmp_path):
     matches.save(tmp_path / "m.html", notes={"#0": "nothing was done to it"})
     page = (tmp_path / "m.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 4 and "nothing was done to it" in page
-    assert "2 of 2 queries resemble an image" in page and "T00003" in page and "48 x 48" in page
+    assert "2 of 2 queries have matches" in page and "T00003" in page and "48 x 48" in page
     again.save(tmp_path / "rows.html")
     assert (tmp_path / "rows.html").read_text().count("no picture") == 2
     with pytest.raises(UserError, match=r"\.csv, \.json or \.html"):

@@ -136,5 +136,5 @@ def test_each_look_is_embedded_and_each_query_decoded_once(tmp_path, monkeypatch
 
 def test_unknown_variants_are_refused(tmp_path):
     images = find_images(make_images(tmp_path / "pictures", 1))
-    with pytest.raises(UserError, match="no variant 'mirror'; use flip, rotate90"):
+    with pytest.raises(UserError, match="no variant 'mirror'; use none, or some of flip, rotate90"):
         embed_queries(Embedder(mean_colours, 16), images, ["mirror"])
