@@ -22,17 +22,15 @@ from rdcd_jax.index.made_by import (
     require_like,
     require_same_model,
 )
-from rdcd_jax.index.places import BYTES, COLUMNS, HEIGHT, WIDTH, root_of, sizes, whole_path
+from rdcd_jax.index.places import COLUMNS, HEIGHT, WIDTH, root_of, sizes, whole_path
 from rdcd_jax.index.queries import Looks, embed_queries
 from rdcd_jax.index.results import Added, Match, Matches, Updated
-from rdcd_jax.search import backends
+from rdcd_jax.index.rows import Rows
 from rdcd_jax.search.background import BACKGROUND, read_background
 from rdcd_jax.search.scoring import Scoring, scoring_of
 from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.onnx_model import OnnxModel
 
-# Descriptors that are searched at a time: every thread's share of the heap keeps room for as many.
-_BLOCK = 16_384
 # Of matches that are reported where no threshold is given.
 PRECISION = 0.9
 # The most that is promised of pages of text and drawings, which resemble each other whatever is on them
@@ -78,6 +76,7 @@ class Index:
         self.folder = pathlib.Path(folder)
         self.manifest = store.read_manifest(self.folder)
         self._given = model
+        self._rows = Rows(self.folder)
         self.added: Added | None = None
 
     @classmethod
@@ -192,10 +191,13 @@ class Index:
         Raises:
             UserError: as `update`.
         """
-        manifest = self.manifest = store.read_manifest(self.folder)
-        segments = list(self._segments(manifest))
-        require_paths(self.folder, segments)
-        return find_changes(self._listed(manifest, images), segments, manifest.root)
+
+        def compared(manifest: store.Manifest) -> Changes:
+            segments = self._rows.segments(manifest)
+            require_paths(self.folder, segments)
+            return find_changes(self._listed(manifest, images), segments, manifest.root)
+
+        return store.consistently(self.folder, compared)
 
     def update(
         self, images: Images | None = None, *, on_progress: Progress | None = None
@@ -415,7 +417,7 @@ class Index:
         if not len(manifest):
             return []
         scoring = self.scoring(normalised)
-        similarities, positions = self._nearest(manifest, looks.descriptors, k)
+        similarities, positions = self._rows.nearest(manifest, looks.descriptors, k)
         scores = scoring.scores(similarities, scoring.adjustment(looks.descriptors)[:, None])
         # Each look is another chance for a likeness.
         compared = len(manifest) * looks.count
@@ -431,7 +433,7 @@ class Index:
         pair = np.stack([query, position])[:, order]
         first = np.r_[True, (pair[:, 1:] != pair[:, :-1]).any(axis=0)][: len(order)]
         row, column = row[order[first]], column[order[first]]
-        names_of = self._names_of(manifest, positions[row, column])
+        known = self._rows.known(manifest, positions[row, column])
         probabilities = scoring.probability(scores[row, column], compared[row])
         found = zip(
             looks.query[row].tolist(),
@@ -448,12 +450,13 @@ class Index:
         return [
             Match(
                 names[query],
-                *names_of[position][:2],
+                known[position].id,
+                known[position].path,
                 score,
                 similarity,
                 probability,
                 looks.variant[i],
-                *names_of[position][2:],
+                *known[position][2:],
             )
             for query, position, score, similarity, probability, i in found
         ]
@@ -463,19 +466,14 @@ class Index:
 
         def read(manifest: store.Manifest) -> store.Segment:
             self.manifest = manifest
-            found = list(self._segments(manifest))
-            rows = [
-                np.empty((0, manifest.dim), np.float32),
-                *(each.descriptors() for each in found),
-            ]
+            found = self._rows.segments(manifest)
             files = [np.empty((0, COLUMNS), np.int64), *(each.files for each in found)]
-            return store.Segment(
+            names = store.Names(
                 tuple(name for each in found for name in each.ids),
                 tuple(whole_path(path, manifest.root) for each in found for path in each.paths),
                 np.concatenate(files),
-                np.concatenate(rows),
-                None,
             )
+            return store.Segment(self._rows.whole(manifest), None, lambda: names)
 
         return store.consistently(self.folder, read)
 
@@ -509,7 +507,7 @@ class Index:
         return self.scoring().threshold(precision, len(self) * looks)
 
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Exact search among the descriptors as they are stored, some thousands in memory at a time.
+        """Exact search among the descriptors as they are stored; see `rows.Rows`.
 
         Args:
             queries: [N, D] float32.
@@ -518,41 +516,9 @@ class Index:
         Returns:
             scores [N, k] float32, descending, and positions in the index [N, k] int64.
         """
-        return store.consistently(self.folder, lambda manifest: self._nearest(manifest, queries, k))
-
-    def _nearest(
-        self, manifest: store.Manifest, queries: np.ndarray, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        scores = np.empty((len(queries), 0), np.float32)
-        positions = np.empty((len(queries), 0), np.int64)
-        first = 0
-        for segment in self._segments(manifest):
-            for start in range(0, len(segment), _BLOCK):
-                block = segment.descriptors(slice(start, start + _BLOCK))
-                found, rows = backends.knn(queries, block, min(k, len(block)))
-                scores, positions = np.hstack([scores, found]), np.hstack([positions, rows + first])
-                order = np.lexsort((positions, -scores), axis=1)[:, :k]
-                scores, positions = (np.take_along_axis(x, order, 1) for x in (scores, positions))
-                first += len(block)
-        return scores, positions
-
-    def _segments(self, manifest: store.Manifest):
-        for position in range(len(manifest.segments)):
-            yield store.read_segment(self.folder, manifest, position)
-
-    def _names_of(
-        self, manifest: store.Manifest, positions: Sequence[int]
-    ) -> dict[int, tuple[str, str, int | None, int | None, int | None]]:
-        """Ids, paths, widths, heights and bytes by position, a segment's in memory at a time."""
-        wanted, found, first = np.unique(np.asarray(positions, np.int64)), {}, 0
-        for segment in self._segments(manifest):
-            inside = wanted[(first <= wanted) & (wanted < first + len(segment))] - first
-            files = segment.files[inside][:, [WIDTH, HEIGHT, BYTES]].tolist()
-            for row, known in zip(inside.tolist(), files, strict=True):
-                path = whole_path(segment.paths[row], manifest.root)
-                found[row + first] = (segment.ids[row], path, *(each or None for each in known))
-            first += len(segment)
-        return found
+        return store.consistently(
+            self.folder, lambda manifest: self._rows.nearest(manifest, queries, k)
+        )
 
 
 def _capped(probability: float | None, is_plain: bool) -> float | None:

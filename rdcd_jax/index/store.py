@@ -15,11 +15,12 @@ nothing else. A reader that misses a segment and finds another manifest begins a
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -83,34 +84,65 @@ class Segment:
     """Some of an index's images.
 
     Attributes:
-        ids: n ids.
-        paths: n paths as they are stored, see `places.whole_path`; empty texts in indexes of version 0.1.
-        files: [n, 4] int64, see `places.stamps`.
         rows: [n, D] as stored; mapped from the file, not read.
         scales: [n] float32 of int8, else None.
+        names: gives what is known of the images, which is only read where it is asked for.
     """
 
-    ids: tuple[str, ...]
-    paths: tuple[str, ...]
-    files: np.ndarray
     rows: np.ndarray
     scales: np.ndarray | None
+    names: Callable[[], "Names"]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.rows)
+
+    @functools.cached_property
+    def _named(self) -> "Names":
+        return self.names()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """n ids."""
+        return self._named.ids
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """n paths as they are stored, see `places.whole_path`; empty texts in indexes of version 0.1."""
+        return self._named.paths
+
+    @property
+    def files(self) -> np.ndarray:
+        """[n, 4] int64, see `places.stamps`."""
+        return self._named.files
 
     def descriptors(self, part: slice = slice(None)) -> np.ndarray:
         """[n, D] float32, or part of these; of int8 rounded to the nearest of 255 levels of each row."""
         rows = np.asarray(self.rows[part], np.float32)
         return rows if self.scales is None else rows * self.scales[part, None]
 
+    def copy_to(self, out: np.ndarray) -> None:
+        """Writes all descriptors to [n, D] float32, without another copy of them."""
+        if self.scales is None:
+            out[:] = self.rows
+        else:
+            np.multiply(self.rows, self.scales[:, None], out=out)
+
     def kept(self, keep: np.ndarray) -> "Segment":
         """The images where `keep` [n] is true."""
         ids, paths = (
             tuple(np.asarray(each, object)[keep].tolist()) for each in (self.ids, self.paths)
         )
+        names = Names(ids, paths, self.files[keep])
         scales = None if self.scales is None else self.scales[keep]
-        return Segment(ids, paths, self.files[keep], self.rows[keep], scales)
+        return Segment(self.rows[keep], scales, lambda: names)
+
+
+class Names(NamedTuple):
+    """What is known of n images; see `Segment`."""
+
+    ids: tuple[str, ...]
+    paths: tuple[str, ...]
+    files: np.ndarray
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest:
@@ -161,32 +193,44 @@ def read_segment(folder: pathlib.Path, manifest: Manifest, position: int) -> Seg
     """
     number, count = manifest.segments[position]
     paths = _paths(folder, number)
-    try:
+    with _damage_named(paths["rows"], number):
+        rows = np.load(paths["rows"], mmap_mode="r", allow_pickle=False)
+        scales = None
+        if manifest.dtype == "int8":
+            scales = np.load(paths["scales"], allow_pickle=False)
+        if (
+            rows.shape != (count, manifest.dim)
+            or rows.dtype != manifest.dtype
+            or (scales is not None and scales.shape != (count,))
+            or not paths["ids"].is_file()
+        ):
+            raise ValueError(
+                f"it does not hold {count} rows of {manifest.dim} dimensions in {manifest.dtype}, or has no ids"
+            )
+    return Segment(rows, scales, lambda: _read_names(paths, number, count))
+
+
+def _read_names(paths: dict[str, pathlib.Path], number: int, count: int) -> Names:
+    with _damage_named(paths["rows"], number):
         ids = json.loads(paths["ids"].read_text(encoding="utf-8"))
         where = [""] * len(ids)
         if isinstance(ids, dict):
             ids, where = ids["ids"], ids["paths"]
-        rows = np.load(paths["rows"], mmap_mode="r", allow_pickle=False)
         files = np.zeros((len(ids), COLUMNS), np.int64)
         if paths["files"].exists():
             files = np.load(paths["files"], allow_pickle=False)
-        scales = None
-        if manifest.dtype == "int8":
-            scales = np.load(paths["scales"], allow_pickle=False)
-        shapes = rows.shape == (count, manifest.dim) and len(ids) == len(where) == count
-        if (
-            not shapes
-            or rows.dtype != manifest.dtype
-            or files.shape != (count, COLUMNS)
-            or (scales is not None and scales.shape != (count,))
-        ):
-            raise ValueError(
-                f"it does not hold {count} rows of {manifest.dim} dimensions in {manifest.dtype}"
-            )
-        return Segment(tuple(map(str, ids)), tuple(map(str, where)), files, rows, scales)
+        if not len(ids) == len(where) == count or files.shape != (count, COLUMNS):
+            raise ValueError(f"it does not name {count} images")
+        return Names(tuple(map(str, ids)), tuple(map(str, where)), files)
+
+
+@contextlib.contextmanager
+def _damage_named(path: pathlib.Path, number: int) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, EOFError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{paths['rows']}: segment {number} of the index is missing or damaged ({error}); {AGAIN}."
+            f"{path}: segment {number} of the index is missing or damaged ({error}); {AGAIN}."
         ) from error
 
 
@@ -392,17 +436,17 @@ def _stored(
     if files is None:
         files = np.zeros((len(rows), COLUMNS), np.int64)
     stored, scales = quantised(rows) if dtype == "int8" else (rows.astype(dtype), None)
-    return Segment(tuple(found.ids.tolist()), tuple(paths), files, stored, scales)
+    names = Names(tuple(found.ids.tolist()), tuple(paths), files)
+    return Segment(stored, scales, lambda: names)
 
 
 def _joined(first: Segment, second: Segment) -> Segment:
     scales = None
     if first.scales is not None:
         scales = np.concatenate([first.scales, second.scales])
-    return Segment(
+    names = Names(
         first.ids + second.ids,
         first.paths + second.paths,
         np.concatenate([first.files, second.files]),
-        np.concatenate([first.rows, second.rows]),
-        scales,
     )
+    return Segment(np.concatenate([first.rows, second.rows]), scales, lambda: names)

@@ -1,0 +1,109 @@
+"""The descriptors of an index, searched exactly."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rdcd_jax.index import store
+from rdcd_jax.index.places import BYTES, HEIGHT, WIDTH, whole_path
+from rdcd_jax.search import backends
+
+# From more bytes of float32 on, descriptors stay on the disk, and some thousands are in memory at a time.
+MOST_BYTES = 2**30
+# Queries of a first search that are not worth preparing for a second one.
+_FEW = 4
+# Descriptors that are then searched at a time: every thread's share of the heap keeps room for as many.
+BLOCK = 16_384
+
+
+class Known(NamedTuple):
+    """What an index knows of an image; None where it does not."""
+
+    id: str
+    path: str
+    width: int | None
+    height: int | None
+    bytes: int | None
+
+
+class Rows:
+    """Descriptors of an index's segments; those that fit stay in memory, and on the devices, from a search to the next.
+
+    Args:
+        folder: of the index.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        self._read: tuple[tuple[tuple[int, int], ...], list[store.Segment]] = ((), [])
+        self._memory: np.ndarray | None = None
+        self._search: tuple[int, Callable] | None = None
+
+    def segments(self, manifest: store.Manifest) -> list[store.Segment]:
+        """The segments that a manifest names, opened once."""
+        if self._read[0] != manifest.segments or not self._read[1]:
+            found = [
+                store.read_segment(self._folder, manifest, i) for i in range(len(manifest.segments))
+            ]
+            self._read, self._memory, self._search = (manifest.segments, found), None, None
+        return self._read[1]
+
+    def whole(self, manifest: store.Manifest) -> np.ndarray:
+        """All descriptors [N, D] float32."""
+        rows = np.empty((len(manifest), manifest.dim), np.float32)
+        first = 0
+        for segment in self.segments(manifest):
+            segment.copy_to(rows[first : first + len(segment)])
+            first += len(segment)
+        return rows
+
+    def nearest(
+        self, manifest: store.Manifest, queries: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `Index.nearest`, of an index that is not empty."""
+        k = min(k, len(manifest))
+        segments = self.segments(manifest)
+        if 4 * len(manifest) * manifest.dim > MOST_BYTES:
+            return _streamed(segments, queries, k)
+        if self._memory is None:
+            self._memory = self.whole(manifest)
+            if len(queries) <= _FEW:
+                # Who searches once is answered before descriptors could be brought to the devices.
+                return backends.knn(queries, self._memory, k, "numpy")
+        if self._search is None or self._search[0] != k:
+            self._search = k, backends.make_search(self._memory, k)
+        return self._search[1](queries)
+
+    def known(self, manifest: store.Manifest, positions: Sequence[int]) -> dict[int, Known]:
+        """What the index knows of images, by their positions; of no other segments than theirs names are read."""
+        wanted, found, first = np.unique(np.asarray(positions, np.int64)), {}, 0
+        for segment in self.segments(manifest):
+            inside = wanted[(first <= wanted) & (wanted < first + len(segment))] - first
+            if inside.size:
+                files = segment.files[inside][:, [WIDTH, HEIGHT, BYTES]].tolist()
+                for row, numbers in zip(inside.tolist(), files, strict=True):
+                    path = whole_path(segment.paths[row], manifest.root)
+                    known = (each or None for each in numbers)
+                    found[row + first] = Known(segment.ids[row], path, *known)
+            first += len(segment)
+        return found
+
+
+def _streamed(
+    segments: Sequence[store.Segment], queries: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Searches some thousands of rows at a time."""
+    scores = np.empty((len(queries), 0), np.float32)
+    positions = np.empty((len(queries), 0), np.int64)
+    first = 0
+    for segment in segments:
+        for start in range(0, len(segment), BLOCK):
+            block = segment.descriptors(slice(start, start + BLOCK))
+            found, rows = backends.knn(queries, block, min(k, len(block)))
+            scores, positions = np.hstack([scores, found]), np.hstack([positions, rows + first])
+            order = np.lexsort((positions, -scores), axis=1)[:, :k]
+            scores, positions = (np.take_along_axis(x, order, 1) for x in (scores, positions))
+            first += len(block)
+    return scores, positions
