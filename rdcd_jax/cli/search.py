@@ -44,6 +44,12 @@ def add_search(verbs) -> None:
     )
     add_score_norm_option(parser)
     parser.add_argument(
+        "--engine",
+        choices=("exact", "ann"),
+        default="exact",
+        help="ann is the approximate search that index build --ann made (exact)",
+    )
+    parser.add_argument(
         "--out", type=pathlib.Path, help="a .csv, .json or .html file for all matches"
     )
 
@@ -64,6 +70,7 @@ def _search(options, rest) -> None:
             threshold=options.threshold,
             variants=[name for name in options.variants.split(",") if name not in ("", "none")],
             normalised=options.score_norm == "auto",
+            engine=options.engine,
             on_progress=lambda done, total: report("Embedding", done, total),
         )
     warn_left_out(matches.unreadable)

@@ -6,10 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rdcd_jax.index import store
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.index import ann, store
 from rdcd_jax.index.places import BYTES, HEIGHT, WIDTH, whole_path
 from rdcd_jax.search import backends
+from rdcd_jax.search.scann_backend import load_scann
 
+EXACT, ANN = "exact", "ann"
+ENGINES = (EXACT, ANN)
 # From more bytes of float32 on, descriptors stay on the disk, and some thousands are in memory at a time.
 MOST_BYTES = 2**30
 # Queries of a first search that are not worth preparing for a second one.
@@ -40,6 +44,7 @@ class Rows:
         self._read: tuple[tuple[tuple[int, int], ...], list[store.Segment]] = ((), [])
         self._memory: np.ndarray | None = None
         self._search: tuple[int, Callable] | None = None
+        self._candidates: tuple[tuple, Callable] | None = None
 
     def segments(self, manifest: store.Manifest) -> list[store.Segment]:
         """The segments that a manifest names, opened once."""
@@ -60,10 +65,16 @@ class Rows:
         return rows
 
     def nearest(
-        self, manifest: store.Manifest, queries: np.ndarray, k: int
+        self, manifest: store.Manifest, queries: np.ndarray, k: int, engine: str = EXACT
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `Index.nearest`, of an index that is not empty."""
+        """As `Index.nearest`, of an index that is not empty.
+
+        Raises:
+            UserError: the approximate engine is asked for, and was not built of this very index.
+        """
         k = min(k, len(manifest))
+        if engine == ANN:
+            return self._approximate(manifest, queries, k)
         segments = self.segments(manifest)
         if 4 * len(manifest) * manifest.dim > MOST_BYTES:
             return _streamed(segments, queries, k)
@@ -75,6 +86,35 @@ class Rows:
         if self._search is None or self._search[0] != k:
             self._search = k, backends.make_search(self._memory, k)
         return self._search[1](queries)
+
+    def _approximate(
+        self, manifest: store.Manifest, queries: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        built = ann.read_ann(self._folder)
+        if built is None or built.segments != manifest.segments:
+            what = "was never built" if built is None else "was built before the index changed"
+            raise UserError(
+                f"{self._folder}: its approximate search {what}; run `rdcd-jax index ann {self._folder}`, or search"
+                " exactly."
+            )
+        if k > ann.CANDIDATES:
+            raise UserError(
+                f"k is {k}; the approximate search gives {ann.CANDIDATES} images at most."
+            )
+        if self._candidates is None or self._candidates[0] != manifest.segments:
+            self._candidates = manifest.segments, load_scann(self._folder / ann.FOLDER)
+        rows_at = lambda positions: self._at(manifest, positions)  # noqa: E731
+        return ann.nearest_by(self._candidates[1], rows_at, queries, k)
+
+    def _at(self, manifest: store.Manifest, positions: np.ndarray) -> np.ndarray:
+        """Descriptors [n, D] float32 at some positions, which alone are read."""
+        found, first = np.empty((len(positions), manifest.dim), np.float32), 0
+        for segment in self.segments(manifest):
+            inside = (first <= positions) & (positions < first + len(segment))
+            if inside.any():
+                found[inside] = segment.descriptors(positions[inside] - first)
+            first += len(segment)
+        return found
 
     def known(self, manifest: store.Manifest, positions: Sequence[int]) -> dict[int, Known]:
         """What the index knows of images, by their positions; of no other segments than theirs names are read."""

@@ -14,6 +14,7 @@ from rdcd_jax.embedding.stream import Unreadable, embedded_parts
 from rdcd_jax.images.given import Images, images_of
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index import store
+from rdcd_jax.index.ann import build_ann
 from rdcd_jax.index.changes import Changes, find_changes, require_paths
 from rdcd_jax.index.made_by import (
     embedder_for,
@@ -25,7 +26,7 @@ from rdcd_jax.index.made_by import (
 from rdcd_jax.index.places import COLUMNS, HEIGHT, WIDTH, root_of, sizes, whole_path
 from rdcd_jax.index.queries import Looks, embed_queries
 from rdcd_jax.index.results import Added, Match, Matches, Updated
-from rdcd_jax.index.rows import Rows
+from rdcd_jax.index.rows import ENGINES, Rows
 from rdcd_jax.search.background import BACKGROUND, read_background
 from rdcd_jax.search.scoring import Scoring, scoring_of
 from rdcd_jax.weights.model import Model
@@ -41,6 +42,16 @@ DEFAULT_VARIANTS = ("trim",)
 # Images that are embedded and put into the index at a time: what a build that is killed has to do again.
 CHUNK = 4096
 Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a search asks for; see `Index.search`."""
+
+    k: int
+    threshold: float | None
+    normalised: bool
+    engine: str
 
 
 class Index:
@@ -322,6 +333,7 @@ class Index:
         threshold: float | None = None,
         variants: Sequence[str] = DEFAULT_VARIANTS,
         normalised: bool = True,
+        engine: str = "exact",
         on_progress: Progress | None = None,
     ) -> Matches:
         """Finds the images of the index that resemble each query most.
@@ -334,15 +346,18 @@ class Index:
             variants: also looks for queries changed so, keys of `variants.VARIANTS`; of the same pair the best score
                 counts. By default `trim`: queries with borders, such as screenshots, without them as well.
             normalised: False for similarities as they are, where the index normalises scores.
+            engine: "exact", or "ann", what `build_ann` built: ScaNN names candidates, whose scores are exact.
             on_progress: called with images done and in all.
 
         Raises:
-            UserError: the index is empty or damaged, k is below 1, or a variant is unknown.
+            UserError: the index is empty or damaged, k is below 1, a variant or an engine is unknown; `build_ann` did
+                not run since the index changed.
         """
-        self._require_images(k)
+        asked = Asked(k, threshold, normalised, engine)
+        self._require_images(asked)
         images = images_of(images).seen()
         looks = embed_queries(self.embedder, images, variants, on_progress=on_progress)
-        found = self._found(looks, images.ids, k, threshold, normalised)
+        found = self._found(looks, images.ids, asked)
         return dataclasses.replace(found, images=images)
 
     def search_descriptors(
@@ -352,6 +367,7 @@ class Index:
         k: int = 10,
         threshold: float | None = None,
         normalised: bool = True,
+        engine: str = "exact",
     ) -> Matches:
         """Finds the images of the index whose descriptors are nearest to those given.
 
@@ -360,11 +376,13 @@ class Index:
             k: as of `search`.
             threshold: as of `search`.
             normalised: as of `search`.
+            engine: as of `search`.
 
         Raises:
-            UserError: descriptors of another size; the index is empty or damaged, or k is below 1.
+            UserError: descriptors of another size; otherwise as `search`.
         """
-        self._require_images(k)
+        asked = Asked(k, threshold, normalised, engine)
+        self._require_images(asked)
         rows = np.asarray(descriptors, np.float32)
         if rows.ndim != 2 or rows.shape[1] != self.manifest.dim:
             raise UserError(
@@ -372,43 +390,45 @@ class Index:
                 f" [N, {self.manifest.dim}]."
             )
         looks = Looks(np.arange(len(rows)), ("",) * len(rows), rows, [])
-        return self._found(looks, [str(i) for i in range(len(rows))], k, threshold, normalised)
+        return self._found(looks, [str(i) for i in range(len(rows))], asked)
 
-    def _require_images(self, k: int) -> None:
-        if k < 1:
-            raise UserError(f"k is {k}; ask for at least 1 image.")
+    def build_ann(self) -> float:
+        """Builds an approximate search beside the index, for `engine="ann"`; to be built again when the index changed.
+
+        Returns:
+            The share of the ten nearest descriptors that it finds, measured on descriptors of the index with noise.
+
+        Raises:
+            UserError: the index has too few images, or ScaNN is not installed.
+        """
+        with store.writer(self.folder) as writer:
+            return build_ann(self.folder, writer.manifest, self._rows.whole(writer.manifest)).recall
+
+    def _require_images(self, asked: Asked) -> None:
+        if asked.k < 1:
+            raise UserError(f"k is {asked.k}; ask for at least 1 image.")
+        if asked.engine not in ENGINES:
+            raise UserError(
+                f"There is no engine '{asked.engine}'; use one of {', '.join(ENGINES)}."
+            )
         if not len(self):
             # Somebody may have added some since.
             self.manifest = store.read_manifest(self.folder)
         if not len(self):
             raise UserError(f"{self.folder} is empty; add images to it first.")
 
-    def _found(
-        self,
-        looks: Looks,
-        names: Sequence[str],
-        k: int,
-        threshold: float | None,
-        normalised: bool,
-    ) -> Matches:
+    def _found(self, looks: Looks, names: Sequence[str], asked: Asked) -> Matches:
         left_out = {each.id for each in looks.unreadable}
         readable = [name for name in names if name not in left_out]
         if not len(looks.query):
             return Matches([], readable, looks.unreadable)
         matches = store.consistently(
-            self.folder,
-            lambda manifest: self._matches(manifest, looks, names, k, threshold, normalised),
+            self.folder, lambda manifest: self._matches(manifest, looks, names, asked)
         )
-        return Matches(_ranked(names, matches, k), readable, looks.unreadable)
+        return Matches(_ranked(names, matches, asked.k), readable, looks.unreadable)
 
     def _matches(
-        self,
-        manifest: store.Manifest,
-        looks: Looks,
-        names: Sequence[str],
-        k: int,
-        threshold: float | None,
-        normalised: bool,
+        self, manifest: store.Manifest, looks: Looks, names: Sequence[str], asked: Asked
     ) -> list[Match]:
         """The matches of all queries in no order; of a query and an image the variant that scores best."""
         # Another index may lie there by now.
@@ -416,18 +436,20 @@ class Index:
         self.manifest = manifest
         if not len(manifest):
             return []
-        scoring = self.scoring(normalised)
-        similarities, positions = self._rows.nearest(manifest, looks.descriptors, k)
+        scoring = self.scoring(asked.normalised)
+        similarities, positions = self._rows.nearest(
+            manifest, looks.descriptors, asked.k, asked.engine
+        )
         scores = scoring.scores(similarities, scoring.adjustment(looks.descriptors)[:, None])
         # Each look is another chance for a likeness.
         compared = len(manifest) * looks.count
-        if threshold is None:
+        if asked.threshold is None:
             least = {n: scoring.threshold(PRECISION, n) for n in set(compared.tolist())}
             floor = np.asarray([least[n] for n in compared.tolist()], float)
         else:
-            floor = np.full(len(compared), threshold)
-        # Without a calibration the floor is NaN, and nothing lies below it.
-        row, column = np.nonzero(~(scores < floor[:, None]))
+            floor = np.full(len(compared), asked.threshold)
+        # Without a calibration the floor is NaN, and nothing lies below it but what an approximate search lacks.
+        row, column = np.nonzero(~(scores < floor[:, None]) & np.isfinite(similarities))
         query, position = looks.query[row], positions[row, column]
         order = np.lexsort((-scores[row, column], position, query))
         pair = np.stack([query, position])[:, order]

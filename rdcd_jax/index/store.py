@@ -115,8 +115,8 @@ class Segment:
         """[n, 4] int64, see `places.stamps`."""
         return self._named.files
 
-    def descriptors(self, part: slice = slice(None)) -> np.ndarray:
-        """[n, D] float32, or part of these; of int8 rounded to the nearest of 255 levels of each row."""
+    def descriptors(self, part: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """[n, D] float32, or some of these; of int8 rounded to the nearest of 255 levels of each row."""
         rows = np.asarray(self.rows[part], np.float32)
         return rows if self.scales is None else rows * self.scales[part, None]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from rdcd_jax.core.errors import UserError
 
 # Below this ScaNN cannot build a tree of quantised rows.
-_LEAST_ROWS = 16
+LEAST_ROWS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,35 +83,13 @@ def make_scann(
     Raises:
         UserError: ScaNN is not installed, or the settings make no sense.
     """
-    try:
-        from scann.scann_ops.py import scann_ops_pybind
-    except ImportError as error:
-        raise UserError(
-            "the ScaNN search backends need the scann package, which has wheels for Linux on "
-            "x86-64 only; choose the backend jax or numpy."
-        ) from error
     n_rows = len(database)
-    builder = scann_ops_pybind.builder(database, k, "dot_product")
-    hashed = scann_config is not None and n_rows >= _LEAST_ROWS
+    hashed = scann_config is not None and n_rows >= LEAST_ROWS
     if hashed:
         _require_sound(scann_config, scann_config.leaves, n_rows, k)
-        builder = builder.tree(
-            num_leaves=scann_config.leaves,
-            num_leaves_to_search=scann_config.leaves_to_search,
-            training_sample_size=min(n_rows, 250_000),
-            # Small leaves stay as they are: merged ones would be read for the sake of few rows.
-            min_partition_size=10,
-            # A leaf's centre minds errors along its rows, which change the score, more than those across.
-            avq=6.0,
-            # Each row lies in a second leaf too, chosen for the queries that its first one fails (SOAR).
-            soar_lambda=1.5,
-        )
-        width = dims_per_block(database.shape[1])
-        # Fine codes gain by doing so too; coarse ones find more without.
-        stored = {"anisotropic_quantization_threshold": 0.2} if width == 2 else {}
-        builder = builder.score_ah(width, **stored).reorder(scann_config.reorder)
+        builder = _hashed(database, k, scann_config).reorder(scann_config.reorder)
     else:
-        builder = builder.score_brute_force()
+        builder = _scann().builder(database, k, "dot_product").score_brute_force()
     searcher = builder.build()
 
     def find(
@@ -129,6 +108,75 @@ def make_scann(
         return np.where(missing, -np.inf, scores), np.where(missing, -1, rows.astype(np.int64))
 
     return find
+
+
+def save_scann(database: np.ndarray, k: int, config: ScannConfig, folder: pathlib.Path) -> None:
+    """Builds a searcher of hashed rows alone and writes it; its candidates are to be scored exactly elsewhere.
+
+    Args:
+        database: [M, D] float32, `LEAST_ROWS` at least.
+        k: candidates of each query.
+        config: how widely it looks.
+        folder: an empty one.
+
+    Raises:
+        UserError: ScaNN is not installed.
+    """
+    _hashed(database, k, config).build().serialize(str(folder), relative_path=True)
+
+
+def load_scann(folder: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
+    """What `save_scann` wrote, as a function of queries [N, D] to candidates [N, k] int64, -1 where it found too few.
+
+    Raises:
+        UserError: ScaNN is not installed, or the files are damaged.
+    """
+    try:
+        searcher = _scann().load_searcher(str(folder))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{folder} is damaged ({error}); delete that folder and build it again."
+        ) from error
+
+    def find(queries: np.ndarray) -> np.ndarray:
+        rows, scores = searcher.search_batched_parallel(np.ascontiguousarray(queries, np.float32))
+        return np.where(np.isnan(scores), -1, rows.astype(np.int64))
+
+    return find
+
+
+def _scann():
+    try:
+        from scann.scann_ops.py import scann_ops_pybind
+    except ImportError as error:
+        raise UserError(
+            "the ScaNN search backends need the scann package, which has wheels for Linux on "
+            "x86-64 only; choose the backend jax or numpy."
+        ) from error
+    return scann_ops_pybind
+
+
+def _hashed(database: np.ndarray, k: int, scann_config: ScannConfig):
+    """A builder of a tree with hashed rows in its leaves."""
+    builder = (
+        _scann()
+        .builder(database, k, "dot_product")
+        .tree(
+            num_leaves=scann_config.leaves,
+            num_leaves_to_search=scann_config.leaves_to_search,
+            training_sample_size=min(len(database), 250_000),
+            # Small leaves stay as they are: merged ones would be read for the sake of few rows.
+            min_partition_size=10,
+            # A leaf's centre minds errors along its rows, which change the score, more than those across.
+            avq=6.0,
+            # Each row lies in a second leaf too, chosen for the queries that its first one fails (SOAR).
+            soar_lambda=1.5,
+        )
+    )
+    width = dims_per_block(database.shape[1])
+    # Fine codes gain by doing so too; coarse ones find more without.
+    stored = {"anisotropic_quantization_threshold": 0.2} if width == 2 else {}
+    return builder.score_ah(width, **stored)
 
 
 def _require_sound(scann_config: ScannConfig, leaves: int, n_rows: int, k: int) -> None:
