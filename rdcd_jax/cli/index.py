@@ -16,7 +16,7 @@ from rdcd_jax.cli.options import (
     verb,
     warn_left_out,
 )
-from rdcd_jax.core.errors import one_line
+from rdcd_jax.core.errors import UserError, one_line
 from rdcd_jax.core.files import read_lines
 
 
@@ -118,6 +118,11 @@ def _add(options, rest) -> None:
 
 def _report(folder: pathlib.Path, index) -> None:
     done = index.added
+    if done.unreadable and not done.added + done.present:
+        raise UserError(
+            f"{folder}: none of the {len(done.unreadable)} images can be read; the first:"
+            f" {done.unreadable[0].reason}"
+        )
     warn_left_out(done.unreadable)
     if done.changed:
         print(

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 
 from rdcd_jax import __version__
@@ -20,6 +21,7 @@ from rdcd_jax.cli.weights import add_weights
 from rdcd_jax.core.errors import UserError, one_line
 from rdcd_jax.core.files import cache_folder
 from rdcd_jax.core.logs import show_warnings
+from rdcd_jax.core.signals import Terminated, raised
 
 DESCRIPTION = "Image copy detection with compact descriptors: RDCD and SSCD in pure JAX."
 
@@ -49,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     show_warnings()
     try:
-        options.run(options, rest)
+        with raised():
+            options.run(options, rest)
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever reads the output, such as `head`, has seen enough; what is left goes nowhere. As rich ends then.
@@ -66,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"rdcd-jax: {_sentence(MemoryError('on the device'))}", file=sys.stderr)
         return 1
+    except Terminated:
+        print("rdcd-jax: ended by SIGTERM.", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("rdcd-jax: interrupted.", file=sys.stderr)
         return 1

@@ -2,14 +2,26 @@
 
 import contextlib
 import csv
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import pathlib
+import re
+import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 
 from rdcd_jax.core.errors import UserError
+
+# Paths beside which leftovers were looked for.
+_CLEARED: set[pathlib.Path] = set()
+# Seconds.
+_YOUNG = 60
+# With fewer bytes a disk is full.
+_NO_ROOM = 2**16
 
 
 @contextlib.contextmanager
@@ -24,17 +36,61 @@ def write_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    aside = pathlib.Path(name)
+    _clear_leftovers(path)
+    with _named(path):
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
+        )
+        aside = pathlib.Path(name)
+        try:
+            # Held as long as it is written, so that nobody takes it for a leftover.
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield aside
+            # mkstemp makes private files; what we leave behind should be as readable as any other file.
+            aside.chmod(0o666 & ~_umask())
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
+    """Lets errors of writing a file name it, and neither the one written aside nor, as numpy's do, none at all."""
     try:
-        yield aside
-        # mkstemp makes private files; what we leave behind should be as readable as any other file.
-        aside.chmod(0o666 & ~_umask())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        foreign = error.filename and pathlib.Path(os.fsdecode(error.filename)).parent != path.parent
+        if foreign:
+            raise
+        full = error.errno is None and shutil.disk_usage(path.parent).free < _NO_ROOM
+        number = errno.ENOSPC if full else error.errno or errno.EIO
+        denied = number in (errno.EACCES, errno.EPERM, errno.EROFS)
+        text = os.strerror(number) if error.errno or full else str(error)
+        raise type(error)(number, text, str(path.parent if denied else path)) from error
+
+
+def _clear_leftovers(path: pathlib.Path) -> None:
+    """Removes what killed processes were writing aside for a path, the first time that this process writes it."""
+    if path in _CLEARED:
+        return
+    _CLEARED.add(path)
+    pattern = re.compile(rf"\.{re.escape(path.stem)}-[a-z0-9_]{{8}}{re.escape(path.suffix)}")
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        left = [entry.path for entry in entries if pattern.fullmatch(entry.name)]
+        for each in left:
+            _remove_unless_held(each)
+
+
+def _remove_unless_held(path: str) -> None:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        # Between being made and being held a file is young.
+        if time.time() - os.fstat(file.fileno()).st_mtime > _YOUNG:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
 
 
 def flush(*paths: str | os.PathLike) -> None:

@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from rdcd_jax.core.errors import UnreadableImageError, UserError, one_line
 from rdcd_jax.core.files import file_sha256, write_aside, write_json, write_text
+from rdcd_jax.core.locks import held
 from rdcd_jax.core.workers import follow_parent
 from rdcd_jax.images.decode import decode_rgb, resize_short_edge
 from rdcd_jax.images.records import ShardIndex, index_path, read_index, shard_name, write_index
@@ -91,7 +92,11 @@ def pack_images(
         "quality": quality,
         "shards": count,
     }
-    with _full_disk_stored(out):
+    busy = f"{out}: another process is packing images into it; wait until it has ended."
+    with _full_disk_stored(out), contextlib.ExitStack() as stack:
+        with contextlib.suppress(FileExistsError):
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(out, busy))
         _begin(out, plan)
         job = _Job(images, out, count, short_side, quality)
         indexes = _all_packed(job, min(workers, count), on_progress)
@@ -281,7 +286,8 @@ def _packed_shard(job: _Job, number: int, tick: Callable[[int], None]) -> ShardI
         index = read_index(shard)
         ids = {*index.ids, *(id_ for id_, _ in index.unreadable)}
         mine = ids == {job.images.ids[position] for position in positions}
-        if mine and shard.stat().st_size == index.size and file_sha256(shard) == index.sha256:
+        sound = mine and shard.stat().st_size == index.size and file_sha256(shard) == index.sha256
+        if sound and not any(_is_readable(job, id_, positions) for id_, _ in index.unreadable):
             tick(len(positions))
             return index
     # Never an index beside a shard that it is not of.
@@ -310,6 +316,16 @@ def _packed_shard(job: _Job, number: int, tick: Callable[[int], None]) -> ShardI
         index = ShardIndex(tuple(ids), aside.stat().st_size, file_sha256(aside), tuple(unreadable))
     write_index(shard, index)
     return index
+
+
+def _is_readable(job: _Job, id_: str, positions: range) -> bool:
+    """Whether an image that once could not be read can be read now."""
+    position = next(each for each in positions if job.images.ids[each] == id_)
+    try:
+        job.stored(position)
+    except UnreadableImageError:
+        return False
+    return True
 
 
 def _write_records(path: pathlib.Path, records: Iterable[bytes]) -> None:

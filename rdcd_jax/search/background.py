@@ -10,7 +10,7 @@ import numpy as np
 import safetensors.numpy
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.files import write_aside
+from rdcd_jax.core.tensors import write_tensors
 from rdcd_jax.search.int8 import quantised
 
 BACKGROUND = "background.safetensors"
@@ -24,8 +24,7 @@ def write_background(path: str | os.PathLike, descriptors: np.ndarray) -> None:
         descriptors: [T, D] float32 of unit length.
     """
     levels, scales = quantised(descriptors)
-    with write_aside(path) as aside:
-        safetensors.numpy.save_file({"levels": levels, "scales": scales}, aside)
+    write_tensors(path, {"levels": levels, "scales": scales})
 
 
 def read_background(path: str | os.PathLike, dim: int) -> np.ndarray:

@@ -11,7 +11,8 @@ import safetensors.numpy
 from flax import nnx
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.files import write_aside, write_json
+from rdcd_jax.core.files import write_json
+from rdcd_jax.core.tensors import write_tensors
 from rdcd_jax.embedding.stream import has_fingerprint
 from rdcd_jax.models import build
 from rdcd_jax.models.descriptor import DescriptorNet
@@ -144,8 +145,7 @@ def export_model(
     tensors = convert.to_torch(model.module, model.network)
     dtype = np.float16 if half else np.float32
     tensors = {name: np.ascontiguousarray(value, dtype) for name, value in tensors.items()}
-    with write_aside(folder / WEIGHTS) as aside:
-        safetensors.numpy.save_file(tensors, aside)
+    write_tensors(folder / WEIGHTS, tensors)
     # That of an export which stood there before would be taken for this one's.
     (folder / BACKGROUND).unlink(missing_ok=True)
     if model.background is not None:

@@ -12,7 +12,8 @@ import safetensors
 import safetensors.numpy
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.files import cache_folder, file_sha256, write_aside
+from rdcd_jax.core.files import cache_folder, file_sha256
+from rdcd_jax.core.tensors import write_tensors
 from rdcd_jax.weights.kinds import KINDS, TEACHER_HELP, TEACHER_PACKAGE, read_weights
 from rdcd_jax.weights.kinds import kind as kind_row
 
@@ -84,9 +85,8 @@ def import_weights(kind: str, path: str | os.PathLike) -> pathlib.Path:
         "licence": row.licence,
     }
     try:
-        with write_aside(target) as aside:
-            safetensors.numpy.save_file(weights.tensors, aside, metadata)
-    except (OSError, safetensors.SafetensorError) as error:
+        write_tensors(target, weights.tensors, metadata)
+    except OSError as error:
         raise UserError(
             f"{target.parent}: cannot be written ({error}); name another folder in RDCD_JAX_CACHE."
         ) from error

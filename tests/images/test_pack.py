@@ -15,6 +15,7 @@ from PIL import Image
 from toy import make_images
 
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.locks import held
 from rdcd_jax.images import pack
 from rdcd_jax.images.pack import pack_images
 from rdcd_jax.images.sources import find_images
@@ -84,6 +85,25 @@ def test_an_ended_pack_goes_on_from_sound_shards(folder, packed, tmp_path, monke
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_what_could_not_be_read_is_tried_again(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "a")
+    assert len(pack_images(tmp_path / "a", tmp_path / "out", shards=5).unreadable) == 2
+    untouched = (tmp_path / "out" / "pictures-00000-of-00005.array_record").stat().st_mtime_ns
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "a" / "T00004.jpg")
+    again = pack_images(tmp_path / "a", tmp_path / "out", shards=5)
+    assert again.images == 19 and len(again.unreadable) == 1
+    assert "T00004" in find_images(tmp_path / "out").ids
+    after = (tmp_path / "out" / "pictures-00000-of-00005.array_record").stat().st_mtime_ns
+    assert after == untouched
+
+
+def test_two_packs_into_one_folder_are_refused(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    says = "another process is packing images into it"
+    with held(tmp_path / "out", ""), pytest.raises(UserError, match=says):
+        pack_images(folder, tmp_path / "out")
+
+
 def test_a_killed_pack_goes_on(tmp_path):
     folder = make_images(tmp_path / "pictures", 60, size=480)
     words = [sys.executable, "-m", "rdcd_jax", "data", "pack", str(folder)]

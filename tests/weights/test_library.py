@@ -49,7 +49,8 @@ def test_the_students_of_0_1_stay(dim, images):
 
 
 def test_bfloat16_trunk_stays_near_float32(images):
-    full = load_model(list_models()[0])
+    # The weights that the bound was measured with; others lose a little more or less.
+    full = load_model("rdcd-effb0-128@0.1")
     half = models.build(
         full.network,
         dim=full.module.projector.out_features,

@@ -1,0 +1,35 @@
+"""One process at a time."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+from collections.abc import Iterator
+
+from rdcd_jax.core.errors import UserError
+
+
+@contextlib.contextmanager
+def held(path: pathlib.Path, refusal: str) -> Iterator[None]:
+    """Holds a lock while the block runs; whoever dies lets it go.
+
+    Args:
+        path: a folder, or a file, made with its folders where missing, which stays.
+        refusal: what to say where another process holds it.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(refusal) from None
+        except OSError:
+            # A file system without locks; nobody can be told from it.
+            pass
+        yield
+    finally:
+        os.close(handle)

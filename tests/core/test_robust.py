@@ -1,0 +1,156 @@
+"""Leftovers of killed runs, disks without room, locks and signals."""
+
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from rdcd_jax.core import files
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.files import write_aside, write_text
+from rdcd_jax.core.locks import held
+from rdcd_jax.core.tensors import write_tensors
+
+
+def aged(path, seconds=3600):
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+    return path
+
+
+def test_leftovers_of_killed_runs_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_CLEARED", set())
+    old, young, other = (
+        tmp_path / f".out-{name}.npz" for name in ("abcd1234", "young_12", "longer_name")
+    )
+    for path in (old, young, other):
+        path.write_text("half")
+    aged(old)
+    aged(other)
+    with write_aside(tmp_path / "out.npz") as aside:
+        held_now = aged(aside)
+        monkeypatch.setattr(files, "_CLEARED", set())
+        write_text(tmp_path / "out.npz", "another writer")
+        assert held_now.exists()
+        held_now.write_text("whole")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == sorted([young.name, other.name, "out.npz"])
+    assert (tmp_path / "out.npz").read_text() == "whole"
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(*_):
+        # As numpy reports it.
+        raise OSError("12800 requested and 2016 written")
+
+    monkeypatch.setattr(
+        files.shutil, "disk_usage", lambda _: files.shutil._ntuple_diskusage(1, 1, 0)
+    )
+    with pytest.raises(OSError, match="No space left") as error, write_aside(tmp_path / "a.npy"):
+        full()
+    assert error.value.filename == str(tmp_path / "a.npy") and error.value.errno == errno.ENOSPC
+    with pytest.raises(OSError, match="No space left") as error, write_aside(tmp_path / "b"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert error.value.filename == str(tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_on_a_full_disk(tmp_path, monkeypatch):
+    def full(*_):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        write_tensors(tmp_path / "w.safetensors", {"a": np.zeros(3)})
+    assert error.value.filename == str(tmp_path / "w.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OSError, match="Permission denied") as error:
+        write_text(tmp_path / "a.txt", "")
+    assert error.value.filename == str(tmp_path)
+
+
+def test_a_folder_that_refuses_is_named(tmp_path, monkeypatch):
+    def refused(**how):
+        raise PermissionError(errno.EACCES, "Permission denied", os.path.join(how["dir"], ".a-xyz"))
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", refused)
+    with pytest.raises(PermissionError) as error:
+        write_text(tmp_path / "a.txt", "")
+    assert error.value.filename == str(tmp_path)
+
+
+def _hold(path, ready, done):
+    with held(path, "busy"):
+        ready.set()
+        done.wait(60)
+
+
+def test_one_at_a_time(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / "new" / "lock", ready, done))
+    other.start()
+    assert ready.wait(60)
+    with pytest.raises(UserError, match="busy"), held(tmp_path / "new" / "lock", "busy"):
+        pass
+    done.set()
+    other.join(60)
+    with held(tmp_path / "new" / "lock", "busy"):
+        pass
+
+
+# A verb that waits; where asked, in a function whose exceptions Python drops.
+WAITING = """
+import importlib, sys, time
+from rdcd_jax.cli import models
+
+cli = importlib.import_module("rdcd_jax.cli.main")
+
+class Dropping:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(1)
+
+def waiting(options, rest):
+    if sys.argv[1] == "dropped":
+        Dropping()
+    else:
+        print("ready", flush=True)
+    time.sleep(60)
+
+cli.add_models = lambda verbs: models.verb(verbs, "models", "", "", waiting)
+sys.exit(cli.main(["models"]))
+"""
+
+
+@pytest.mark.parametrize("where", ["plain", "dropped"])
+@pytest.mark.parametrize(
+    ("number", "status", "says"),
+    [(signal.SIGINT, 1, "interrupted."), (signal.SIGTERM, 143, "ended by SIGTERM.")],
+)
+def test_signals_end_a_verb_wherever_they_come(where, number, status, says):
+    started = subprocess.Popen(
+        [sys.executable, "-c", WAITING, where],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert started.stdout.readline() == "ready\n"
+    begun = time.monotonic()
+    started.send_signal(number)
+    _, stored = started.communicate(timeout=30)
+    assert (started.returncode, stored) == (status, f"rdcd-jax: {says}\n")
+    assert time.monotonic() - begun < 20
