@@ -2,9 +2,9 @@
 
     python -m experiments.fuzz OUT [--cases 1000] [--seed 0] [--result JSON] [--only N]
 
-Mutated images, weight files, export folders, ground truths, descriptor files, settings, configs and workdirs go
-through `rdcd_jax.cli.main`, each in a forked process of its own (images 25 at a time). Checked from outside: the exit
-code is 0, 1 or 2; no traceback; a refusal is one sentence that names what it refuses; time and memory stay within
+Mutated images, weight files, export folders, ground truths, descriptor files, settings, configs, workdirs and indexes
+go through `rdcd_jax.cli.main`, each in a forked process of its own (images 25 at a time). Checked from outside: the
+exit code is 0, 1 or 2; no traceback; a refusal is one sentence that names what it refuses; time and memory stay within
 limits; nothing changes but the given output; no code in the input ran. OUT gets `cases.jsonl` and the folders of the
 cases that failed; the summary goes to `results/fuzz.json` or JSON. A case depends on the seed and its number alone.
 """
@@ -28,6 +28,7 @@ import rdcd_jax.training.loop  # noqa: F401
 from experiments.fuzz import server
 from experiments.fuzz.damage import Case, Place
 from experiments.fuzz.images import add_image
+from experiments.fuzz.indexes import index_case, verbs_case
 from experiments.fuzz.runs import train_case, workdir_case
 from experiments.fuzz.seeds import make_seeds, shrink_networks
 from experiments.fuzz.tables import csv_case, descriptor_case, settings_case
@@ -40,14 +41,16 @@ RESULT = pathlib.Path(__file__).parents[1] / "results" / "fuzz.json"
 GROUP = 25
 # What a hundred cases consist of, besides images.
 KINDS = {
-    "torch": (15, torch_case),
+    "torch": (11, torch_case),
     "onnx": (5, onnx_case),
     "export": (7, export_case),
     "csv": (6, csv_case),
-    "descriptors": (8, descriptor_case),
+    "descriptors": (6, descriptor_case),
     "settings": (2, settings_case),
-    "train": (5, train_case),
+    "train": (4, train_case),
     "workdir": (2, workdir_case),
+    "index": (4, index_case),
+    "verbs": (3, verbs_case),
 }
 _OTHERS = [kind for kind, (count, _) in KINDS.items() for _ in range(count)]
 assert len(_OTHERS) == 50
@@ -55,7 +58,8 @@ _IMAGES = ["picture"] * GROUP
 PLAN = [*_IMAGES, *_OTHERS[::2], *_IMAGES, *_OTHERS[1::2]]
 # Lines on stderr besides the sentence of a refusal; libtiff prints the last kind by itself.
 HARMLESS = re.compile(
-    r".*, \d+:\d\d:\d\d left|Warning: .*|\d+ images could not be read .*|(JPEGLib|TIFF\w+|tempfile.tif): .*"
+    r".*, \d+:\d\d:\d\d left|(Warning|left out): .*|\d+ images could not be read .*"
+    r"|((JPEG|TIFF|LZW|ZIP|Fax)\w*|tempfile.tif): .*"
 )
 LONGEST_SENTENCE = 2000
 

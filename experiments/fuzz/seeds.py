@@ -19,6 +19,7 @@ from PIL import Image
 
 from rdcd_jax import models
 from rdcd_jax.images.sources import find_images
+from rdcd_jax.index import Index
 from rdcd_jax.models import registry
 from rdcd_jax.models.layers import BatchNorm, conv, gem_pool, torch_linear
 from rdcd_jax.weights import onnx_reader, store, tables
@@ -67,6 +68,8 @@ def make_seeds(folder: pathlib.Path) -> None:
     sample = find_images("sample:train").paths
     for image_id, path in zip(ids("t"), sample, strict=False):
         Image.open(path).resize((48, 48)).save(folder / "training" / f"{image_id}.jpg")
+    model = str(folder / "export")
+    Index.build(folder / "index", folder / "training", model=model, dtype="int8")
     for name, data in descriptor_files().items():
         (folder / name).write_bytes(data)
     (folder / "sscd.onnx").write_bytes(_onnx().SerializeToString())

@@ -80,8 +80,8 @@ def _search(options, rest) -> None:
     found = len({match.query for match in matches})
     if options.threshold is None and index.threshold() is None:
         print(
-            "The model has no calibration, so the nearest images of each query are listed, copies or not; give a"
-            " --threshold, or build the index with --calibration=FILE.",
+            "Warning: the model has no calibration, so the nearest images of each query are listed, copies or not;"
+            " give a --threshold, or build the index with --calibration=FILE.",
             file=sys.stderr,
         )
     print(f"Queries with matches: {found} of {len(images)}.")

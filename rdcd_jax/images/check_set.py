@@ -247,14 +247,20 @@ def _measure(images: ImageSet) -> tuple[np.ndarray, list[tuple[int, str]]]:
 def _fill(row: np.void, images: ImageSet, position: int) -> None:
     content = images.read(position)
     image = decode_rgb(images.paths[position], content=content, as_seen=True)
-    with (
-        warnings.catch_warnings(action="ignore"),
-        Image.open(io.BytesIO(content), formats=FORMATS) as header,
-    ):
-        row["format"] = FORMATS.index(header.format)
-        # Of an animation all frames count.
-        parts = (repr(image.size).encode(), image.tobytes())
-        row["pixels"] = _digest(itertools.chain(parts, seen.all_frames(header)))
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(content), formats=FORMATS) as header,
+        ):
+            row["format"] = FORMATS.index(header.format)
+            # Of an animation all frames count.
+            parts = (repr(image.size).encode(), image.tobytes())
+            row["pixels"] = _digest(itertools.chain(parts, seen.all_frames(header)))
+    except Exception as error:
+        # A later frame than the one that stands for the animation is damaged; Pillow raises nearly anything then.
+        raise UnreadableImageError(
+            f"{images.paths[position]}: one of its frames cannot be read ({error})."
+        ) from error
     row["width"], row["height"] = image.size
     row["file_bytes"] = len(content)
     row["content"] = _digest([content])

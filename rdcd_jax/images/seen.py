@@ -19,6 +19,8 @@ _BLANK, SIDE = 2.0, 256
 _GROUND, _ALIKE, _PAPER = 0.7, 8, 230
 # Cells a side that drawings are compared by.
 _INK = 96
+# Pixels a side that it is measured on, and rows of a strip.
+_SAMPLED = 1024
 # Mean grey level of ink from which on it would be lost on white.
 _LIGHT = 191
 # Frames that are looked at for one with structure.
@@ -27,6 +29,8 @@ _MOST_FRAMES = 1000
 _DEPTHS = (8, 10, 12, 14, 16, 24, 31)
 # Share of the values that lie below white: a few hot pixels do not decide.
 _BELOW_WHITE = 0.999
+# Of more, evenly chosen ones decide.
+_VALUES = 4_000_000
 # Of the rows of a JPEG: fewer than these are no image.
 _LEAST_ROWS = 0.5
 _END_OF_JPEG = b"\xff\xd9"
@@ -46,13 +50,18 @@ def flattened(image: Image.Image) -> Image.Image:
     Returns:
         An RGB image.
     """
-    image = image.convert("RGBA")
-    alpha = np.asarray(image.getchannel("A"), np.float32)
-    ink = np.asarray(image.convert("RGB").convert("L"), np.float32)
+    # Of few pixels, and then in strips, since RGBA of all would take a gigabyte of the largest images.
+    shrunk = image.resize([min(side, _SAMPLED) for side in image.size], Image.Resampling.NEAREST)
+    shrunk = shrunk.convert("RGBA")
+    alpha = np.asarray(shrunk.getchannel("A"), np.float32)
+    ink = np.asarray(shrunk.convert("RGB").convert("L"), np.float32)
     weight = alpha.sum()
     light = bool(weight) and float((ink * alpha).sum() / weight) > _LIGHT
     ground = Image.new("RGB", image.size, "black" if light else "white")
-    ground.paste(image, mask=image.getchannel("A"))
+    for top in range(0, image.height, _SAMPLED):
+        box = (0, top, image.width, min(image.height, top + _SAMPLED))
+        strip = image.crop(box).convert("RGBA")
+        ground.paste(strip, box, strip.getchannel("A"))
     return ground
 
 
@@ -113,7 +122,8 @@ def grey_of(values: np.ndarray) -> Image.Image:
     """
     grey = np.array(values, np.float32)
     np.nan_to_num(grey, copy=False)
-    most = float(np.quantile(grey, _BELOW_WHITE))
+    some = grey.ravel()[:: max(1, grey.size // _VALUES)]
+    most = float(np.quantile(some, _BELOW_WHITE))
     if values.dtype.kind == "f" and most <= 1:
         white = 1.0
     else:

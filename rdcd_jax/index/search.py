@@ -283,7 +283,15 @@ class Index:
             raise UserError(
                 f"{self.folder} does not know what it was built from; name the images that it is to hold."
             )
-        return images_of(list(manifest.sources) if images is None else images).seen()
+        if images is not None:
+            return images_of(images).seen()
+        try:
+            return images_of(list(manifest.sources)).seen()
+        except UserError as error:
+            raise UserError(
+                f"{self.folder}: what it was built from cannot be listed: {error} If it was moved, say where"
+                " (--root=); or name the images."
+            ) from error
 
     def _embed_into(
         self,

@@ -165,9 +165,14 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
                 f" {', '.join(map(str, READS))}; use the version that wrote it, or {AGAIN}."
             )
         segments = tuple((int(number), int(rows)) for number, rows in stored.pop("segments"))
-        sources = tuple(map(str, stored.pop("sources", ())))
-        manifest = Manifest(**stored, sources=sources, segments=segments)
-        sound = manifest.dtype in DTYPES and manifest.dim > 0 and manifest.image_size > 0
+        sources = stored.pop("sources", [])
+        if not isinstance(sources, list) or not all(isinstance(each, str) for each in sources):
+            raise ValueError("its sources are no list of texts")
+        manifest = Manifest(**stored, sources=tuple(sources), segments=segments)
+        texts = (manifest.model, manifest.fingerprint, manifest.root)
+        sound = all(isinstance(text, str) for text in texts)
+        sound = sound and isinstance(manifest.calibration, dict | None)
+        sound = sound and manifest.dtype in DTYPES and manifest.dim > 0 and manifest.image_size > 0
         sound = sound and all(rows > 0 and number < manifest.next for number, rows in segments)
         if not sound:
             raise ValueError("its fields contradict each other")
@@ -228,7 +233,8 @@ def _read_names(paths: dict[str, pathlib.Path], number: int, count: int) -> Name
 def _damage_named(path: pathlib.Path, number: int) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, EOFError, TypeError, RecursionError) as error:
+    except Exception as error:
+        # Damaged files make numpy and json raise nearly anything.
         raise UserError(
             f"{path}: segment {number} of the index is missing or damaged ({error}); {AGAIN}."
         ) from error

@@ -8,7 +8,6 @@ import signal
 import jax
 import ml_collections
 
-from rdcd_jax.core.locks import held
 from rdcd_jax.core.progress import Reporter
 from rdcd_jax.method.state import TrainState
 from rdcd_jax.training.checkpoints import Checkpoints
@@ -40,11 +39,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
         >>> int(rdcd.train_and_evaluate(config, tempfile.mkdtemp()).step)
         1
     """
-    workdir = pathlib.Path(workdir)
-    busy = f"{workdir}: another process trains in it; wait until it has ended, or give another workdir."
     with contextlib.ExitStack() as stack:
-        stack.enter_context(held(workdir / f".lock-{jax.process_index()}", busy))
-        run = set_up(config, workdir)
+        run = set_up(config, pathlib.Path(workdir), stack)
         stack.enter_context(jax.set_mesh(run.mesh))
         checkpoints = stack.enter_context(
             Checkpoints(run.workdir / "checkpoints", keep=config.keep_checkpoints)

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.locks import held
 from rdcd_jax.core.mesh import make_mesh, replicate
 from rdcd_jax.core.rng import stream
 from rdcd_jax.images.sources import ImageSet, find_images
@@ -82,14 +83,23 @@ class Run:
         )
 
 
-def set_up(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
+def set_up(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, stack: contextlib.ExitStack
+) -> Run:
     """Makes a run's parts, and writes its `run.json`.
+
+    Args:
+        config: of the run.
+        workdir: its folder, which no other process may train in until `stack` is closed.
+        stack: see `workdir`.
 
     Raises:
         UserError: see `loop.train_and_evaluate`.
     """
     images, mesh = inputs(config)
     workdir.mkdir(parents=True, exist_ok=True)
+    busy = f"{workdir}: another process trains in it; wait until it has ended, or give another workdir."
+    stack.enter_context(held(workdir / f".lock-{jax.process_index()}", busy))
     record.begin(workdir, config.to_dict(), images.fingerprint())
     objective = Objective(**config.objective)
     student, teacher, views = networks(config, objective, images, mesh, workdir)

@@ -21,6 +21,7 @@ from toy import (
 
 from rdcd_jax.benchmarks.disc_runs import evaluate_disc
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.locks import held
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.method.state import split
 from rdcd_jax.training import record
@@ -293,6 +294,16 @@ def test_a_refused_config_can_be_mended_in_position(toys, images, features, tmp_
     assert (tmp_path / "run.json").exists()
     changes["student.dim"] = 7
     train_and_evaluate(toy_config(images, features, **changes), tmp_path)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path, toys):
+    images = make_images(tmp_path / "p", 8)
+    with (
+        held(tmp_path / "run" / ".lock-0", ""),
+        pytest.raises(UserError, match="run: another process trains in it"),
+    ):
+        train_and_evaluate(toy_config(images), tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_training_on_evaluation_images_is_refused(toys, images, features, tmp_path):
