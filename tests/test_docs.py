@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from rdcd_jax.benchmarks import ground_truth
+from rdcd_jax.index import Index
+from rdcd_jax.index.export import export_index
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -34,3 +36,17 @@ def test_every_known_name_is_told():
         *ground_truth.NDEC_GROUND_TRUTH_FILES,
     )
     assert [name for name in names if f"`{name}" not in page] == []
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("pymilvus", "milvus_lite")),
+    reason="needs pymilvus and milvus-lite",
+)
+def test_an_index_goes_into_a_vector_database(tmp_path):
+    page = (ROOT / "docs" / "find-copies.md").read_text(encoding="utf-8")
+    code = next(part for part in page.split("```") if "MilvusClient" in part)
+    index = Index.build(tmp_path / "x", ROOT / "rdcd_jax/sample/queries", model="rdcd-effb0-128")
+    export_index(index, tmp_path / "my.parquet", "parquet")
+    command = [sys.executable, "-c", code.removeprefix("python\n")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == index.contents().ids[0], done.stderr

@@ -3,23 +3,23 @@
 import contextlib
 import csv
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import pathlib
 import re
 import shutil
+import socket
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 
 from rdcd_jax.core.errors import UserError
 
 # Paths beside which leftovers were looked for.
 _CLEARED: set[pathlib.Path] = set()
-# Seconds.
-_YOUNG = 60
+_DAY = 86_400
 # With fewer bytes a disk is full.
 _NO_ROOM = 2**16
 
@@ -38,14 +38,11 @@ def write_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear_leftovers(path)
     with _named(path):
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
-        )
+        prefix = f".{path.stem}-{_host()}_{os.getpid()}_"
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
+        os.close(handle)
         aside = pathlib.Path(name)
         try:
-            # Held as long as it is written, so that nobody takes it for a leftover.
-            with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield aside
             # mkstemp makes private files; what we leave behind should be as readable as any other file.
             aside.chmod(0o666 & ~_umask())
@@ -53,8 +50,6 @@ def write_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
-        finally:
-            os.close(handle)
 
 
 @contextlib.contextmanager
@@ -78,19 +73,32 @@ def _clear_leftovers(path: pathlib.Path) -> None:
     if path in _CLEARED:
         return
     _CLEARED.add(path)
-    pattern = re.compile(rf"\.{re.escape(path.stem)}-[a-z0-9_]{{8}}{re.escape(path.suffix)}")
+    stem, suffix = re.escape(path.stem), re.escape(path.suffix)
+    pattern = re.compile(rf"\.{stem}-([0-9a-f]{{8}})_(\d+)_[a-z0-9_]{{8}}{suffix}")
     with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
-        left = [entry.path for entry in entries if pattern.fullmatch(entry.name)]
-        for each in left:
-            _remove_unless_held(each)
+        found = [(entry, pattern.fullmatch(entry.name)) for entry in entries]
+        for entry, match in found:
+            if match and _is_left(match[1], int(match[2]), entry.stat().st_mtime):
+                os.unlink(entry.path)
 
 
-def _remove_unless_held(path: str) -> None:
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        # Between being made and being held a file is young.
-        if time.time() - os.fstat(file.fileno()).st_mtime > _YOUNG:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
+def _is_left(host: str, process: int, written: float) -> bool:
+    """Whether nobody writes a temporary file any more: its process is gone, or, on another machine, it is a day old."""
+    if host != _host():
+        return time.time() - written > _DAY
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        # Another user's.
+        return False
+    return False
+
+
+def _host() -> str:
+    """What tells this machine from others that share a folder."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
 def flush(*paths: str | os.PathLike) -> None:

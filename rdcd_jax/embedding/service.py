@@ -14,7 +14,7 @@ from rdcd_jax.embedding.descriptors import (
     descriptor_suffix,
     read_descriptors,
 )
-from rdcd_jax.embedding.parts import ROWS, Embedded, Parts, open_parts
+from rdcd_jax.embedding.parts import Embedded, Parts, open_parts
 from rdcd_jax.embedding.stream import EmbeddingModel, Unreadable
 from rdcd_jax.images.given import images_of
 from rdcd_jax.images.sources import ImageSet
@@ -58,9 +58,6 @@ def embed_to_file(
     require_writable(out)
     images = images_of(images)
     process = process or (jax.process_index(), jax.process_count())
-    if 0 < process[0] < process[1] and process[0] * ROWS >= len(images):
-        # So few images that this process has none of them.
-        return None
     with open_parts(out, model, images, process) as parts:
         parts.fill(model, batch_size, report_as(on_progress, images.source))
         found = parts.join()

@@ -64,17 +64,22 @@ def find_changes(images: ImageSet, segments: Sequence[Segment], root: str) -> Ch
     images = each_once(images)
     stored = [stored_path(path, root) for path in lasting_paths(images)]
     files = stamps(images, range(len(images)))
-    known, before, taken = {}, {}, set()
+    known, before, taken, unplaced = {}, {}, set(), set()
     for segment in segments:
         known |= zip(segment.paths, segment.ids, strict=True)
         before |= zip(segment.paths, segment.files[:, [BYTES, CHANGED]].tolist(), strict=True)
         taken |= set(segment.ids)
+        # What format 4 or an older one added is known by its id alone.
+        unplaced |= {
+            name for name, path in zip(segment.ids, segment.paths, strict=True) if not path
+        }
     new, changed = [], []
     for position, (path, now) in enumerate(
         zip(stored, files[:, [BYTES, CHANGED]].tolist(), strict=True)
     ):
         if path not in known:
-            new.append(position)
+            if images.ids[position] not in unplaced:
+                new.append(position)
         # Of what format 5 or an older one added, nothing is known.
         elif any(before[path]) and before[path] != now:
             changed.append(position)

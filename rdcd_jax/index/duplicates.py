@@ -297,9 +297,18 @@ def _rows(group: Group, keep: str) -> Iterator[tuple]:
 
 
 def _as_json(group: Group, keep: str) -> dict:
-    names = CSV_COLUMNS[1:]
-    images = [dict(zip(names, row, strict=True)) for row in _rows(group, keep)]
-    return {"score": group.score, "least": group.least, "mean": group.mean, "images": images}
+    _, _, _, _, count, stays, scores = zip(*_rows(group, keep), strict=True)
+    return {
+        "ids": group.ids,
+        "paths": group.paths,
+        "sizes": group.sizes,
+        "bytes": count,
+        "keep": [bool(each) for each in stays],
+        "scores": scores,
+        "score": group.score,
+        "least": group.least,
+        "mean": group.mean,
+    }
 
 
 def _shown(number: int, group: Group, keep: str) -> Section:

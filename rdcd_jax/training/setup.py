@@ -99,7 +99,7 @@ def set_up(
     images, mesh = inputs(config)
     workdir.mkdir(parents=True, exist_ok=True)
     busy = f"{workdir}: another process trains in it; wait until it has ended, or give another workdir."
-    stack.enter_context(held(workdir / f".lock-{jax.process_index()}", busy))
+    stack.enter_context(held(workdir / f".lock{jax.process_index()}", busy))
     record.begin(workdir, config.to_dict(), images.fingerprint())
     objective = Objective(**config.objective)
     student, teacher, views = networks(config, objective, images, mesh, workdir)

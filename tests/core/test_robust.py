@@ -18,32 +18,33 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_aside, write_text
 from rdcd_jax.core.locks import held
 from rdcd_jax.core.tensors import write_tensors
-
-
-def aged(path, seconds=3600):
-    then = time.time() - seconds
-    os.utime(path, (then, then))
-    return path
+from rdcd_jax.images import pack
+from rdcd_jax.index import store
 
 
 def test_leftovers_of_killed_runs_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_CLEARED", set())
-    old, young, other = (
-        tmp_path / f".out-{name}.npz" for name in ("abcd1234", "young_12", "longer_name")
-    )
-    for path in (old, young, other):
-        path.write_text("half")
-    aged(old)
-    aged(other)
-    with write_aside(tmp_path / "out.npz") as aside:
-        held_now = aged(aside)
-        monkeypatch.setattr(files, "_CLEARED", set())
-        write_text(tmp_path / "out.npz", "another writer")
-        assert held_now.exists()
-        held_now.write_text("whole")
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == sorted([young.name, other.name, "out.npz"])
-    assert (tmp_path / "out.npz").read_text() == "whole"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here, elsewhere = files._host(), "00000000"
+    names = {
+        "killed": f".out-{here}_{gone.pid}_abcd1234.npz",
+        "written": f".out-{here}_{os.getpid()}_abcd1234.npz",
+        "elsewhere": f".out-{elsewhere}_1_abcd1234.npz",
+        "of long ago": f".out-{elsewhere}_2_abcd1234.npz",
+        "another's": ".out-longer_name.npz",
+    }
+    for name in names.values():
+        (tmp_path / name).write_text("half")
+    then = time.time() - 100_000
+    os.utime(tmp_path / names["of long ago"], (then, then))
+    write_text(tmp_path / "out.npz", "whole")
+    left = {path.name for path in tmp_path.iterdir()}
+    kept = {names[kind] for kind in ("written", "elsewhere", "another's")}
+    assert left == kept | {"out.npz"}
+    # An index's segments and packed shards know such names as their own.
+    name = f".000012.rows-{here}_77_abcd1234.npy"
+    assert store._OWN.fullmatch(name) and pack._is_left(tmp_path / f".pictures-{here}_7_abcd1234")
 
 
 def test_a_full_disk_names_the_file(tmp_path, monkeypatch):

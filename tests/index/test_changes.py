@@ -116,7 +116,10 @@ def test_what_cannot_be_seen_does_not_count_as_gone(model, tmp_path, monkeypatch
     shutil.rmtree(folder / "private")
     assert index.update() == Updated(0, 0, 1, 2, [])
     shutil.rmtree(folder)
-    with pytest.raises(UserError, match="x: what it was built from cannot be listed: .*photos: there is no such folder"):
+    with pytest.raises(
+        UserError,
+        match="x: what it was built from cannot be listed: .*photos: there is no such folder",
+    ):
         index.update()
     assert len(Index(tmp_path / "x")) == 3
 

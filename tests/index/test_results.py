@@ -83,8 +83,8 @@ def test_groups(model, tmp_path):
     with (tmp_path / "g.csv").open() as file:
         assert [row["width"] for row in csv.DictReader(file)] == ["48", "30"]
     (stored,) = json.loads((tmp_path / "g.json").read_text())
-    assert [each["width"] for each in stored["images"]] == [48, 30]
-    assert [each["keep"] for each in stored["images"]] == [1, 0]
+    assert stored["sizes"] == [[48, 48], [30, 20]] and stored["keep"] == [True, False]
+    assert stored["scores"] == pytest.approx([1, stored["score"]], abs=1e-5)
     assert stored["least"] == pytest.approx(stored["mean"], abs=1e-6)
     page = (tmp_path / "g.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 2 and "http" not in page.replace(

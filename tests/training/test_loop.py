@@ -299,7 +299,7 @@ def test_a_refused_config_can_be_mended_in_position(toys, images, features, tmp_
 def test_two_runs_in_one_folder_are_refused(tmp_path, toys):
     images = make_images(tmp_path / "p", 8)
     with (
-        held(tmp_path / "run" / ".lock-0", ""),
+        held(tmp_path / "run" / ".lock0", ""),
         pytest.raises(UserError, match="run: another process trains in it"),
     ):
         train_and_evaluate(toy_config(images), tmp_path / "run")
