@@ -24,8 +24,6 @@ FOLDER, MANIFEST = "ann", "ann.json"
 CANDIDATES = 200
 # Rows of the index that stand for queries where the recall is measured, each with so much noise (of length) on it.
 _ASKED, _NOISE, _K = 500, 0.3, 10
-# Below so many images the exact search is as fast.
-WORTHWHILE = 100_000
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
+from PIL import Image
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import cache_folder, write_csv, write_json
@@ -195,7 +196,7 @@ def _of_index(index: Index) -> _Set:
         [],
         len(found.ids),
         lambda positions: found.files[list(positions)],
-        _ink_at,
+        lambda path: _ink(at(path)),
     )
 
 
@@ -218,15 +219,15 @@ def _of_images(embedder: Model | OnnxModel, images: Images, on_progress: Progres
     position_at = {path: position for position, path in enumerate(images.paths)}
 
     def ink(path: str) -> np.ndarray | None:
-        return ink_of(images.decode(position_at[path], min_side_hint=SIDE))
+        return _ink(lambda: images.decode(position_at[path], min_side_hint=SIDE))
 
     return _Set(ids, paths, found.descriptors, unreadable, len(images), files, ink)
 
 
-def _ink_at(path: str) -> np.ndarray | None:
-    """What is drawn on the image at a path of an index; None where it is not to be had."""
+def _ink(decode: Callable[[], Image.Image]) -> np.ndarray | None:
+    """What is drawn on an image; None where it is not to be had any more."""
     try:
-        return ink_of(at(path)())
+        return ink_of(decode())
     except UserError:
         return None
 

@@ -147,8 +147,9 @@ class Index:
             normalised = there.normalised
         background = getattr(embedder, "background", None) if normalised else None
         new = manifest_of(embedder, dtype, calibration, background)
-        # Listed before anything is written.
-        new = dataclasses.replace(new, root=root_of(images_of(images)))
+        # Listed once, and before anything is written.
+        images = images_of(images)
+        new = dataclasses.replace(new, root=root_of(images))
         with store.writer(folder, new, background) as writer:
             require_like(folder, writer.manifest, new)
             require_same_model(folder, writer.manifest, embedder)
