@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import logging
 import multiprocessing
 import queue
@@ -188,6 +189,10 @@ class _Plan:
         return list(dict.fromkeys(int(positions[i]) for i in range(ahead)))
 
 
+def _ended() -> Iterator[Batch]:
+    yield from ()
+
+
 class Batches(Iterator[Batch]):
     """The batches of `make_batches`; close it, or use it in a `with`, to end its workers.
 
@@ -278,6 +283,10 @@ class Batches(Iterator[Batch]):
         timer.start()
         self._batches.close()
         timer.cancel()
+        self._batches = _ended()
+        # The workers' queues lie in cycles. Freed while multiprocessing starts others, which may be any time later,
+        # their semaphores would be reported as leaked (Python 3.13).
+        gc.collect()
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,7 @@
+import gc
 import itertools
 import json
-import multiprocessing
+import multiprocessing.util
 import os
 import pathlib
 import shutil
@@ -263,6 +264,15 @@ def test_workers_that_keep_dying_are_an_error(images, monkeypatch):
 
 def leave_at_once(index, count):
     os._exit(1)
+
+
+def test_ended_workers_leave_no_semaphores(images):
+    gc.collect()
+    before = len(multiprocessing.util._finalizer_registry)
+    with batches_of(images, workers=1) as batches:
+        next(batches)
+        assert len(multiprocessing.util._finalizer_registry) > before
+    assert len(multiprocessing.util._finalizer_registry) == before
 
 
 class Endless(os.PathLike):
