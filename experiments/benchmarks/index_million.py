@@ -35,6 +35,7 @@ def build(folder: pathlib.Path, rows: np.ndarray) -> float:
     """Writes an int8 index of rows, with ids as a million files of DISC have them; gives the seconds."""
     from rdcd_jax.embedding.descriptors import Descriptors
     from rdcd_jax.index import store
+    from rdcd_jax.index.manifest import Manifest
     from rdcd_jax.weights.library import load_model
 
     begun = time.perf_counter()
@@ -42,7 +43,7 @@ def build(folder: pathlib.Path, rows: np.ndarray) -> float:
     name = f"rdcd-effb0-{dim}" if NETWORKS[dim][0] == "student" else "onnxruntime"
     model = load_model(name)
     stored = getattr(model, "card", {}).get("calibration")
-    new = store.Manifest(name, model.fingerprint, 224, dim, "int8", stored)
+    new = Manifest(name, model.fingerprint, 224, dim, "int8", stored)
     with store.writer(folder, new) as writer:
         if len(writer.manifest):
             raise UserError(f"{folder} holds an index already; give another OUT.")

@@ -19,6 +19,7 @@ from rdcd_jax.core.files import write_json
 from rdcd_jax.embedding.descriptors import Descriptors
 from rdcd_jax.index import store
 from rdcd_jax.index.made_by import manifest_of
+from rdcd_jax.index.manifest import DTYPES
 from rdcd_jax.training.record import environment
 from rdcd_jax.weights.library import load_model
 
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     options = parser.parse_args()
     found = {}
-    for dtype in store.DTYPES:
+    for dtype in DTYPES:
         build(options.out / dtype, dtype, options.rows)
         found[dtype] = asked(options.out / dtype)
     write_json(RESULT, {"rows": options.rows, "seconds": found, "environment": environment()})

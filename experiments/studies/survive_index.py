@@ -31,8 +31,8 @@ IMAGES, CHUNK = 200, 16
 CHILD = f"""
 import sys
 from rdcd_jax.embedding import parts
-from rdcd_jax.index import search, store
-search.CHUNK, parts.ROWS, store.FULL = {CHUNK}, {CHUNK}, 48
+from rdcd_jax.index import store, writing
+writing.CHUNK, parts.ROWS, store.FULL = {CHUNK}, {CHUNK}, 48
 from rdcd_jax.cli import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -2,16 +2,21 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import pathlib
 from collections.abc import Iterator
 
 from rdcd_jax.core.errors import UserError
 
+_log = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
 def held(path: pathlib.Path, refusal: str) -> Iterator[None]:
     """Holds a lock while the block runs; whoever dies lets it go.
+
+    A file system without locks, as some network drives are, is worked on with a warning: nobody can be told from it.
 
     Args:
         path: a folder, or a file, made with its folders where missing, which stays.
@@ -27,9 +32,12 @@ def held(path: pathlib.Path, refusal: str) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(refusal) from None
-        except OSError:
-            # A file system without locks; nobody can be told from it.
-            pass
+        except OSError as error:
+            _log.warning(
+                "%s: this file system has no locks (%s); see to it that one process at a time works there.",
+                path.parent,
+                error.strerror,
+            )
         yield
     finally:
         os.close(handle)

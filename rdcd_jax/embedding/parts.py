@@ -23,6 +23,7 @@ import numpy as np
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_aside, write_json
+from rdcd_jax.core.locks import held
 from rdcd_jax.embedding.descriptors import Descriptors, write_descriptor_parts
 from rdcd_jax.embedding.stream import (
     EmbeddingModel,
@@ -240,14 +241,11 @@ def open_parts(
             )
         write_json(folder / MANIFEST, ours)
         stored = ours
-    with open(folder / f"process-{index}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another process makes these parts; wait until it has ended, or give each of several"
-                " processes a number of its own."
-            ) from None
+    busy = (
+        f"{folder}: another process makes these parts; wait until it has ended, or give each of several processes a"
+        " number of its own."
+    )
+    with held(folder / f"process-{index}.lock", busy):
         yield Parts(out, folder, images, model.name, stored["rows"], process)
 
 

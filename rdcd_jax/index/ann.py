@@ -15,7 +15,7 @@ import numpy as np
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json
-from rdcd_jax.index import store
+from rdcd_jax.index.manifest import Manifest
 from rdcd_jax.search import backends
 from rdcd_jax.search.scann_backend import LEAST_ROWS, load_scann, save_scann, scann_config_for
 
@@ -39,7 +39,7 @@ class Ann:
     recall: float
 
 
-def build_ann(folder: pathlib.Path, manifest: store.Manifest, rows: np.ndarray) -> Ann:
+def build_ann(folder: pathlib.Path, manifest: Manifest, rows: np.ndarray) -> Ann:
     """Builds it anew; what was there is replaced when it is whole.
 
     Args:

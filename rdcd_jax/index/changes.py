@@ -11,7 +11,7 @@ from rdcd_jax.images.links import each_once
 from rdcd_jax.images.naming import distinct
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index.places import BYTES, CHANGED, lasting_paths, stamps, stored_path, whole_path
-from rdcd_jax.index.store import Segment
+from rdcd_jax.index.segments import Segment
 
 
 @dataclasses.dataclass(frozen=True)

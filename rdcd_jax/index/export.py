@@ -8,9 +8,10 @@ import numpy as np
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import require_writable, write_aside, write_csv
 from rdcd_jax.images.naming import escaped
-from rdcd_jax.index import store
+from rdcd_jax.index.manifest import Manifest
 from rdcd_jax.index.places import BYTES, HEIGHT, WIDTH
 from rdcd_jax.index.search import Index
+from rdcd_jax.index.segments import Segment
 
 COLUMNS = ("id", "path", "width", "height", "bytes")
 
@@ -41,7 +42,7 @@ def export_index(index: Index, path: str | os.PathLike, kind: str) -> int:
     return len(found)
 
 
-def _numbers(found: store.Segment) -> dict[str, np.ndarray]:
+def _numbers(found: Segment) -> dict[str, np.ndarray]:
     """Width, height and bytes of each image, 0 where not known."""
     return {
         name: found.files[:, column]
@@ -49,7 +50,7 @@ def _numbers(found: store.Segment) -> dict[str, np.ndarray]:
     }
 
 
-def _write_parquet(path: pathlib.Path, found: store.Segment, manifest: store.Manifest) -> None:
+def _write_parquet(path: pathlib.Path, found: Segment, manifest: Manifest) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -72,7 +73,7 @@ def _write_parquet(path: pathlib.Path, found: store.Segment, manifest: store.Man
         pa.parquet.write_table(pa.table(columns, metadata=about), aside)
 
 
-def _write_npz(path: pathlib.Path, found: store.Segment, manifest: store.Manifest) -> None:
+def _write_npz(path: pathlib.Path, found: Segment, manifest: Manifest) -> None:
     with write_aside(path) as aside, aside.open("wb") as file:
         np.savez(
             file,
@@ -84,7 +85,7 @@ def _write_npz(path: pathlib.Path, found: store.Segment, manifest: store.Manifes
         )
 
 
-def _write_faiss(path: pathlib.Path, found: store.Segment, manifest: store.Manifest) -> None:
+def _write_faiss(path: pathlib.Path, found: Segment, manifest: Manifest) -> None:
     try:
         import faiss
     except ImportError as error:

@@ -7,14 +7,14 @@ import numpy as np
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.stream import has_fingerprint
-from rdcd_jax.index import store
+from rdcd_jax.index.manifest import Manifest
 from rdcd_jax.search.scoring import scoring_of
 from rdcd_jax.weights.library import load_model_of
 from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.onnx_model import OnnxModel
 
 
-def embedder_for(model: str | Model | OnnxModel, there: store.Manifest | None) -> Model | OnnxModel:
+def embedder_for(model: str | Model | OnnxModel, there: Manifest | None) -> Model | OnnxModel:
     """The model to build by; of a shipped student the version that an index which is there was made by."""
     if isinstance(model, str):
         return load_model_of(model, there and there.fingerprint)
@@ -26,7 +26,7 @@ def embedder_for(model: str | Model | OnnxModel, there: store.Manifest | None) -
 
 
 def embedder_of(
-    folder: pathlib.Path, manifest: store.Manifest, given: str | Model | OnnxModel | None
+    folder: pathlib.Path, manifest: Manifest, given: str | Model | OnnxModel | None
 ) -> Model | OnnxModel:
     """The model of an index that is there; `given` where somebody says where it lies now.
 
@@ -50,7 +50,7 @@ def manifest_of(
     dtype: str,
     calibration: Mapping | None,
     background: np.ndarray | None,
-) -> store.Manifest:
+) -> Manifest:
     """The manifest of an index of nothing yet, by this model."""
     meaning = calibration or getattr(embedder, "card", {}).get("calibration")
     scoring = scoring_of(background, meaning)  # refuses what is none
@@ -59,7 +59,7 @@ def manifest_of(
             "The calibration given knows nothing of normalised scores; give the calibration.json of `rdcd-jax"
             " evaluate disc --model=...`, or build the index without normalisation."
         )
-    return store.Manifest(
+    return Manifest(
         model=embedder.spec,
         fingerprint=embedder.fingerprint,
         image_size=embedder.image_size,
@@ -70,7 +70,7 @@ def manifest_of(
     )
 
 
-def require_like(folder: pathlib.Path, there: store.Manifest, new: store.Manifest) -> None:
+def require_like(folder: pathlib.Path, there: Manifest, new: Manifest) -> None:
     """Refuses to go on with an index that is made otherwise; where its model lies does not matter."""
     names = ("image_size", "dim", "dtype")
     for name in names if new.fingerprint == there.fingerprint else ("model", *names):
@@ -81,7 +81,7 @@ def require_like(folder: pathlib.Path, there: store.Manifest, new: store.Manifes
             )
 
 
-def require_same_model(folder: pathlib.Path, manifest: store.Manifest, embedder) -> None:
+def require_same_model(folder: pathlib.Path, manifest: Manifest, embedder) -> None:
     """Refuses a model other than the one that made an index."""
     if embedder.image_size != manifest.image_size:
         raise UserError(

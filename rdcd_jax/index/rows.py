@@ -7,8 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.index import ann, store
+from rdcd_jax.index import ann
+from rdcd_jax.index.manifest import Manifest
 from rdcd_jax.index.places import BYTES, HEIGHT, WIDTH, whole_path
+from rdcd_jax.index.segments import Segment, read_segment
 from rdcd_jax.search import backends
 from rdcd_jax.search.scann_backend import load_scann
 
@@ -41,21 +43,19 @@ class Rows:
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
-        self._read: tuple[tuple[tuple[int, int], ...], list[store.Segment]] = ((), [])
+        self._read: tuple[tuple[tuple[int, int], ...], list[Segment]] = ((), [])
         self._memory: np.ndarray | None = None
         self._search: tuple[int, Callable] | None = None
         self._candidates: tuple[tuple, Callable] | None = None
 
-    def segments(self, manifest: store.Manifest) -> list[store.Segment]:
+    def segments(self, manifest: Manifest) -> list[Segment]:
         """The segments that a manifest names, opened once."""
         if self._read[0] != manifest.segments or not self._read[1]:
-            found = [
-                store.read_segment(self._folder, manifest, i) for i in range(len(manifest.segments))
-            ]
+            found = [read_segment(self._folder, manifest, i) for i in range(len(manifest.segments))]
             self._read, self._memory, self._search = (manifest.segments, found), None, None
         return self._read[1]
 
-    def whole(self, manifest: store.Manifest) -> np.ndarray:
+    def whole(self, manifest: Manifest) -> np.ndarray:
         """All descriptors [N, D] float32."""
         rows = np.empty((len(manifest), manifest.dim), np.float32)
         first = 0
@@ -65,7 +65,7 @@ class Rows:
         return rows
 
     def nearest(
-        self, manifest: store.Manifest, queries: np.ndarray, k: int, engine: str = EXACT
+        self, manifest: Manifest, queries: np.ndarray, k: int, engine: str = EXACT
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `Index.nearest`, of an index that is not empty.
 
@@ -88,7 +88,7 @@ class Rows:
         return self._search[1](queries)
 
     def _approximate(
-        self, manifest: store.Manifest, queries: np.ndarray, k: int
+        self, manifest: Manifest, queries: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         built = ann.read_ann(self._folder)
         if built is None or built.segments != manifest.segments:
@@ -106,7 +106,7 @@ class Rows:
         rows_at = lambda positions: self._at(manifest, positions)  # noqa: E731
         return ann.nearest_by(self._candidates[1], rows_at, queries, k)
 
-    def _at(self, manifest: store.Manifest, positions: np.ndarray) -> np.ndarray:
+    def _at(self, manifest: Manifest, positions: np.ndarray) -> np.ndarray:
         """Descriptors [n, D] float32 at some positions, which alone are read."""
         found, first = np.empty((len(positions), manifest.dim), np.float32), 0
         for segment in self.segments(manifest):
@@ -116,7 +116,7 @@ class Rows:
             first += len(segment)
         return found
 
-    def known(self, manifest: store.Manifest, positions: Sequence[int]) -> dict[int, Known]:
+    def known(self, manifest: Manifest, positions: Sequence[int]) -> dict[int, Known]:
         """What the index knows of images, by their positions; of no other segments than theirs names are read."""
         wanted, found, first = np.unique(np.asarray(positions, np.int64)), {}, 0
         for segment in self.segments(manifest):
@@ -132,7 +132,7 @@ class Rows:
 
 
 def _streamed(
-    segments: Sequence[store.Segment], queries: np.ndarray, k: int
+    segments: Sequence[Segment], queries: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Searches some thousands of rows at a time."""
     scores = np.empty((len(queries), 0), np.float32)

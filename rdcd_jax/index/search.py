@@ -5,14 +5,12 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.embedding.stream import Unreadable, embedded_parts
 from rdcd_jax.images.given import Images, images_of
-from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index import store
 from rdcd_jax.index.ann import build_ann
 from rdcd_jax.index.changes import Changes, find_changes, require_paths
@@ -23,35 +21,21 @@ from rdcd_jax.index.made_by import (
     require_like,
     require_same_model,
 )
-from rdcd_jax.index.places import COLUMNS, HEIGHT, WIDTH, root_of, sizes, whole_path
+from rdcd_jax.index.manifest import DTYPES, MANIFEST, Manifest, read_manifest
+from rdcd_jax.index.matching import PRECISION, Asked, matches_of
+from rdcd_jax.index.places import COLUMNS, root_of, whole_path
 from rdcd_jax.index.queries import Looks, embed_queries
 from rdcd_jax.index.results import Added, Match, Matches, Updated
 from rdcd_jax.index.rows import ENGINES, Rows
+from rdcd_jax.index.segments import Names, Segment
+from rdcd_jax.index.writing import Progress, add_images, listed, moved, update_images
 from rdcd_jax.search.background import BACKGROUND, read_background
 from rdcd_jax.search.scoring import Scoring, scoring_of
 from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.onnx_model import OnnxModel
 
-# Of matches that are reported where no threshold is given.
-PRECISION = 0.9
-# The most that is promised of pages of text and drawings, which resemble each other whatever is on them
-# (experiments/results/documents.json).
-PLAIN_PROBABILITY = 0.5
 # It changes queries with borders alone, and costs the others nothing.
 DEFAULT_VARIANTS = ("trim",)
-# Images that are embedded and put into the index at a time: what a build that is killed has to do again.
-CHUNK = 4096
-Progress = Callable[[int, int], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """What a search asks for; see `Index.search`."""
-
-    k: int
-    threshold: float | None
-    normalised: bool
-    engine: str
 
 
 class Index:
@@ -85,7 +69,7 @@ class Index:
 
     def __init__(self, folder: str | os.PathLike, *, model: str | Model | OnnxModel | None = None):
         self.folder = pathlib.Path(folder)
-        self.manifest = store.read_manifest(self.folder)
+        self.manifest = read_manifest(self.folder)
         self._given = model
         self._rows = Rows(self.folder)
         self.added: Added | None = None
@@ -133,10 +117,10 @@ class Index:
         Raises:
             UserError: for images or a model that cannot be read; there is an index of another model or dtype.
         """
-        if dtype not in store.DTYPES:
-            raise UserError(f"There is no dtype '{dtype}'; use one of {', '.join(store.DTYPES)}.")
+        if dtype not in DTYPES:
+            raise UserError(f"There is no dtype '{dtype}'; use one of {', '.join(DTYPES)}.")
         folder = pathlib.Path(folder)
-        there = store.read_manifest(folder) if (folder / store.MANIFEST).exists() else None
+        there = read_manifest(folder) if (folder / MANIFEST).exists() else None
         embedder = embedder_for(model, there).at_size(image_size)
         if there is not None and there.normalised and not normalised:
             raise UserError(
@@ -186,12 +170,7 @@ class Index:
         """
         found = images_of(images).seen()
         with self._writer() as writer:
-            changes = find_changes(found, list(writer.segments()), writer.manifest.root)
-            added, unreadable = self._embed_into(writer, changes, changes.new, on_progress)
-            sources = [*writer.manifest.sources, *found.sources]
-            writer.change(sources=tuple(dict.fromkeys(sources)))
-        self.manifest = writer.manifest
-        self.added = Added(added, changes.present, unreadable, len(changes.changed))
+            self.added = add_images(writer, self.embedder, found, on_progress)
         return self.added
 
     def changes(self, images: Images | None = None) -> Changes:
@@ -204,10 +183,10 @@ class Index:
             UserError: as `update`.
         """
 
-        def compared(manifest: store.Manifest) -> Changes:
+        def compared(manifest: Manifest) -> Changes:
             segments = self._rows.segments(manifest)
             require_paths(self.folder, segments)
-            return find_changes(self._listed(manifest, images), segments, manifest.root)
+            return find_changes(listed(self.folder, manifest, images), segments, manifest.root)
 
         return store.consistently(self.folder, compared)
 
@@ -226,23 +205,11 @@ class Index:
             UserError: for images or a model that cannot be read, an index that keeps no paths or sources.
         """
         with self._writer() as writer:
-            segments = list(writer.segments())
-            require_paths(self.folder, segments)
-            found = self._listed(writer.manifest, images)
-            changes = find_changes(found, segments, writer.manifest.root)
-            work = sorted([*changes.new, *changes.changed])
-            embedded, unreadable = self._embed_into(writer, changes, work, on_progress)
-            left_out = {each.id for each in unreadable}
-            ids = dict(zip(work, changes.ids(work), strict=True))
-            lost = [changes.stored[i] for i in changes.changed if ids[i] in left_out]
-            removed = writer.remove([*changes.gone, *lost], by="paths") - len(lost)
+            found = listed(self.folder, writer.manifest, images)
+            updated = update_images(writer, self.embedder, found, on_progress)
             if images is not None:
                 writer.change(sources=found.sources)
-        self.manifest = writer.manifest
-        renewed = len(changes.changed) - len(lost)
-        return Updated(
-            embedded - renewed, renewed, removed, changes.present, unreadable, changes.images
-        )
+        return updated
 
     def move(self, root: str | os.PathLike) -> None:
         """Says where the folder lies now that the index's images were below when it was built.
@@ -253,23 +220,8 @@ class Index:
         Raises:
             UserError: the index has no such folder, or there is none at `root`.
         """
-        new = os.path.abspath(root)
-        if not os.path.isdir(new):
-            raise UserError(
-                f"{root}: there is no such folder; name the one that the images lie in."
-            )
         with self._writer() as writer:
-            old = writer.manifest.root
-            if not old:
-                raise UserError(
-                    f"{self.folder} keeps whole paths, since its images had no folder in common; build it again."
-                )
-            sources = [
-                new + each[len(old) :] if each == old or each.startswith(old + os.sep) else each
-                for each in writer.manifest.sources
-            ]
-            writer.change(root=new, sources=tuple(sources))
-        self.manifest = writer.manifest
+            writer.change(**moved(self.folder, writer.manifest, root))
 
     @contextlib.contextmanager
     def _writer(self) -> Iterator[store.Writer]:
@@ -277,55 +229,11 @@ class Index:
             require_same_model(self.folder, writer.manifest, self.embedder)
             if self._given is not None and self.embedder.spec:
                 writer.change(model=self.embedder.spec)
-            yield writer
-
-    def _listed(self, manifest: store.Manifest, images: Images | None) -> ImageSet:
-        if images is None and not manifest.sources:
-            raise UserError(
-                f"{self.folder} does not know what it was built from; name the images that it is to hold."
-            )
-        if images is not None:
-            return images_of(images).seen()
-        try:
-            return images_of(list(manifest.sources)).seen()
-        except UserError as error:
-            raise UserError(
-                f"{self.folder}: what it was built from cannot be listed: {error} If it was moved, say where"
-                " (--root=); or name the images."
-            ) from error
-
-    def _embed_into(
-        self,
-        writer: store.Writer,
-        changes: Changes,
-        positions: Sequence[int],
-        on_progress: Progress | None,
-    ) -> tuple[int, list[Unreadable]]:
-        """Embeds images and puts them in; gives how many, and those that were left out."""
-        embedded, unreadable = 0, []
-        ids = changes.ids(positions)
-        for start in range(0, len(positions), CHUNK):
-            chunk = list(positions[start : start + CHUNK])
-            names = ids[start : start + CHUNK]
-            (part,) = embedded_parts(
-                self.embedder,
-                dataclasses.replace(changes.images.subset(chunk), ids=names),
-                on_progress=lambda done, _, start=start: _report(
-                    on_progress, start + done, len(positions)
-                ),
-            )
-            unreadable += part.unreadable
-            if part.found is None:
-                continue
-            position_of = dict(zip(names, chunk, strict=True))
-            readable = [position_of[name] for name in part.found.ids.tolist()]
-            files = changes.files[readable]
-            files[:, [WIDTH, HEIGHT]] = sizes(changes.images, readable)
-            paths = [changes.stored[i] for i in readable]
-            writer.add(part.found, paths, files, instead_of=set(paths) & changes.known.keys())
-            self.manifest = writer.manifest
-            embedded += len(readable)
-        return embedded, unreadable
+            try:
+                yield writer
+            finally:
+                # Of what was done before an error, too.
+                self.manifest = writer.manifest
 
     def remove(self, ids: Sequence[str]) -> int:
         """Removes images by id; gives how many of them there were."""
@@ -422,7 +330,7 @@ class Index:
             )
         if not len(self):
             # Somebody may have added some since.
-            self.manifest = store.read_manifest(self.folder)
+            self.manifest = read_manifest(self.folder)
         if not len(self):
             raise UserError(f"{self.folder} is empty; add images to it first.")
 
@@ -431,80 +339,30 @@ class Index:
         readable = [name for name in names if name not in left_out]
         if not len(looks.query):
             return Matches([], readable, looks.unreadable)
-        matches = store.consistently(
-            self.folder, lambda manifest: self._matches(manifest, looks, names, asked)
-        )
-        return Matches(_ranked(names, matches, asked.k), readable, looks.unreadable)
 
-    def _matches(
-        self, manifest: store.Manifest, looks: Looks, names: Sequence[str], asked: Asked
-    ) -> list[Match]:
-        """The matches of all queries in no order; of a query and an image the variant that scores best."""
-        # Another index may lie there by now.
-        require_same_model(self.folder, manifest, self.embedder)
-        self.manifest = manifest
-        if not len(manifest):
-            return []
-        scoring = self.scoring(asked.normalised)
-        similarities, positions = self._rows.nearest(
-            manifest, looks.descriptors, asked.k, asked.engine
-        )
-        scores = scoring.scores(similarities, scoring.adjustment(looks.descriptors)[:, None])
-        # Each look is another chance for a likeness.
-        compared = len(manifest) * looks.count
-        if asked.threshold is None:
-            least = {n: scoring.threshold(PRECISION, n) for n in set(compared.tolist())}
-            floor = np.asarray([least[n] for n in compared.tolist()], float)
-        else:
-            floor = np.full(len(compared), asked.threshold)
-        # Without a calibration the floor is NaN, and nothing lies below it but what an approximate search lacks.
-        row, column = np.nonzero(~(scores < floor[:, None]) & np.isfinite(similarities))
-        query, position = looks.query[row], positions[row, column]
-        order = np.lexsort((-scores[row, column], position, query))
-        pair = np.stack([query, position])[:, order]
-        first = np.r_[True, (pair[:, 1:] != pair[:, :-1]).any(axis=0)][: len(order)]
-        row, column = row[order[first]], column[order[first]]
-        known = self._rows.known(manifest, positions[row, column])
-        probabilities = scoring.probability(scores[row, column], compared[row])
-        found = zip(
-            looks.query[row].tolist(),
-            positions[row, column].tolist(),
-            scores[row, column].tolist(),
-            similarities[row, column].tolist(),
-            (
-                _capped(probability, int(query) in looks.plain)
-                for query, probability in zip(looks.query[row], probabilities, strict=True)
-            ),
-            row.tolist(),
-            strict=True,
-        )
-        return [
-            Match(
-                names[query],
-                known[position].id,
-                known[position].path,
-                score,
-                similarity,
-                probability,
-                looks.variant[i],
-                *known[position][2:],
-            )
-            for query, position, score, similarity, probability, i in found
-        ]
+        def matched(manifest: Manifest) -> list[Match]:
+            # Another index may lie there by now.
+            require_same_model(self.folder, manifest, self.embedder)
+            self.manifest = manifest
+            scoring = self.scoring(asked.normalised)
+            return matches_of(self._rows, manifest, scoring, looks, names, asked)
 
-    def contents(self) -> store.Segment:
+        matches = store.consistently(self.folder, matched)
+        return Matches(matches, readable, looks.unreadable)
+
+    def contents(self) -> Segment:
         """All images and descriptors as one segment, with whole paths; descriptors are in memory, as float32."""
 
-        def read(manifest: store.Manifest) -> store.Segment:
+        def read(manifest: Manifest) -> Segment:
             self.manifest = manifest
             found = self._rows.segments(manifest)
             files = [np.empty((0, COLUMNS), np.int64), *(each.files for each in found)]
-            names = store.Names(
+            names = Names(
                 tuple(name for each in found for name in each.ids),
                 tuple(whole_path(path, manifest.root) for each in found for path in each.paths),
                 np.concatenate(files),
             )
-            return store.Segment(self._rows.whole(manifest), None, lambda: names)
+            return Segment(self._rows.whole(manifest), None, lambda: names)
 
         return store.consistently(self.folder, read)
 
@@ -550,27 +408,3 @@ class Index:
         return store.consistently(
             self.folder, lambda manifest: self._rows.nearest(manifest, queries, k)
         )
-
-
-def _capped(probability: float | None, is_plain: bool) -> float | None:
-    """A match's probability; of a page or a drawing no more than was measured for these."""
-    return (
-        min(probability, PLAIN_PROBABILITY) if is_plain and probability is not None else probability
-    )
-
-
-def _report(on_progress: Progress | None, done: int, total: int) -> None:
-    if on_progress is not None:
-        on_progress(done, total)
-
-
-def _ranked(queries: Sequence[str], matches: Sequence[Match], k: int) -> list[Match]:
-    """Query by query in their order, best first, at most k of each."""
-    of: dict[str, list[Match]] = {query: [] for query in queries}
-    for match in matches:
-        of[match.query].append(match)
-    return [
-        match
-        for query in queries
-        for match in sorted(of[query], key=lambda match: (-match.score, match.reference))[:k]
-    ]

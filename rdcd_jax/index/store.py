@@ -14,230 +14,33 @@ nothing else. A reader that misses a segment and finds another manifest begins a
 
 import contextlib
 import dataclasses
-import fcntl
-import functools
-import json
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import flush, write_aside, write_json
+from rdcd_jax.core.locks import held
 from rdcd_jax.embedding.descriptors import Descriptors, require_usable
-from rdcd_jax.index.places import COLUMNS
+from rdcd_jax.index.manifest import AGAIN, FORMAT, MANIFEST, Manifest, read_manifest
+from rdcd_jax.index.segments import (
+    SEGMENTS,
+    Segment,
+    files_of,
+    joined,
+    own_files,
+    read_segment,
+    stored,
+    write_segment,
+)
 from rdcd_jax.search.background import BACKGROUND, write_background
-from rdcd_jax.search.int8 import quantised
 
-FORMAT = 6
-# Format 3, of version 0.1, has no score normalisation; formats 3 and 4 have no paths, 5 nothing else of the files.
-READS = (3, 4, 5, FORMAT)
-MANIFEST, SEGMENTS, LOCK = "index.json", "segments", "lock"
-DTYPES = ("float32", "float16", "int8")
+LOCK = "lock"
 # Rows of a full segment: what a removal writes again.
 FULL = 65_536
 T = TypeVar("T")
-# Names of segments' files, unfinished ones included.
-_OWN = re.compile(r"\.?\d{6,}\.(rows|scales|files|ids)(-\w+)?\.(npy|json)")
-# The way out of damage: a build goes on with the index that it finds.
-AGAIN = "delete that folder and build the index again"
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """What an index is and holds.
-
-    Attributes:
-        model: the model's spec, as `load_model` takes it.
-        fingerprint: what tells its weights from others.
-        image_size: side of the images that were embedded.
-        dim: D.
-        dtype: one of `DTYPES`.
-        calibration: what tells what a score means, see `calibration.read_calibration`; None where there is none.
-        normalised: whether scores are normalised by the background.
-        root: the folder that paths below it are kept from; empty for none.
-        sources: what was indexed, for `Index.update`.
-        segments: (number, rows) of each, in the index's order.
-        next: the number that the next segment gets; none is used twice.
-    """
-
-    model: str
-    fingerprint: str
-    image_size: int
-    dim: int
-    dtype: str
-    calibration: dict | None = None
-    normalised: bool = False
-    root: str = ""
-    sources: tuple[str, ...] = ()
-    segments: tuple[tuple[int, int], ...] = ()
-    next: int = 0
-
-    def __len__(self) -> int:
-        return sum(rows for _, rows in self.segments)
-
-
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """Some of an index's images.
-
-    Attributes:
-        rows: [n, D] as stored; mapped from the file, not read.
-        scales: [n] float32 of int8, else None.
-        names: gives what is known of the images, which is only read where it is asked for.
-    """
-
-    rows: np.ndarray
-    scales: np.ndarray | None
-    names: Callable[[], "Names"]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @functools.cached_property
-    def _named(self) -> "Names":
-        return self.names()
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """n ids."""
-        return self._named.ids
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """n paths as they are stored, see `places.whole_path`; empty texts in indexes of version 0.1."""
-        return self._named.paths
-
-    @property
-    def files(self) -> np.ndarray:
-        """[n, 4] int64, see `places.stamps`."""
-        return self._named.files
-
-    def descriptors(self, part: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """[n, D] float32, or some of these; of int8 rounded to the nearest of 255 levels of each row."""
-        rows = np.asarray(self.rows[part], np.float32)
-        return rows if self.scales is None else rows * self.scales[part, None]
-
-    def copy_to(self, out: np.ndarray) -> None:
-        """Writes all descriptors to [n, D] float32, without another copy of them."""
-        if self.scales is None:
-            out[:] = self.rows
-        else:
-            np.multiply(self.rows, self.scales[:, None], out=out)
-
-    def kept(self, keep: np.ndarray) -> "Segment":
-        """The images where `keep` [n] is true."""
-        ids, paths = (
-            tuple(np.asarray(each, object)[keep].tolist()) for each in (self.ids, self.paths)
-        )
-        names = Names(ids, paths, self.files[keep])
-        scales = None if self.scales is None else self.scales[keep]
-        return Segment(self.rows[keep], scales, lambda: names)
-
-
-class Names(NamedTuple):
-    """What is known of n images; see `Segment`."""
-
-    ids: tuple[str, ...]
-    paths: tuple[str, ...]
-    files: np.ndarray
-
-
-def read_manifest(folder: pathlib.Path) -> Manifest:
-    """Reads what an index is.
-
-    Raises:
-        UserError: there is none, a damaged one, or one of a later format.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise UserError(
-            f"{folder} is not an index: it has no {MANIFEST}; make one by `rdcd-jax index build`."
-        )
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        version = stored.pop("format")
-        if version not in READS:
-            raise UserError(
-                f"{path} is of format {version}, and this version of rdcd-jax reads"
-                f" {', '.join(map(str, READS))}; use the version that wrote it, or {AGAIN}."
-            )
-        segments = tuple((int(number), int(rows)) for number, rows in stored.pop("segments"))
-        sources = stored.pop("sources", [])
-        if not isinstance(sources, list) or not all(isinstance(each, str) for each in sources):
-            raise ValueError("its sources are no list of texts")
-        manifest = Manifest(**stored, sources=tuple(sources), segments=segments)
-        texts = (manifest.model, manifest.fingerprint, manifest.root)
-        sound = all(isinstance(text, str) for text in texts)
-        sound = sound and isinstance(manifest.calibration, dict | None)
-        sound = sound and manifest.dtype in DTYPES and manifest.dim > 0 and manifest.image_size > 0
-        sound = sound and all(rows > 0 and number < manifest.next for number, rows in segments)
-        if not sound:
-            raise ValueError("its fields contradict each other")
-    except UserError:
-        raise
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise UserError(f"{path} is damaged ({error}); {AGAIN}.") from error
-    return manifest
-
-
-def read_segment(folder: pathlib.Path, manifest: Manifest, position: int) -> Segment:
-    """Reads the segment at a place of the manifest; the rows are mapped.
-
-    Raises:
-        UserError: a file is missing, cut short, or of another shape than the manifest says.
-    """
-    number, count = manifest.segments[position]
-    paths = _paths(folder, number)
-    with _damage_named(paths["rows"], number):
-        rows = np.load(paths["rows"], mmap_mode="r", allow_pickle=False)
-        scales = None
-        if manifest.dtype == "int8":
-            scales = np.load(paths["scales"], allow_pickle=False)
-        if (
-            rows.shape != (count, manifest.dim)
-            or rows.dtype != manifest.dtype
-            or (scales is not None and scales.shape != (count,))
-            or not paths["ids"].is_file()
-        ):
-            raise ValueError(
-                f"it does not hold {count} rows of {manifest.dim} dimensions in {manifest.dtype}, or has no ids"
-            )
-    return Segment(rows, scales, lambda: _read_names(paths, number, count))
-
-
-def _read_names(paths: dict[str, pathlib.Path], number: int, count: int) -> Names:
-    with _damage_named(paths["rows"], number):
-        ids = json.loads(paths["ids"].read_text(encoding="utf-8"))
-        where = [""] * len(ids)
-        if isinstance(ids, dict):
-            ids, where = ids["ids"], ids["paths"]
-        files = np.zeros((len(ids), COLUMNS), np.int64)
-        if paths["files"].exists():
-            files = np.load(paths["files"], allow_pickle=False)
-        if not len(ids) == len(where) == count or files.shape != (count, COLUMNS):
-            raise ValueError(f"it does not name {count} images")
-        return Names(tuple(map(str, ids)), tuple(map(str, where)), files)
-
-
-@contextlib.contextmanager
-def _damage_named(path: pathlib.Path, number: int) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        # Damaged files make numpy and json raise nearly anything.
-        raise UserError(
-            f"{path}: segment {number} of the index is missing or damaged ({error}); {AGAIN}."
-        ) from error
 
 
 def consistently(folder: pathlib.Path, read: Callable[[Manifest], T]) -> T:
@@ -278,15 +81,10 @@ def writer(
         folder.mkdir(parents=True, exist_ok=True)
     elif not (folder / MANIFEST).is_file():
         read_manifest(folder)
-    with open(folder / LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another process is changing this index; wait until it has ended."
-            ) from None
+    busy = f"{folder}: another process is changing this index; wait until it has ended."
+    with held(folder / LOCK, busy):
         fresh = new is not None and not (folder / MANIFEST).exists()
-        if fresh and any(_own_files(folder)):
+        if fresh and any(own_files(folder)):
             raise UserError(
                 f"{folder} holds segments of an index, but no {MANIFEST}; bring that back, or {AGAIN}."
             )
@@ -333,16 +131,16 @@ class Writer:
                 f" {found.descriptors.shape[1]}; embed the images with {self.manifest.model}."
             )
         require_usable(found.ids, found.descriptors, found.model)
-        fresh = _stored(found, paths, files, self.manifest.dtype)
+        fresh = stored(found, paths, files, self.manifest.dtype)
         kept, _ = self._without(instead_of, "paths")
         segments, number = list(kept.segments), kept.next
         if segments and segments[-1][1] < FULL:
             last = read_segment(self.folder, kept, len(segments) - 1)
             segments.pop()
-            fresh = _joined(last, fresh)
+            fresh = joined(last, fresh)
         for start in range(0, len(fresh), FULL):
             part = fresh.kept(np.arange(len(fresh)) // FULL == start // FULL)
-            self._write(number, part)
+            write_segment(self.folder, number, part)
             segments.append((number, len(part)))
             number += 1
         self._publish(dataclasses.replace(kept, segments=tuple(segments), next=number))
@@ -371,26 +169,10 @@ class Writer:
                 continue
             removed += int((~keep).sum())
             if keep.any():
-                self._write(number, segment.kept(keep))
+                write_segment(self.folder, number, segment.kept(keep))
                 segments.append((number, int(keep.sum())))
                 number += 1
         return dataclasses.replace(self.manifest, segments=tuple(segments), next=number), removed
-
-    def _write(self, number: int, segment: Segment) -> None:
-        paths = _paths(self.folder, number)
-        with write_aside(paths["rows"]) as aside:
-            np.save(aside, segment.rows)
-        if segment.scales is not None:
-            with write_aside(paths["scales"]) as aside:
-                np.save(aside, segment.scales)
-        with write_aside(paths["files"]) as aside:
-            np.save(aside, segment.files)
-        with write_aside(paths["ids"]) as aside:
-            names = {"ids": segment.ids, "paths": segment.paths}
-            text = json.dumps(names, ensure_ascii=False, separators=(",", ":"))
-            # In a JSON text this is how bytes of a path that are no text come back as they were.
-            aside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        flush(*(path for path in paths.values() if path.exists()))
 
     def _publish(self, manifest: Manifest) -> None:
         path = self.folder / MANIFEST
@@ -405,10 +187,10 @@ class Writer:
         named = {
             path.name
             for number, _ in manifest.segments
-            for path in _paths(self.folder, number).values()
+            for path in files_of(self.folder, number).values()
         }
         # Also what a killed writer left.
-        for path in _own_files(self.folder):
+        for path in own_files(self.folder):
             if path.name not in named:
                 path.unlink()
 
@@ -416,43 +198,3 @@ class Writer:
 def index_bytes(folder: pathlib.Path) -> int:
     """Bytes of all the index's files."""
     return sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
-
-
-def _own_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files of all segments; whatever else lies there is not ours."""
-    segments = folder / SEGMENTS
-    there = segments.iterdir() if segments.is_dir() else ()
-    return [path for path in there if _OWN.fullmatch(path.name)]
-
-
-def _paths(folder: pathlib.Path, number: int) -> dict[str, pathlib.Path]:
-    stem = folder / SEGMENTS / f"{number:06d}"
-    return {
-        "rows": stem.with_suffix(".rows.npy"),
-        "scales": stem.with_suffix(".scales.npy"),
-        "files": stem.with_suffix(".files.npy"),
-        "ids": stem.with_suffix(".ids.json"),
-    }
-
-
-def _stored(
-    found: Descriptors, paths: Sequence[str], files: np.ndarray | None, dtype: str
-) -> Segment:
-    rows = np.asarray(found.descriptors, np.float32)
-    if files is None:
-        files = np.zeros((len(rows), COLUMNS), np.int64)
-    stored, scales = quantised(rows) if dtype == "int8" else (rows.astype(dtype), None)
-    names = Names(tuple(found.ids.tolist()), tuple(paths), files)
-    return Segment(stored, scales, lambda: names)
-
-
-def _joined(first: Segment, second: Segment) -> Segment:
-    scales = None
-    if first.scales is not None:
-        scales = np.concatenate([first.scales, second.scales])
-    names = Names(
-        first.ids + second.ids,
-        first.paths + second.paths,
-        np.concatenate([first.files, second.files]),
-    )
-    return Segment(np.concatenate([first.rows, second.rows]), scales, lambda: names)

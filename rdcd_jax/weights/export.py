@@ -8,10 +8,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 import onnx
-import safetensors.numpy
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import require_writable, write_aside
+from rdcd_jax.core.tensors import write_tensors
 from rdcd_jax.models.descriptor import normalize_images
 from rdcd_jax.weights import convert
 from rdcd_jax.weights.library import model_card
@@ -78,7 +78,7 @@ def write_safetensors(model: Model, path: pathlib.Path) -> None:
     The metadata hold the model's card, so that the file is also a model here.
     """
     tensors = convert.to_torch(model.module, model.network)
-    safetensors.numpy.save_file(tensors, path, {CARD: json.dumps(model_card(model))})
+    write_tensors(path, tensors, {CARD: json.dumps(model_card(model))})
 
 
 def write_onnx(model: Model, path: pathlib.Path) -> None:

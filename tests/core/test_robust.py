@@ -19,7 +19,7 @@ from rdcd_jax.core.files import write_aside, write_text
 from rdcd_jax.core.locks import held
 from rdcd_jax.core.tensors import write_tensors
 from rdcd_jax.images import pack
-from rdcd_jax.index import store
+from rdcd_jax.index.segments import _OWN
 
 
 def test_leftovers_of_killed_runs_are_removed(tmp_path, monkeypatch):
@@ -44,7 +44,7 @@ def test_leftovers_of_killed_runs_are_removed(tmp_path, monkeypatch):
     assert left == kept | {"out.npz"}
     # An index's segments and packed shards know such names as their own.
     name = f".000012.rows-{here}_77_abcd1234.npy"
-    assert store._OWN.fullmatch(name) and pack._is_left(tmp_path / f".pictures-{here}_7_abcd1234")
+    assert _OWN.fullmatch(name) and pack._is_left(tmp_path / f".pictures-{here}_7_abcd1234")
 
 
 def test_a_full_disk_names_the_file(tmp_path, monkeypatch):

@@ -16,9 +16,11 @@ from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import Descriptors
 from rdcd_jax.embedding.stream import Embedder
-from rdcd_jax.index import Index, store
+from rdcd_jax.index import Index, rows, store
 from rdcd_jax.index.groups import groups_of
+from rdcd_jax.index.manifest import FORMAT, MANIFEST, Manifest, read_manifest
 from rdcd_jax.index.results import Added
+from rdcd_jax.index.segments import SEGMENTS, read_segment
 from rdcd_jax.search import backends as exact_search
 from rdcd_jax.search.calibration import Calibration
 
@@ -45,7 +47,7 @@ def embedded(count, prefix="a", seed=0):
 
 
 def new(dtype="float32"):
-    return store.Manifest("none", "none", 32, DIM, dtype)
+    return Manifest("none", "none", 32, DIM, dtype)
 
 
 def filled(folder, *parts, dtype="float32"):
@@ -56,8 +58,8 @@ def filled(folder, *parts, dtype="float32"):
 
 
 def everything(folder):
-    manifest = store.read_manifest(folder)
-    segments = [store.read_segment(folder, manifest, i) for i in range(len(manifest.segments))]
+    manifest = read_manifest(folder)
+    segments = [read_segment(folder, manifest, i) for i in range(len(manifest.segments))]
     ids = [name for segment in segments for name in segment.ids]
     return ids, np.concatenate([segment.descriptors() for segment in segments])
 
@@ -74,22 +76,22 @@ def test_rows_come_back_as_precise_as_their_dtype(dtype, tolerance, tmp_path, mo
     expected = np.concatenate([first.descriptors, second.descriptors])
     np.testing.assert_allclose(rows, expected, rtol=0, atol=tolerance)
     # The last segment is filled up before another begins.
-    assert [rows for _, rows in store.read_manifest(tmp_path / "x").segments] == [7, 7, 5]
+    assert [rows for _, rows in read_manifest(tmp_path / "x").segments] == [7, 7, 5]
 
 
 def test_removal_writes_only_what_it_must(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "FULL", 5)
     folder = filled(tmp_path / "x", embedded(15))
-    before = store.read_manifest(folder).segments
+    before = read_manifest(folder).segments
     with store.writer(folder) as writer:
         assert writer.remove(["a6", "nosuch", "a10", "a11", "a12", "a13", "a14"]) == 6
-    after = store.read_manifest(folder).segments
+    after = read_manifest(folder).segments
     assert after[0] == before[0] and after[1] == (before[-1][0] + 1, 4) and len(after) == 2
     ids, rows = everything(folder)
     keep = [0, 1, 2, 3, 4, 5, 7, 8, 9]
     assert ids == [f"a{i}" for i in keep]
     np.testing.assert_array_equal(rows, embedded(15).descriptors[keep])
-    names = {path.name.partition(".")[0] for path in (folder / store.SEGMENTS).iterdir()}
+    names = {path.name.partition(".")[0] for path in (folder / SEGMENTS).iterdir()}
     assert names == {f"{number:06d}" for number, _ in after}
 
 
@@ -112,7 +114,7 @@ def test_a_killed_writer_loses_only_what_was_not_in_yet(when, tmp_path, monkeypa
     with store.writer(folder) as writer:
         writer.add(embedded(3, "b", 1), [""] * 3)
     assert everything(folder)[0] == [*(f"a{i}" for i in range(6)), "b0", "b1", "b2"]
-    files = len(list((folder / store.SEGMENTS).iterdir()))
+    files = len(list((folder / SEGMENTS).iterdir()))
     assert files == 3, "what the killed writer left is still there"
 
 
@@ -144,11 +146,11 @@ def test_a_second_writer_is_refused_and_readers_are_not(tmp_path):
 
 
 def damage(folder, how):
-    manifest = folder / store.MANIFEST
+    manifest = folder / MANIFEST
     stored = json.loads(manifest.read_text())
-    rows = next((folder / store.SEGMENTS).glob("*.rows.npy"))
+    rows = next((folder / SEGMENTS).glob("*.rows.npy"))
     if how == "later":
-        manifest.write_text(json.dumps({**stored, "format": store.FORMAT + 1}))
+        manifest.write_text(json.dumps({**stored, "format": FORMAT + 1}))
     elif how == "cut manifest":
         manifest.write_text(manifest.read_text()[:40])
     elif how == "cut rows":
@@ -219,20 +221,20 @@ def test_rows_that_resemble_nothing_are_refused(bad, stored, tmp_path):
 
 def test_only_its_own_files_are_deleted(tmp_path):
     folder = filled(tmp_path / "x", embedded(6))
-    (folder / store.SEGMENTS / "part1.ts").write_text("a film")
-    (folder / store.SEGMENTS / "folder").mkdir()
+    (folder / SEGMENTS / "part1.ts").write_text("a film")
+    (folder / SEGMENTS / "folder").mkdir()
     with store.writer(folder) as writer:
         writer.remove(["a0"])
-    assert (folder / store.SEGMENTS / "part1.ts").exists()
-    (folder / store.MANIFEST).unlink()
+    assert (folder / SEGMENTS / "part1.ts").exists()
+    (folder / MANIFEST).unlink()
     with pytest.raises(UserError, match="holds segments of an index, but no index.json"):
         filled(folder)
-    assert list((folder / store.SEGMENTS).glob("*.rows.npy"))
+    assert list((folder / SEGMENTS).glob("*.rows.npy"))
 
 
 def test_a_reader_begins_again_where_a_writer_was_quicker(tmp_path, monkeypatch):
     index = Index(filled(tmp_path / "x", embedded(6)))
-    read, written = store.read_segment, []
+    read, written = read_segment, []
 
     def slow(*args):
         if not written:
@@ -240,7 +242,7 @@ def test_a_reader_begins_again_where_a_writer_was_quicker(tmp_path, monkeypatch)
             filled(tmp_path / "x", embedded(4, "b", 1))
         return read(*args)
 
-    monkeypatch.setattr(store, "read_segment", slow)
+    monkeypatch.setattr(rows, "read_segment", slow)
     assert index.nearest(unit_rows(2, seed=2), 99)[0].shape == (2, 10)
 
 

@@ -1,21 +1,10 @@
 """A gallery in a headless Chromium: filters, the list of paths, names from anywhere, phones and both schemes."""
 
 import pytest
-from browser_support import CHROMIUM, DRIVER, opened_browser
 from PIL import Image
 from report_support import HOSTILE
 
 from rdcd_jax.report.gallery import Figure, Section, write_gallery
-
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="there is no Chromium with its ChromeDriver"
-)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with opened_browser() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

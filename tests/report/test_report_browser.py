@@ -4,23 +4,13 @@ import io
 
 import numpy as np
 import pytest
-from browser_support import CHROMIUM, DRIVER, opened_browser
 from PIL import Image
 from report_support import HOSTILE, HOSTILE_EDIT, evaluate, save_images
 
 from rdcd_jax.report.page import write_report
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="there is no Chromium with its ChromeDriver"
-)
 ENTER, RIGHT, DOWN = "\ue007", "\ue014", "\ue015"
 PHONE, DESKTOP = (390, 800), (1280, 900)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with opened_browser() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

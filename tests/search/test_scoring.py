@@ -9,8 +9,9 @@ from toy import make_export, make_images
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.index import Index, store
+from rdcd_jax.index import Index
 from rdcd_jax.index.duplicates import groups_of
+from rdcd_jax.index.manifest import MANIFEST
 from rdcd_jax.search import backends as exact_search
 from rdcd_jax.search.background import BACKGROUND, read_background, write_background
 from rdcd_jax.search.calibration import Calibration
@@ -146,7 +147,7 @@ def test_a_damaged_background_is_reported(model, tmp_path):
 def test_an_index_of_version_0_1_is_searched_and_grown(model, tmp_path):
     images = make_images(tmp_path / "pictures", 4)
     Index.build(tmp_path / "x", images, model=model, normalised=False)
-    path = tmp_path / "x" / store.MANIFEST
+    path = tmp_path / "x" / MANIFEST
     stored = json.loads(path.read_text())
     del stored["normalised"]
     old = {name: stored["calibration"][name] for name in ("offset", "exponent", "references")}

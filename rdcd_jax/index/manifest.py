@@ -1,0 +1,94 @@
+"""What an index is and holds, as its `index.json` says."""
+
+import dataclasses
+import json
+import pathlib
+
+from rdcd_jax.core.errors import UserError
+
+FORMAT = 6
+# Format 3, of version 0.1, has no score normalisation; formats 3 and 4 have no paths, 5 nothing else of the files.
+READS = (3, 4, 5, FORMAT)
+MANIFEST = "index.json"
+DTYPES = ("float32", "float16", "int8")
+# The way out of damage: a build goes on with the index that it finds.
+AGAIN = "delete that folder and build the index again"
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What an index is and holds.
+
+    Attributes:
+        model: the model's spec, as `load_model` takes it.
+        fingerprint: what tells its weights from others.
+        image_size: side of the images that were embedded.
+        dim: D.
+        dtype: one of `DTYPES`.
+        calibration: what tells what a score means, see `calibration.read_calibration`; None where there is none.
+        normalised: whether scores are normalised by the background.
+        root: the folder that paths below it are kept from; empty for none.
+        sources: what was indexed, for `Index.update`.
+        segments: (number, rows) of each, in the index's order.
+        next: the number that the next segment gets; none is used twice.
+    """
+
+    model: str
+    fingerprint: str
+    image_size: int
+    dim: int
+    dtype: str
+    calibration: dict | None = None
+    normalised: bool = False
+    root: str = ""
+    sources: tuple[str, ...] = ()
+    segments: tuple[tuple[int, int], ...] = ()
+    next: int = 0
+
+    def __len__(self) -> int:
+        return sum(rows for _, rows in self.segments)
+
+
+def read_manifest(folder: pathlib.Path) -> Manifest:
+    """Reads what an index is.
+
+    Raises:
+        UserError: there is none, a damaged one, or one of a later format.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is not an index: it has no {MANIFEST}; make one by `rdcd-jax index build`."
+        )
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        version = stored.pop("format")
+        if version not in READS:
+            raise UserError(
+                f"{path} is of format {version}, and this version of rdcd-jax reads"
+                f" {', '.join(map(str, READS))}; use the version that wrote it, or {AGAIN}."
+            )
+        segments = tuple((int(number), int(rows)) for number, rows in stored.pop("segments"))
+        sources = stored.pop("sources", [])
+        if not isinstance(sources, list) or not all(isinstance(each, str) for each in sources):
+            raise ValueError("its sources are no list of texts")
+        manifest = Manifest(**stored, sources=tuple(sources), segments=segments)
+        texts = (manifest.model, manifest.fingerprint, manifest.root)
+        sound = all(isinstance(text, str) for text in texts)
+        sound = sound and isinstance(manifest.calibration, dict | None)
+        sound = sound and manifest.dtype in DTYPES and manifest.dim > 0 and manifest.image_size > 0
+        sound = sound and all(rows > 0 and number < manifest.next for number, rows in segments)
+        if not sound:
+            raise ValueError("its fields contradict each other")
+    except UserError:
+        raise
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise UserError(f"{path} is damaged ({error}); {AGAIN}.") from error
+    return manifest

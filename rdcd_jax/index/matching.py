@@ -1,0 +1,100 @@
+"""From the nearest rows of an index to matches: what is reported of each query."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from rdcd_jax.index.manifest import Manifest
+from rdcd_jax.index.queries import Looks
+from rdcd_jax.index.results import Match
+from rdcd_jax.index.rows import Rows
+from rdcd_jax.search.scoring import Scoring
+
+# Of matches that are reported where no threshold is given.
+PRECISION = 0.9
+# The most that is promised of pages of text and drawings, which resemble each other whatever is on them
+# (experiments/results/documents.json).
+PLAIN_PROBABILITY = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a search asks for; see `Index.search`."""
+
+    k: int
+    threshold: float | None
+    normalised: bool
+    engine: str
+
+
+def matches_of(
+    rows: Rows,
+    manifest: Manifest,
+    scoring: Scoring,
+    looks: Looks,
+    names: Sequence[str],
+    asked: Asked,
+) -> list[Match]:
+    """The matches, query by query in their order, best first, at most `asked.k` of each.
+
+    Args:
+        rows: of the index.
+        manifest: which of its segments count.
+        scoring: see `Index.scoring`.
+        looks: what is searched.
+        names: the queries' ids.
+        asked: what is asked for.
+    """
+    if not len(manifest):
+        return []
+    similarities, positions = rows.nearest(manifest, looks.descriptors, asked.k, asked.engine)
+    scores = scoring.scores(similarities, scoring.adjustment(looks.descriptors)[:, None])
+    # Each look is another chance for a likeness.
+    compared = len(manifest) * looks.count
+    least = _least(scoring, compared, asked.threshold)
+    # Without a calibration that is NaN, and nothing lies below it but what an approximate search lacks.
+    look, column = np.nonzero(~(scores < least[:, None]) & np.isfinite(similarities))
+    best = _best(looks.query[look], positions[look, column], scores[look, column])
+    look, column = look[best], column[best]
+    probabilities = scoring.probability(scores[look, column], compared[look])
+    known = rows.known(manifest, positions[look, column])
+    found: dict[str, list[Match]] = {name: [] for name in names}
+    for i, j, probability in zip(look.tolist(), column.tolist(), probabilities, strict=True):
+        query = int(looks.query[i])
+        if probability is not None and query in looks.plain:
+            probability = min(probability, PLAIN_PROBABILITY)
+        image = known[int(positions[i, j])]
+        score, similarity = float(scores[i, j]), float(similarities[i, j])
+        match = Match(
+            names[query],
+            image.id,
+            image.path,
+            score,
+            similarity,
+            probability,
+            looks.variant[i],
+            *image[2:],
+        )
+        found[names[query]].append(match)
+    return [
+        match
+        for of_query in found.values()
+        for match in sorted(of_query, key=lambda match: (-match.score, match.reference))[: asked.k]
+    ]
+
+
+def _least(scoring: Scoring, compared: np.ndarray, threshold: float | None) -> np.ndarray:
+    """The score from which on matches of each look are reported; NaN where nothing tells."""
+    if threshold is not None:
+        return np.full(len(compared), threshold)
+    known = {count: scoring.threshold(PRECISION, count) for count in set(compared.tolist())}
+    return np.asarray([known[count] for count in compared.tolist()], float)
+
+
+def _best(queries: np.ndarray, positions: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Of each pair of a query and an image the place where it scores best."""
+    order = np.lexsort((-scores, positions, queries))
+    pairs = np.stack([queries, positions])[:, order]
+    is_first = np.r_[True, (pairs[:, 1:] != pairs[:, :-1]).any(axis=0)][: len(order)]
+    return order[is_first]

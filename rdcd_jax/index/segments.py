@@ -1,0 +1,200 @@
+"""Segments: some of an index's images, in files that are never changed; see `store`."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.files import flush, write_aside
+from rdcd_jax.embedding.descriptors import Descriptors
+from rdcd_jax.index.manifest import AGAIN, Manifest
+from rdcd_jax.index.places import COLUMNS
+from rdcd_jax.search.int8 import quantised
+
+SEGMENTS = "segments"
+# Names of segments' files, unfinished ones included.
+_OWN = re.compile(r"\.?\d{6,}\.(rows|scales|files|ids)(-\w+)?\.(npy|json)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Some of an index's images.
+
+    Attributes:
+        rows: [n, D] as stored; mapped from the file, not read.
+        scales: [n] float32 of int8, else None.
+        names: gives what is known of the images, which is only read where it is asked for.
+    """
+
+    rows: np.ndarray
+    scales: np.ndarray | None
+    names: Callable[[], "Names"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @functools.cached_property
+    def _named(self) -> "Names":
+        return self.names()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """n ids."""
+        return self._named.ids
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """n paths as they are stored, see `places.whole_path`; empty texts in indexes of version 0.1."""
+        return self._named.paths
+
+    @property
+    def files(self) -> np.ndarray:
+        """[n, 4] int64, see `places.stamps`."""
+        return self._named.files
+
+    def descriptors(self, part: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """[n, D] float32, or some of these; of int8 rounded to the nearest of 255 levels of each row."""
+        rows = np.asarray(self.rows[part], np.float32)
+        return rows if self.scales is None else rows * self.scales[part, None]
+
+    def copy_to(self, out: np.ndarray) -> None:
+        """Writes all descriptors to [n, D] float32, without another copy of them."""
+        if self.scales is None:
+            out[:] = self.rows
+        else:
+            np.multiply(self.rows, self.scales[:, None], out=out)
+
+    def kept(self, keep: np.ndarray) -> "Segment":
+        """The images where `keep` [n] is true."""
+        ids, paths = (
+            tuple(np.asarray(each, object)[keep].tolist()) for each in (self.ids, self.paths)
+        )
+        names = Names(ids, paths, self.files[keep])
+        scales = None if self.scales is None else self.scales[keep]
+        return Segment(self.rows[keep], scales, lambda: names)
+
+
+class Names(NamedTuple):
+    """What is known of n images; see `Segment`."""
+
+    ids: tuple[str, ...]
+    paths: tuple[str, ...]
+    files: np.ndarray
+
+
+def read_segment(folder: pathlib.Path, manifest: Manifest, position: int) -> Segment:
+    """Reads the segment at a place of the manifest; the rows are mapped.
+
+    Raises:
+        UserError: a file is missing, cut short, or of another shape than the manifest says.
+    """
+    number, count = manifest.segments[position]
+    paths = files_of(folder, number)
+    with _damage_named(paths["rows"], number):
+        rows = np.load(paths["rows"], mmap_mode="r", allow_pickle=False)
+        scales = None
+        if manifest.dtype == "int8":
+            scales = np.load(paths["scales"], allow_pickle=False)
+        if (
+            rows.shape != (count, manifest.dim)
+            or rows.dtype != manifest.dtype
+            or (scales is not None and scales.shape != (count,))
+            or not paths["ids"].is_file()
+        ):
+            raise ValueError(
+                f"it does not hold {count} rows of {manifest.dim} dimensions in {manifest.dtype}, or has no ids"
+            )
+    return Segment(rows, scales, lambda: _read_names(paths, number, count))
+
+
+def _read_names(paths: dict[str, pathlib.Path], number: int, count: int) -> Names:
+    with _damage_named(paths["rows"], number):
+        ids = json.loads(paths["ids"].read_text(encoding="utf-8"))
+        where = [""] * len(ids)
+        if isinstance(ids, dict):
+            ids, where = ids["ids"], ids["paths"]
+        files = np.zeros((len(ids), COLUMNS), np.int64)
+        if paths["files"].exists():
+            files = np.load(paths["files"], allow_pickle=False)
+        if not len(ids) == len(where) == count or files.shape != (count, COLUMNS):
+            raise ValueError(f"it does not name {count} images")
+        return Names(tuple(map(str, ids)), tuple(map(str, where)), files)
+
+
+@contextlib.contextmanager
+def _damage_named(path: pathlib.Path, number: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # Damaged files make numpy and json raise nearly anything.
+        raise UserError(
+            f"{path}: segment {number} of the index is missing or damaged ({error}); {AGAIN}."
+        ) from error
+
+
+def write_segment(folder: pathlib.Path, number: int, segment: Segment) -> None:
+    """Writes a segment's files, whole and flushed."""
+    paths = files_of(folder, number)
+    with write_aside(paths["rows"]) as aside:
+        np.save(aside, segment.rows)
+    if segment.scales is not None:
+        with write_aside(paths["scales"]) as aside:
+            np.save(aside, segment.scales)
+    with write_aside(paths["files"]) as aside:
+        np.save(aside, segment.files)
+    with write_aside(paths["ids"]) as aside:
+        names = {"ids": segment.ids, "paths": segment.paths}
+        text = json.dumps(names, ensure_ascii=False, separators=(",", ":"))
+        # In a JSON text this is how bytes of a path that are no text come back as they were.
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+    flush(*(path for path in paths.values() if path.exists()))
+
+
+def own_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of all segments; whatever else lies there is not ours."""
+    segments = folder / SEGMENTS
+    there = segments.iterdir() if segments.is_dir() else ()
+    return [path for path in there if _OWN.fullmatch(path.name)]
+
+
+def files_of(folder: pathlib.Path, number: int) -> dict[str, pathlib.Path]:
+    """Where a segment's rows, scales, files and ids lie."""
+    stem = folder / SEGMENTS / f"{number:06d}"
+    return {
+        "rows": stem.with_suffix(".rows.npy"),
+        "scales": stem.with_suffix(".scales.npy"),
+        "files": stem.with_suffix(".files.npy"),
+        "ids": stem.with_suffix(".ids.json"),
+    }
+
+
+def stored(
+    found: Descriptors, paths: Sequence[str], files: np.ndarray | None, dtype: str
+) -> Segment:
+    """New descriptors as a segment; see `Writer.add`."""
+    rows = np.asarray(found.descriptors, np.float32)
+    if files is None:
+        files = np.zeros((len(rows), COLUMNS), np.int64)
+    stored, scales = quantised(rows) if dtype == "int8" else (rows.astype(dtype), None)
+    names = Names(tuple(found.ids.tolist()), tuple(paths), files)
+    return Segment(stored, scales, lambda: names)
+
+
+def joined(first: Segment, second: Segment) -> Segment:
+    """Two segments as one."""
+    scales = None
+    if first.scales is not None:
+        scales = np.concatenate([first.scales, second.scales])
+    names = Names(
+        first.ids + second.ids,
+        first.paths + second.paths,
+        np.concatenate([first.files, second.files]),
+    )
+    return Segment(np.concatenate([first.rows, second.rows]), scales, lambda: names)

@@ -1,0 +1,122 @@
+"""What changes an index: images that are added, embedded anew, dropped or moved."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+from rdcd_jax.core.errors import UserError
+from rdcd_jax.embedding.stream import Unreadable, embedded_parts
+from rdcd_jax.images.given import Images, images_of
+from rdcd_jax.images.sources import ImageSet
+from rdcd_jax.index import store
+from rdcd_jax.index.changes import Changes, find_changes, require_paths
+from rdcd_jax.index.manifest import Manifest
+from rdcd_jax.index.places import HEIGHT, WIDTH, sizes
+from rdcd_jax.index.results import Added, Updated
+from rdcd_jax.weights.model import Model
+from rdcd_jax.weights.onnx_model import OnnxModel
+
+# Images that are embedded and put into the index at a time: what a build that is killed has to do again.
+CHUNK = 4096
+Progress = Callable[[int, int], None]
+
+
+def listed(folder: pathlib.Path, manifest: Manifest, images: Images | None) -> ImageSet:
+    """The images that an index is to hold: those given, or what it was built from.
+
+    Raises:
+        UserError: they cannot be listed, or the index does not know what it was built from.
+    """
+    if images is not None:
+        return images_of(images).seen()
+    if not manifest.sources:
+        raise UserError(
+            f"{folder} does not know what it was built from; name the images that it is to hold."
+        )
+    try:
+        return images_of(list(manifest.sources)).seen()
+    except UserError as error:
+        raise UserError(
+            f"{folder}: what it was built from cannot be listed: {error} If it was moved, say where (--root=); or name"
+            " the images."
+        ) from error
+
+
+def add_images(
+    writer: store.Writer, model: Model | OnnxModel, found: ImageSet, on_progress: Progress | None
+) -> Added:
+    """Adds the images that are new; see `Index.add`."""
+    changes = find_changes(found, list(writer.segments()), writer.manifest.root)
+    added, unreadable = _embed_into(writer, model, changes, changes.new, on_progress)
+    sources = [*writer.manifest.sources, *found.sources]
+    writer.change(sources=tuple(dict.fromkeys(sources)))
+    return Added(added, changes.present, unreadable, len(changes.changed))
+
+
+def update_images(
+    writer: store.Writer, model: Model | OnnxModel, found: ImageSet, on_progress: Progress | None
+) -> Updated:
+    """Makes an index hold these images; see `Index.update`."""
+    segments = list(writer.segments())
+    require_paths(writer.folder, segments)
+    changes = find_changes(found, segments, writer.manifest.root)
+    work = sorted([*changes.new, *changes.changed])
+    embedded, unreadable = _embed_into(writer, model, changes, work, on_progress)
+    left_out = {each.id for each in unreadable}
+    ids = dict(zip(work, changes.ids(work), strict=True))
+    lost = [changes.stored[i] for i in changes.changed if ids[i] in left_out]
+    removed = writer.remove([*changes.gone, *lost], by="paths") - len(lost)
+    renewed = len(changes.changed) - len(lost)
+    return Updated(
+        embedded - renewed, renewed, removed, changes.present, unreadable, changes.images
+    )
+
+
+def moved(folder: pathlib.Path, manifest: Manifest, root: str | os.PathLike) -> dict[str, object]:
+    """The fields of the manifest of an index whose images lie below another folder now; see `Index.move`."""
+    new, old = os.path.abspath(root), manifest.root
+    if not os.path.isdir(new):
+        raise UserError(f"{root}: there is no such folder; name the one that the images lie in.")
+    if not old:
+        raise UserError(
+            f"{folder} keeps whole paths, since its images had no folder in common; build it again."
+        )
+    sources = (
+        new + each[len(old) :] if each == old or each.startswith(old + os.sep) else each
+        for each in manifest.sources
+    )
+    return {"root": new, "sources": tuple(sources)}
+
+
+def _embed_into(
+    writer: store.Writer,
+    model: Model | OnnxModel,
+    changes: Changes,
+    positions: Sequence[int],
+    on_progress: Progress | None,
+) -> tuple[int, list[Unreadable]]:
+    """Embeds images and puts them in; gives how many, and those that were left out."""
+    embedded, unreadable = 0, []
+    ids = changes.ids(positions)
+    for start in range(0, len(positions), CHUNK):
+        chunk = list(positions[start : start + CHUNK])
+        names = ids[start : start + CHUNK]
+
+        def report(done: int, _: int, start: int = start) -> None:
+            if on_progress is not None:
+                on_progress(start + done, len(positions))
+
+        images = dataclasses.replace(changes.images.subset(chunk), ids=names)
+        (part,) = embedded_parts(model, images, on_progress=report)
+        unreadable += part.unreadable
+        if part.found is None:
+            continue
+        position_of = dict(zip(names, chunk, strict=True))
+        readable = [position_of[name] for name in part.found.ids.tolist()]
+        files = changes.files[readable]
+        files[:, [WIDTH, HEIGHT]] = sizes(changes.images, readable)
+        paths = [changes.stored[i] for i in readable]
+        writer.add(part.found, paths, files, instead_of=set(paths) & changes.known.keys())
+        embedded += len(readable)
+    return embedded, unreadable
