@@ -81,12 +81,15 @@ class Job:
             ],
         }[self.name]
 
-    def start(self, words: list[str] | None = None) -> subprocess.Popen:
-        """Starts it."""
+    def start(
+        self, words: list[str] | None = None, errors: int = subprocess.DEVNULL
+    ) -> subprocess.Popen:
+        """Starts it; `errors` is where its stderr goes."""
         return subprocess.Popen(
             [sys.executable, "-c", CHILD, *(words or self.command())],
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=errors,
+            text=True,
             cwd=ROOT,
         )
 

@@ -7,19 +7,13 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 import shutil
-import socket
 import tempfile
-import time
-import zlib
 from collections.abc import Iterable, Iterator
 
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.leftovers import clear_leftovers, name_aside
 
-# Paths beside which leftovers were looked for.
-_CLEARED: set[pathlib.Path] = set()
-_DAY = 86_400
 # With fewer bytes a disk is full.
 _NO_ROOM = 2**16
 
@@ -36,10 +30,11 @@ def write_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_leftovers(path)
+    clear_leftovers(path)
     with _named(path):
-        prefix = f".{path.stem}-{_host()}_{os.getpid()}_"
-        handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=name_aside(path), suffix=path.suffix, dir=path.parent
+        )
         os.close(handle)
         aside = pathlib.Path(name)
         try:
@@ -68,37 +63,39 @@ def _named(path: pathlib.Path) -> Iterator[None]:
         raise type(error)(number, text, str(path.parent if denied else path)) from error
 
 
-def _clear_leftovers(path: pathlib.Path) -> None:
-    """Removes what killed processes were writing aside for a path, the first time that this process writes it."""
-    if path in _CLEARED:
-        return
-    _CLEARED.add(path)
-    stem, suffix = re.escape(path.stem), re.escape(path.suffix)
-    pattern = re.compile(rf"\.{stem}-([0-9a-f]{{8}})_(\d+)_[a-z0-9_]{{8}}{suffix}")
-    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
-        found = [(entry, pattern.fullmatch(entry.name)) for entry in entries]
-        for entry, match in found:
-            if match and _is_left(match[1], int(match[2]), entry.stat().st_mtime):
-                os.unlink(entry.path)
+@contextlib.contextmanager
+def write_folder_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Gives a temporary folder beside `path`; renames it to `path` when the block succeeds.
 
+    Args:
+        path: the folder to write, which is not there when the block ends; missing parent folders are made.
 
-def _is_left(host: str, process: int, written: float) -> bool:
-    """Whether nobody writes a temporary file any more: its process is gone, or, on another machine, it is a day old."""
-    if host != _host():
-        return time.time() - written > _DAY
+    Yields:
+        An empty folder. It is removed if the block raises.
+
+    Raises:
+        OSError: it cannot be written, or there is one at `path`.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path)
+    aside = pathlib.Path(
+        tempfile.mkdtemp(prefix=name_aside(path), suffix=path.suffix, dir=path.parent)
+    )
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        # Another user's.
-        return False
-    return False
+        yield aside
+        aside.chmod(0o777 & ~_umask())
+        aside.rename(path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
-def _host() -> str:
-    """What tells this machine from others that share a folder."""
-    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+def remove_folder(path: pathlib.Path) -> None:
+    """Removes a folder so that nobody sees half of it."""
+    aside = tempfile.mkdtemp(prefix=name_aside(path), suffix=path.suffix, dir=path.parent)
+    path.rename(aside)
+    shutil.rmtree(aside)
 
 
 def flush(*paths: str | os.PathLike) -> None:

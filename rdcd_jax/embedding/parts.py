@@ -15,14 +15,12 @@ import fcntl
 import json
 import os
 import pathlib
-import shutil
-import uuid
 from collections.abc import Iterator
 
 import numpy as np
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.files import write_aside, write_json
+from rdcd_jax.core.files import remove_folder, write_aside, write_folder_aside, write_json
 from rdcd_jax.core.locks import held
 from rdcd_jax.embedding.descriptors import Descriptors, write_descriptor_parts
 from rdcd_jax.embedding.stream import (
@@ -190,10 +188,8 @@ class Parts:
 
     def remove(self) -> None:
         """Removes the parts."""
-        # Renamed first: half a folder would be taken for an embedding to go on with.
-        aside = _beside(self.folder)
-        self.folder.rename(aside)
-        shutil.rmtree(aside)
+        # Half a folder would be taken for an embedding to go on with.
+        remove_folder(self.folder)
 
     def _path(self, number: int) -> pathlib.Path:
         return self.folder / f"{number:06d}.npz"
@@ -214,11 +210,8 @@ def open_parts(
     Raises:
         UserError: there are parts of other images or another model, or another process makes these parts.
     """
-    index, count = process
-    if not 0 <= index < count:
-        raise UserError(f"There is no process {index} of {count}; they are numbered from 0.")
-    out = pathlib.Path(out)
-    folder = out.with_name(f"{out.name}.parts")
+    index, _ = process
+    out, folder = pathlib.Path(out), _folder_of(out)
     ours = {
         "format": FORMAT,
         "rows": ROWS,
@@ -249,21 +242,37 @@ def open_parts(
         yield Parts(out, folder, images, model.name, stored["rows"], process)
 
 
+def has_share(out: str | os.PathLike, count: int, process: tuple[int, int]) -> bool:
+    """Whether a process has parts to make: a small set has fewer of them than there may be processes.
+
+    Args:
+        out: the file that they are to become.
+        count: images.
+        process: see `open_parts`.
+
+    Raises:
+        UserError: there is no such process.
+    """
+    index, processes = process
+    if not 0 <= index < processes:
+        raise UserError(f"There is no process {index} of {processes}; they are numbered from 0.")
+    # Parts that are there may be of another size.
+    return index * ROWS < count or _folder_of(out).exists()
+
+
+def _folder_of(out: str | os.PathLike) -> pathlib.Path:
+    return pathlib.Path(f"{os.fspath(out)}.parts")
+
+
 def _begin(folder: pathlib.Path, manifest: dict) -> None:
-    # Renamed with the manifest in it, so that no process sees one without.
-    aside = _beside(folder)
-    write_json(aside / MANIFEST, manifest)
     try:
-        aside.rename(folder)
+        # Renamed with the manifest in it, so that no process sees one without.
+        with write_folder_aside(folder) as aside:
+            write_json(aside / MANIFEST, manifest)
     except OSError:
-        shutil.rmtree(aside)
         # Another process has begun it meanwhile.
         if not folder.is_dir():
             raise
-
-
-def _beside(folder: pathlib.Path) -> pathlib.Path:
-    return folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
 
 
 def _read_manifest(folder: pathlib.Path) -> dict:

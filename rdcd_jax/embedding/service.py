@@ -14,7 +14,7 @@ from rdcd_jax.embedding.descriptors import (
     descriptor_suffix,
     read_descriptors,
 )
-from rdcd_jax.embedding.parts import Embedded, Parts, open_parts
+from rdcd_jax.embedding.parts import Embedded, Parts, has_share, open_parts
 from rdcd_jax.embedding.stream import EmbeddingModel, Unreadable
 from rdcd_jax.images.given import images_of
 from rdcd_jax.images.sources import ImageSet
@@ -58,6 +58,9 @@ def embed_to_file(
     require_writable(out)
     images = images_of(images)
     process = process or (jax.process_index(), jax.process_count())
+    if not has_share(out, len(images), process):
+        # It may be late, and the others be done.
+        return None
     with open_parts(out, model, images, process) as parts:
         parts.fill(model, batch_size, report_as(on_progress, images.source))
         found = parts.join()

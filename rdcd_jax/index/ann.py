@@ -7,14 +7,12 @@ DIR/ann/...             ScaNN's own files
 import dataclasses
 import json
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Callable
 
 import numpy as np
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.files import write_json
+from rdcd_jax.core.files import remove_folder, write_folder_aside, write_json
 from rdcd_jax.index.manifest import Manifest
 from rdcd_jax.search import backends
 from rdcd_jax.search.scann_backend import LEAST_ROWS, load_scann, save_scann, scann_config_for
@@ -55,18 +53,13 @@ def build_ann(folder: pathlib.Path, manifest: Manifest, rows: np.ndarray) -> Ann
             f"{folder} holds {len(rows)} images; an approximate search needs {LEAST_ROWS} at least."
         )
     candidates = min(CANDIDATES, len(rows))
-    aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=folder))
-    try:
+    old = folder / FOLDER
+    with write_folder_aside(old) as aside:
         save_scann(rows, candidates, scann_config_for(len(rows), candidates), aside)
         built = Ann(manifest.segments, _recall(load_scann(aside), rows))
         write_json(aside / MANIFEST, dataclasses.asdict(built))
-        old = folder / FOLDER
         if old.exists():
-            shutil.rmtree(old)
-        aside.chmod(0o755)
-        aside.rename(old)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            remove_folder(old)
     return built
 
 

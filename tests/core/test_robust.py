@@ -1,7 +1,6 @@
-"""Leftovers of killed runs, disks without room, locks and signals."""
+"""Leftovers of killed runs, disks without room, and signals."""
 
 import errno
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,20 +12,18 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from rdcd_jax.core import files
-from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.files import write_aside, write_text
-from rdcd_jax.core.locks import held
+from rdcd_jax.core import files, leftovers
+from rdcd_jax.core.files import remove_folder, write_aside, write_folder_aside, write_text
 from rdcd_jax.core.tensors import write_tensors
 from rdcd_jax.images import pack
 from rdcd_jax.index.segments import _OWN
 
 
 def test_leftovers_of_killed_runs_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_CLEARED", set())
+    monkeypatch.setattr(leftovers, "_CLEARED", set())
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    here, elsewhere = files._host(), "00000000"
+    here, elsewhere = leftovers._host(), "00000000"
     names = {
         "killed": f".out-{here}_{gone.pid}_abcd1234.npz",
         "written": f".out-{here}_{os.getpid()}_abcd1234.npz",
@@ -45,6 +42,26 @@ def test_leftovers_of_killed_runs_are_removed(tmp_path, monkeypatch):
     # An index's segments and packed shards know such names as their own.
     name = f".000012.rows-{here}_77_abcd1234.npy"
     assert _OWN.fullmatch(name) and pack._is_left(tmp_path / f".pictures-{here}_7_abcd1234")
+
+
+def test_folders_are_whole_or_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(leftovers, "_CLEARED", set())
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = tmp_path / f".out-{leftovers._host()}_{gone.pid}_abcd1234.parts"
+    (left / "deep").mkdir(parents=True)
+    with pytest.raises(OSError, match="full"), write_folder_aside(tmp_path / "out.parts") as aside:
+        assert not left.exists()
+        write_text(aside / "a.txt", "half")
+        raise OSError("full")
+    assert not list(tmp_path.iterdir())
+    with write_folder_aside(tmp_path / "out.parts") as aside:
+        write_text(aside / "a.txt", "whole")
+    assert (tmp_path / "out.parts" / "a.txt").read_text() == "whole"
+    with pytest.raises(OSError, match="not empty"), write_folder_aside(tmp_path / "out.parts"):
+        pass
+    remove_folder(tmp_path / "out.parts")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
@@ -91,26 +108,6 @@ def test_a_folder_that_refuses_is_named(tmp_path, monkeypatch):
     with pytest.raises(PermissionError) as error:
         write_text(tmp_path / "a.txt", "")
     assert error.value.filename == str(tmp_path)
-
-
-def _hold(path, ready, done):
-    with held(path, "busy"):
-        ready.set()
-        done.wait(60)
-
-
-def test_one_at_a_time(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    ready, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path / "new" / "lock", ready, done))
-    other.start()
-    assert ready.wait(60)
-    with pytest.raises(UserError, match="busy"), held(tmp_path / "new" / "lock", "busy"):
-        pass
-    done.set()
-    other.join(60)
-    with held(tmp_path / "new" / "lock", "busy"):
-        pass
 
 
 # A verb that waits; where asked, in a function whose exceptions Python drops.

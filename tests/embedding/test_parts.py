@@ -205,6 +205,13 @@ def test_a_second_process_of_the_same_share_is_refused(tmp_path):
         assert first.result().count == 299
 
 
+def test_a_late_process_without_a_share_begins_nothing(tmp_path):
+    out = tmp_path / "d.npz"
+    assert embed_to_file(MODEL, made(90), out, process=(0, 2)).count == 89
+    assert embed_to_file(MODEL, made(90), out, process=(1, 2)) is None
+    assert not list(tmp_path.glob("*.parts"))
+
+
 def test_no_such_process(tmp_path):
     with pytest.raises(UserError, match="no process 2 of 2"):
         embed_to_file(MODEL, made(3), tmp_path / "d.npz", process=(2, 2))
