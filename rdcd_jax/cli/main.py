@@ -18,8 +18,8 @@ from rdcd_jax.cli.search import add_search
 from rdcd_jax.cli.sweep import add_sweep
 from rdcd_jax.cli.train import add_train
 from rdcd_jax.cli.weights import add_weights
+from rdcd_jax.core.compiled import keep_compiled
 from rdcd_jax.core.errors import UserError, one_line
-from rdcd_jax.core.files import cache_folder
 from rdcd_jax.core.logs import show_warnings
 from rdcd_jax.core.signals import Terminated, raised
 
@@ -46,9 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown:
         words = ["rdcd-jax", options.verb, *filter(None, [getattr(options, "action", None)])]
         parser.error(f"unknown argument {unknown[0]}; see `{' '.join(words)} --help`")
-    # JAX, which is imported later, keeps what it compiled there; the next start of the same program need not compile.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    keep_compiled()
     show_warnings()
     try:
         with raised():
