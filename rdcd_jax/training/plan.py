@@ -21,7 +21,13 @@ from rdcd_jax.training import feed
 from rdcd_jax.training.config import load_config
 from rdcd_jax.training.evaluators import evaluations
 from rdcd_jax.training.schema import defaults, known_option
-from rdcd_jax.training.setup import first_state, inputs, optimization, training_graph
+from rdcd_jax.training.setup import (
+    first_state,
+    inputs,
+    optimization,
+    require_enough_to_whiten,
+    training_graph,
+)
 from rdcd_jax.training.student import make_student
 from rdcd_jax.training.teacher import Teacher, make_teacher
 
@@ -117,6 +123,8 @@ def _add_facts(config: ml_collections.ConfigDict, facts: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         teacher = _teacher(config, objective, images, pathlib.Path(folder))
     student = make_student(config, teacher.feature_dim).module
+    feature_dim = teacher.feature_dim or student.projector.in_features
+    require_enough_to_whiten(config, images, feature_dim)
     counts = f"{parameter_count(student) / 1e6:.2f} M parameters in the student"
     if teacher.arrays is not None:
         size = sum(leaf.size for leaf in jax.tree.leaves(teacher.arrays))

@@ -108,7 +108,7 @@ def set_up(
     _require_a_batch(images, config.batch_size)
     schedule, total_steps, optimizer = optimization(config, len(images))
     feature_dim = teacher.feature_dim or student.projector.in_features
-    _require_enough_to_whiten(config, images, feature_dim)
+    require_enough_to_whiten(config, images, feature_dim)
     # What learns.
     learner = student if views is None else DescriptorHead(student.projector)
     step = make_train_step(
@@ -118,7 +118,6 @@ def set_up(
         teacher.embed,
         feed.make_views(config) if views is None else None,
     )
-    _warn_of_past_keys(config, objective, images)
     with jax.set_mesh(mesh):
         return Run(
             config=config,
@@ -155,6 +154,7 @@ def inputs(config: ml_collections.ConfigDict) -> tuple[ImageSet, Mesh]:
             f"config.batch_size is {config.batch_size}, not a multiple of the {mesh.size} devices."
         )
     _require_a_batch(images, config.batch_size)
+    _warn_of_past_keys(config, images)
     return images, mesh
 
 
@@ -250,9 +250,10 @@ def _require_a_batch(images: ImageSet, batch_size: int) -> None:
         )
 
 
-def _require_enough_to_whiten(
+def require_enough_to_whiten(
     config: ml_collections.ConfigDict, images: ImageSet, feature_dim: int
 ) -> None:
+    """Refuses too few images for a config whose projector whitens features of so many dimensions."""
     if config.student.projector == "whitened" and len(images) < feature_dim:
         raise UserError(
             f"{images.source}: {len(images)} images are too few to whiten {feature_dim} dimensions; use more, or"
@@ -260,10 +261,8 @@ def _require_enough_to_whiten(
         )
 
 
-def _warn_of_past_keys(
-    config: ml_collections.ConfigDict, objective: Objective, images: ImageSet
-) -> None:
-    if objective.moco_lambda > 0 and config.queue.size > len(images) // 2:
+def _warn_of_past_keys(config: ml_collections.ConfigDict, images: ImageSet) -> None:
+    if Objective(**config.objective).moco_lambda > 0 and config.queue.size > len(images) // 2:
         _log.warning(
             "config.queue.size is %d for %d training images, so many an image meets its own past keys as negatives; a"
             " quarter of the images, %d, is better.",

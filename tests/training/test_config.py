@@ -292,7 +292,10 @@ def test_a_plan_says_what_a_run_would_be(toys, images, features, tmp_path, capsy
     assert "40 images in" in printed and "2 steps, 2 an epoch, of 16 images each" in printed
     assert "M parameters in the student" in printed and "GB for what lies between" in printed
     assert not (tmp_path / "run").exists()
-    # What is wrong is said after what is right.
+    # A run's warnings, and what would be wrong after what is right.
+    queue = ["--config.objective.moco_lambda=1", "--config.queue.size=32"]
+    assert main([*words, "--config.batch_size=16", *queue]) == 0
+    assert "queue.size is 32 for 40 training images" in capsys.readouterr().err
     assert main([*words, "--config.batch_size=64"]) == 1
     stored = capsys.readouterr()
     assert "40 images do not fill one batch of 64" in stored.err and "batch_size = 64" in stored.out
