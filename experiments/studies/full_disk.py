@@ -3,7 +3,7 @@
     mkdir small && sudo mount -t tmpfs -o size=16m tmpfs small
     python -m experiments.studies.full_disk small [--steps 12]
 
-Each verb works as in `survive_index`, in a small file system of which a file leaves so many bytes free, from none to
+Each verb works as in `survive_index`, in a small file system of which a file leaves so many bytes free, from none to twice
 what the verb needs. It must end with one sentence that says that the disk is full and names a path there, or do its
 work; what was in the index must stay, and once there is room the same command must come to what an undisturbed run
 does, with no temporary file left. Written to experiments/results/full_disk.json.
@@ -56,7 +56,7 @@ def run(name: str, small: pathlib.Path, steps: int) -> dict:
     for step in range(steps):
         job = Job(name, small / name)
         had = job.rows()
-        ballast = filled(small, need * step // (steps - 1))
+        ballast = filled(small, 2 * need * step // (steps - 1))
         process = job.start(errors=subprocess.PIPE)
         _, errors = process.communicate()
         refused += process.returncode != 0

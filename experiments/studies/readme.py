@@ -1,6 +1,6 @@
 """Writes what README and the documentation show of result files, so that it cannot drift from them.
 
-    python -m experiments.studies.readme           the tables, from experiments/results/peers.json
+    python -m experiments.studies.readme           the tables, from files of experiments/results
     python -m experiments.studies.readme --draw    also docs/found.jpg, from the bundled sample, and docs/peers.png
 
 Tables stand between `<!-- NAME: ... -->` and `<!-- end of NAME -->`.
@@ -27,7 +27,8 @@ from rdcd_jax.report.matches import match_rows
 from rdcd_jax.weights.library import load_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PEERS = ROOT / "experiments" / "results" / "peers.json"
+RESULTS = ROOT / "experiments" / "results"
+PEERS = RESULTS / "peers.json"
 STUDENT = "rdcd-effb0-128"
 # Of the picture: images, their side and frame, and what lies between, in pixels.
 SHOWN, SIDE, FRAME, GAP = 9, 132, 4, 8
@@ -80,6 +81,19 @@ def kinds_table(contenders: dict) -> str:
     return "\n".join(lines)
 
 
+def faults_table(killed: dict, full: dict) -> str:
+    """What kills and full disks did to what was written."""
+    lines = [
+        "| | killed at random moments | disk full at so many amounts of room | faults |",
+        "|---|---|---|---|",
+    ]
+    for verb, kills in killed.items():
+        name = verb if verb == "embed" else f"index {verb}"
+        faults = [*kills["faults"], *kills["left"], *full[verb]["faults"]]
+        lines.append(f"| `{name}` | {kills['kills']} | {full[verb]['full']} | {len(faults)} |")
+    return "\n".join(lines)
+
+
 def _percent(value: float | None) -> str:
     return "never" if value is None else f"{100 * value:.1f}"
 
@@ -102,7 +116,15 @@ def minidisc() -> dict:
 def tables() -> dict[str, str]:
     """All tables by name."""
     contenders = minidisc()
-    return {"models": models_table(contenders), "kinds": kinds_table(contenders)}
+    killed, full = (
+        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["verbs"]
+        for name in ("survive_index", "full_disk")
+    )
+    return {
+        "models": models_table(contenders),
+        "kinds": kinds_table(contenders),
+        "faults": faults_table(killed, full),
+    }
 
 
 def pages() -> list[pathlib.Path]:

@@ -222,6 +222,18 @@ def test_enqueue_wraps_anywhere(vectors):
     assert int(position) == 1
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("position", range(5))
+def test_enqueue_writes_these_rows_alone(count, position):
+    before = np.arange(10.0, dtype=np.float32).reshape(5, 2)
+    rows = 100 + np.arange(2.0 * count, dtype=np.float32).reshape(count, 2)
+    expected = before.copy()
+    expected[(position + np.arange(count)) % 5] = rows
+    after, following = jax.jit(enqueue)(before, rows, position)
+    np.testing.assert_array_equal(after, expected)
+    assert int(following) == (position + count) % 5
+
+
 def test_a_batch_larger_than_the_queue_is_refused():
     with pytest.raises(UserError, match="batch of 4 does not fit a queue of 3"):
         enqueue(jnp.zeros((3, 2)), jnp.zeros((4, 2)), 0)
