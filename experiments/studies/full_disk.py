@@ -3,9 +3,9 @@
     mkdir small && sudo mount -t tmpfs -o size=16m tmpfs small
     python -m experiments.studies.full_disk small [--steps 12]
 
-Each verb works as in `survive_index`, in a small file system of which a file leaves so many bytes free, from none to twice
-what the verb needs. It must end with one sentence that says that the disk is full and names a path there, or do its
-work; what was in the index must stay, and once there is room the same command must come to what an undisturbed run
+Each verb works as in `survive_index`, in a small file system of which a file leaves so many bytes free, from none to
+twice what the verb needs. It must end with one sentence that says that the disk is full and names a path there, or do
+its work; what was in the index must stay, and once there is room the same command must come to what an undisturbed run
 does, with no temporary file left. Written to experiments/results/full_disk.json.
 """
 

@@ -1,5 +1,7 @@
 """The device mesh: one `data` axis; state everywhere, batches split over it."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -12,9 +14,13 @@ def make_mesh(devices: int = 0) -> Mesh:
     found = jax.devices()
     if not 0 <= devices <= len(found):
         raise UserError(f"devices is {devices}, but this machine has {len(found)}; 0 means all.")
-    count = devices or len(found)
+    return mesh_of(found[: devices or len(found)])
+
+
+def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
+    """A mesh of these devices."""
     # Explicit axes, jax's default, refuse to write data-sharded keys into the replicated queue.
-    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=found[:count])
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicate(tree, mesh: Mesh):

@@ -30,7 +30,7 @@ from rdcd_jax.embedding.stream import (
     Unreadable,
     embedded_parts,
     has_fingerprint,
-    none_readable,
+    none_embedded,
 )
 from rdcd_jax.images.sources import ImageSet, changed
 
@@ -170,7 +170,7 @@ class Parts:
                 dim = part.found.descriptors.shape[1]
         if not ids:
             self.remove()
-            raise UserError(none_readable(self.images, unreadable[0].reason))
+            raise UserError(none_embedded(self.images, self.model, unreadable[0].reason))
         parts = (self._whole(number).found for number in numbers)
         rows = (found.descriptors for found in parts if found is not None)
         write_descriptor_parts(self.out, ids, rows, dim, self.model)

@@ -113,7 +113,7 @@ def embed_images(
     """
     (part,) = embedded_parts(model, images, batch_size=batch_size, on_progress=on_progress)
     if part.found is None:
-        raise UserError(none_readable(images, part.unreadable[0].reason))
+        raise UserError(none_embedded(images, model.name, part.unreadable[0].reason))
     return part
 
 
@@ -155,8 +155,13 @@ class Embeds:
         return part.found.descriptors
 
 
-def none_readable(images: ImageSet, reason: str) -> str:
-    """Says that not one image of a set can be read, and why the first cannot."""
+def none_embedded(images: ImageSet, model: str, reason: str) -> str:
+    """Says that a model has no descriptor of any image of a set, and why the first has none."""
+    if reason.endswith(NOTHING):
+        return (
+            f"{images.source}: {model} embeds each of the {len(images)} images by nothing but zeros; they may all be"
+            " blank, or the model's weights are damaged."
+        )
     return f"{images.source}: none of the {len(images)} images can be read; the first: {reason}"
 
 

@@ -7,26 +7,23 @@ import tempfile
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
 
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.mesh import make_mesh
 from rdcd_jax.core.options import flat
 from rdcd_jax.method.objective import Objective
-from rdcd_jax.method.step import make_train_step
 from rdcd_jax.models.counts import parameter_count
-from rdcd_jax.training import feed
 from rdcd_jax.training.config import load_config
 from rdcd_jax.training.evaluators import evaluations
+from rdcd_jax.training.lowering import lower_step
 from rdcd_jax.training.schema import defaults, known_option
 from rdcd_jax.training.setup import (
-    first_state,
     inputs,
     optimization,
     require_enough_to_whiten,
-    training_graph,
 )
 from rdcd_jax.training.student import make_student
 from rdcd_jax.training.teacher import Teacher, make_teacher
@@ -135,7 +132,7 @@ def _add_facts(config: ml_collections.ConfigDict, facts: list[str]) -> None:
             "The trunk's features would be computed once; the step itself needs little memory."
         )
         return
-    facts.append(_memory(config, objective, teacher, student, optimizer))
+    facts.append(_memory(config, teacher, student, optimizer))
 
 
 def _teacher(config, objective: Objective, images, workdir: pathlib.Path) -> Teacher:
@@ -149,24 +146,9 @@ def _teacher(config, objective: Objective, images, workdir: pathlib.Path) -> Tea
     return Teacher(images, found.feature_dim, features_of=lambda batch: features)
 
 
-def _memory(config, objective, teacher: Teacher, student: nnx.Module, optimizer) -> str:
+def _memory(config, teacher: Teacher, student: nnx.Module, optimizer) -> str:
     """The step's memory on one device, as XLA compiles it."""
-    make_views = feed.make_views(config)
-    step = make_train_step(
-        training_graph(student, config), optimizer, objective, teacher.embed, make_views
-    )
-    feature_dim = teacher.feature_dim or student.projector.in_features
-    state = jax.eval_shape(lambda: first_state(config, student, optimizer, feature_dim))
-    compiled = (
-        jax.jit(step, donate_argnums=0)
-        .lower(
-            state,
-            teacher.arrays,
-            _batch(config, objective, teacher, feature_dim),
-            jax.random.key(0),
-        )
-        .compile()
-    )
+    compiled = lower_step(config, student, teacher, optimizer, make_mesh(1)).compile()
     found = compiled.memory_analysis()
     whole = (
         found.argument_size_in_bytes
@@ -179,19 +161,3 @@ def _memory(config, objective, teacher: Teacher, student: nnx.Module, optimizer)
         f" {found.argument_size_in_bytes / 1e9:.2f} GB of state, teacher and batch,"
         f" {found.temp_size_in_bytes / 1e9:.2f} GB for what lies between; more devices share the latter."
     )
-
-
-def _batch(config, objective: Objective, teacher: Teacher, feature_dim: int) -> dict:
-    count, on_device = config.batch_size, config.data.views == "device"
-    size = feed.source_size(config) if on_device else config.image_size
-    image = jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)
-    batch = {"index": jax.ShapeDtypeStruct((count,), jnp.int32)}
-    if on_device:
-        batch |= {"image": image, "aspect": jax.ShapeDtypeStruct((count,), jnp.float32)}
-        if feed.has_overlays(config.data.policy):
-            batch["atlas"] = jax.eval_shape(feed.draw_atlas)
-    else:
-        batch |= {"query": image, "key": image} if objective.compares_views else {"query": image}
-    if teacher.features_of is not None:
-        batch["teacher"] = jax.ShapeDtypeStruct((count, feature_dim), jnp.float32)
-    return batch

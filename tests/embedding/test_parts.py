@@ -224,6 +224,12 @@ def test_nothing_readable_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_that_gives_zeros_alone_is_named(tmp_path):
+    zeros = dataclasses.replace(MODEL, embed_batch=lambda x: np.zeros((len(x), 3), np.float32))
+    with pytest.raises(UserError, match="means embeds each of the 5 images by nothing but zeros"):
+        embed_to_file(zeros, made(5), tmp_path / "d.npz")
+
+
 def test_the_manifest_tells_what_is_embedded(tmp_path):
     images = find_images(make_images(tmp_path / "p", 3))
     with parts.open_parts(tmp_path / "d.npz", MODEL, images, (0, 1)) as opened:

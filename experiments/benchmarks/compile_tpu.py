@@ -1,0 +1,154 @@
+"""Compiles the RDCD step for TPUs that are not here, and counts what it needs of each chip.
+
+    pip install libtpu==0.0.42.1                                 # XLA's TPU compiler; the version of jax 0.10.2
+    python -m experiments.benchmarks.compile_tpu [--only NAME] [--size 224]
+
+The paper's step: EfficientNet-B0 student and its momentum encoder, ResNet-50 teacher, queue and bank of 65,536. Each
+case is compiled by a process of its own, minutes on two cores, and its row is kept in
+experiments/results/compile_tpu.json, so that a run that was ended goes on. Memory, arithmetic and bytes moved are what
+the compiler says of its program; bytes of collectives are counted in the program's text.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RESULT = ROOT / "experiments" / "results" / "compile_tpu.json"
+# Topology, images a chip, what the trunks compute in.
+CASES = {
+    "v5e-4": ("v5e:2x2", 128, "bfloat16"),
+    "v5e-8-float32": ("v5e:2x4", 32, "float32"),
+    "v5e-8": ("v5e:2x4", 128, "bfloat16"),
+    "v5e-256": ("v5e:16x16", 16, "bfloat16"),
+    "v6e-8": ("v6e:2x4", 128, "bfloat16"),
+}
+# Peak bfloat16 arithmetic and memory bandwidth of a chip, by the maker's data sheets.
+PEAKS = {"v5e": (197e12, 819e9), "v6e": (918e12, 1640e9), "v5p": (459e12, 2765e9)}
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def compiled_step(topology: str, images_per_chip: int, dtype: str, size: int) -> tuple[dict, str]:
+    """Compiles the step; what it needs, and the program's text."""
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "JAX_PLATFORMS": "cpu",
+    }
+    from jax.experimental import topologies
+
+    from rdcd_jax.core.mesh import mesh_of
+    from rdcd_jax.models.counts import parameter_count
+    from rdcd_jax.training.config import load_config
+    from rdcd_jax.training.lowering import lower_step
+    from rdcd_jax.training.setup import optimization
+    from rdcd_jax.training.student import make_student
+    from rdcd_jax.training.teacher import live_teacher
+    from rdcd_jax.weights.library import load_model
+
+    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    chips = len(described.devices)
+    batch = chips * images_per_chip
+    fields = {"batch_size": batch, "image_size": size, "student.dtype": dtype}
+    words = [f"--config.{name}={value}" for name, value in fields.items()]
+    config = load_config("rdcd:data=sample:references", words)
+    teacher = live_teacher(load_model("random:resnet50"), "running", ())
+    student = make_student(config, teacher.feature_dim).module
+    _, _, optimizer = optimization(config, 1_000_000)
+    begun = time.monotonic()
+    mesh = mesh_of(described.devices)
+    program = lower_step(config, student, teacher, optimizer, mesh).compile()
+    memory, cost = program.memory_analysis(), program.cost_analysis()
+    text = program.as_text()
+    row = {
+        "chips": chips,
+        "topology": topology,
+        "images_per_chip": images_per_chip,
+        "dtype": dtype,
+        "image_size": size,
+        "flop": cost["flops"],
+        "bytes_moved": cost["bytes accessed"],
+        "bytes_per_image": cost["bytes accessed"] / images_per_chip,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        **collectives(text),
+        "least_collective_bytes": 4
+        * (parameter_count(student) + batch * (config.student.dim + teacher.feature_dim)),
+        "compile_seconds": round(time.monotonic() - begun),
+    }
+    peak_flop, bandwidth = PEAKS[topology.partition(":")[0]]
+    row["floor_ms"] = {
+        "arithmetic": 1e3 * row["flop"] / peak_flop,
+        "memory": 1e3 * row["bytes_moved"] / bandwidth,
+    }
+    return row, text
+
+
+def collectives(text: str) -> dict[str, int]:
+    """How many collectives a program has, and the bytes of what they give.
+
+    Args:
+        text: of the compiled program.
+    """
+    count = total = 0
+    for line in text.splitlines():
+        found = re.match(r"\s*(?:ROOT )?%?[\w.-]+ = (.*?) ([\w-]+)\(", line)
+        if found is None or found[2].removesuffix("-start") not in COLLECTIVES:
+            continue
+        count += 1
+        shapes = re.findall(r"(\w+)\[([\d,]*)\]", found[1])
+        if found[2].endswith("-start"):
+            # It gives its operands too.
+            shapes = shapes[len(shapes) // 2 :]
+        for kind, dims in shapes:
+            total += BYTES[kind] * math.prod(int(n) for n in dims.split(",") if n)
+    return {"collective_count": count, "collective_bytes": total}
+
+
+def stored_rows() -> dict[str, dict]:
+    """The rows of earlier runs by their cases' names."""
+    if not RESULT.exists():
+        return {}
+    return {row["name"]: row for row in json.loads(RESULT.read_text(encoding="utf-8"))["rows"]}
+
+
+def main() -> int:
+    """Compiles the cases that have no row yet."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=CASES, help="this case alone, though it has a row")
+    parser.add_argument("--size", type=int, default=224, help="side of the views, in pixels")
+    parser.add_argument(
+        "--text", type=pathlib.Path, help="with --only: where the program's text goes"
+    )
+    options = parser.parse_args()
+    if options.only is None:
+        for name in CASES:
+            if name not in stored_rows():
+                words = ["--only", name, "--size", str(options.size)]
+                subprocess.run([sys.executable, "-m", __spec__.name, *words], check=True, cwd=ROOT)
+        return 0
+    from rdcd_jax.core.files import write_json, write_text
+    from rdcd_jax.training.record import environment
+
+    row, text = compiled_step(*CASES[options.only], options.size)
+    if options.text is not None:
+        write_text(options.text, text)
+    rows = stored_rows() | {options.only: {"name": options.only, **row}}
+    kept = [rows[name] for name in CASES if name in rows]
+    write_json(RESULT, {"rows": kept, "environment": environment()})
+    print(row)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
