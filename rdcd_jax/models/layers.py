@@ -153,8 +153,13 @@ class BatchNorm(nnx.BatchNorm):
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:
-            mean = jnp.mean(wide, axis=(0, 1, 2))
-            var = jnp.mean(jnp.square(wide - _per_channel(mean)), axis=(0, 1, 2))
+            # Both in one pass, and their gradients too: memory's speed is the limit. About the running mean, which
+            # is near this batch's, the difference of the squares loses no digits.
+            about = jax.lax.stop_gradient(self.mean[...])
+            apart = wide - _per_channel(about)
+            offset = jnp.mean(apart, axis=(0, 1, 2))
+            var = jnp.mean(jnp.square(apart), axis=(0, 1, 2)) - jnp.square(offset)
+            mean, var = about + offset, jnp.maximum(var, 0)
             count = x.size // x.shape[-1]
             unbiased = var * (count / max(count - 1, 1))
             self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
