@@ -14,6 +14,7 @@ from rdcd_jax.weights.model import Model
 Figures = dict[str, float | None]
 # What the sources of a pair evaluation are given by.
 _PAIRS = ("queries", "references", "ground_truth")
+_LAYOUTS = {"disc": find_disc_layout, "ndec": find_ndec_layout}
 
 
 def evaluations(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
@@ -31,10 +32,11 @@ def layout_of(name: str, options: ml_collections.ConfigDict) -> DiscLayout | Non
     Raises:
         UserError: a part is missing.
     """
-    if options.protocol == "disc":
-        return find_disc_layout(options.data)
-    if options.protocol == "ndec":
-        return find_ndec_layout(options.data)
+    if options.protocol in _LAYOUTS:
+        try:
+            return _LAYOUTS[options.protocol](options.data)
+        except UserError as error:
+            raise UserError(f"config.evals.{name}.data: {error}") from error
     if options.protocol == "copydays":
         return None
     for part in _PAIRS:

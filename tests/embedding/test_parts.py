@@ -226,7 +226,9 @@ def test_nothing_readable_leaves_nothing(tmp_path):
 
 def test_a_model_that_gives_zeros_alone_is_named(tmp_path):
     zeros = dataclasses.replace(MODEL, embed_batch=lambda x: np.zeros((len(x), 3), np.float32))
-    with pytest.raises(UserError, match="the model means embeds each of the 5 images by nothing but zeros"):
+    with pytest.raises(
+        UserError, match="the model means embeds each of the 5 images by nothing but zeros"
+    ):
         embed_to_file(zeros, made(5), tmp_path / "d.npz")
 
 
