@@ -28,6 +28,13 @@ def replicate(tree, mesh: Mesh):
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def everywhere(array: jax.Array) -> jax.Array:
+    """An array whole on every device of the mesh, if there is one, inside a jit."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return array
+    return jax.lax.with_sharding_constraint(array, PartitionSpec())
+
+
 def split_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Makes global arrays, split by their first axis, of what this process read of a batch."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))

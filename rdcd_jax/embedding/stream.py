@@ -159,8 +159,8 @@ def none_embedded(images: ImageSet, model: str, reason: str) -> str:
     """Says that a model has no descriptor of any image of a set, and why the first has none."""
     if reason.endswith(NOTHING):
         return (
-            f"{images.source}: the model {model} embeds each of the {len(images)} images by nothing but zeros; they may all be"
-            " blank, or the model's weights are damaged."
+            f"{images.source}: the model {model} embeds each of the {len(images)} images by nothing but zeros; they may"
+            " all be blank, or its weights are damaged."
         )
     return f"{images.source}: none of the {len(images)} images can be read; the first: {reason}"
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.mesh import everywhere
 
 
 def init_queue(key: jax.Array, size: int, dim: int) -> jax.Array:
@@ -40,6 +41,14 @@ def enqueue(
             f"A batch of {count} does not fit a queue of {size} rows; make the queue at least as large as the batch."
         )
     position = jnp.asarray(position, jnp.int32)
-    positions = (position + jnp.arange(count, dtype=jnp.int32)) % size
-    rows = jax.lax.stop_gradient(rows).astype(queue.dtype)
-    return queue.at[positions].set(rows), (position + count) % size
+    # Slices are written in place; rows at positions of any kind would be gathered and written one by one.
+    last = jnp.minimum(position, size - count)
+    over = position - last
+    # What wraps round comes first.
+    rows = jnp.roll(everywhere(jax.lax.stop_gradient(rows).astype(queue.dtype)), over, axis=0)
+    wraps = (jnp.arange(count, dtype=over.dtype) < over)[:, None]
+    for start, is_written in ((last, ~wraps), (jnp.zeros_like(last), wraps)):
+        before = jax.lax.dynamic_slice_in_dim(queue, start, count)
+        block = jnp.where(is_written, rows, before)
+        queue = jax.lax.dynamic_update_slice_in_dim(queue, block, start, axis=0)
+    return queue, (position + count) % size
