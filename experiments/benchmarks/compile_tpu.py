@@ -48,10 +48,10 @@ def compiled_step(topology: str, images_per_chip: int, dtype: str, size: int) ->
     from rdcd_jax.core.mesh import mesh_of
     from rdcd_jax.models.counts import parameter_count
     from rdcd_jax.training.config import load_config
-    from rdcd_jax.training.lowering import lower_step
     from rdcd_jax.training.setup import optimization
     from rdcd_jax.training.student import make_student
     from rdcd_jax.training.teacher import live_teacher
+    from rdcd_jax.training.tracing import trace_step
     from rdcd_jax.weights.library import load_model
 
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
@@ -65,7 +65,7 @@ def compiled_step(topology: str, images_per_chip: int, dtype: str, size: int) ->
     _, _, optimizer = optimization(config, 1_000_000)
     begun = time.monotonic()
     mesh = mesh_of(described.devices)
-    program = lower_step(config, student, teacher, optimizer, mesh).compile()
+    program = trace_step(config, student, teacher, optimizer, mesh).lower().compile()
     memory, cost = program.memory_analysis(), program.cost_analysis()
     text = program.as_text()
     row = {
@@ -98,19 +98,21 @@ def collectives(text: str) -> dict[str, int]:
     Args:
         text: of the compiled program.
     """
-    count = total = 0
+    sizes: dict[str, int] = {}
     for line in text.splitlines():
         found = re.match(r"\s*(?:ROOT )?%?[\w.-]+ = (.*?) ([\w-]+)\(", line)
         if found is None or found[2].removesuffix("-start") not in COLLECTIVES:
             continue
-        count += 1
         shapes = re.findall(r"(\w+)\[([\d,]*)\]", found[1])
         if found[2].endswith("-start"):
             # It gives its operands too.
             shapes = shapes[len(shapes) // 2 :]
-        for kind, dims in shapes:
-            total += BYTES[kind] * math.prod(int(n) for n in dims.split(",") if n)
-    return {"collective_count": count, "collective_bytes": total}
+        # One that overlaps with arithmetic is told in every piece of that.
+        channel = re.search(r"channel_id=(\d+)", line)
+        sizes[channel[1] if channel else line] = sum(
+            BYTES[kind] * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in shapes
+        )
+    return {"collective_count": len(sizes), "collective_bytes": sum(sizes.values())}
 
 
 def stored_rows() -> dict[str, dict]:

@@ -18,7 +18,6 @@ from rdcd_jax.method.objective import Objective
 from rdcd_jax.models.counts import parameter_count
 from rdcd_jax.training.config import load_config
 from rdcd_jax.training.evaluators import evaluations
-from rdcd_jax.training.lowering import lower_step
 from rdcd_jax.training.schema import defaults, known_option
 from rdcd_jax.training.setup import (
     inputs,
@@ -27,6 +26,7 @@ from rdcd_jax.training.setup import (
 )
 from rdcd_jax.training.student import make_student
 from rdcd_jax.training.teacher import Teacher, make_teacher
+from rdcd_jax.training.tracing import trace_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _teacher(config, objective: Objective, images, workdir: pathlib.Path) -> Tea
 
 def _memory(config, teacher: Teacher, student: nnx.Module, optimizer) -> str:
     """The step's memory on one device, as XLA compiles it."""
-    compiled = lower_step(config, student, teacher, optimizer, make_mesh(1)).compile()
+    compiled = trace_step(config, student, teacher, optimizer, make_mesh(1)).lower().compile()
     found = compiled.memory_analysis()
     whole = (
         found.argument_size_in_bytes

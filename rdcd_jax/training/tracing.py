@@ -14,14 +14,14 @@ from rdcd_jax.training.setup import first_state, training_graph
 from rdcd_jax.training.teacher import Teacher
 
 
-def lower_step(
+def trace_step(
     config: ml_collections.ConfigDict,
     student: nnx.Module,
     teacher: Teacher,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
-) -> jax.stages.Lowered:
-    """Lowers one step of a run that trains all of its student.
+) -> jax.stages.Traced:
+    """Traces one step of a run that trains all of its student.
 
     Args:
         config: of the run; its batch is that of all devices.
@@ -31,7 +31,7 @@ def lower_step(
         mesh: the devices, which may be those of a topology that is described only.
 
     Returns:
-        What `compile` makes a program of, which says its memory, arithmetic and bytes.
+        What `lower().compile()` makes a program of, which says its memory, arithmetic and bytes.
     """
     objective = Objective(**config.objective)
     step = make_train_step(
@@ -48,7 +48,7 @@ def lower_step(
     if config.data.views == "device" and feed.has_overlays(config.data.policy):
         batch["atlas"] = _placed(jax.eval_shape(feed.draw_atlas), everywhere)
     with jax.set_mesh(mesh):
-        return jax.jit(step, donate_argnums=0).lower(
+        return jax.jit(step, donate_argnums=0).trace(
             _placed(state, everywhere),
             _placed(teacher.arrays, everywhere),
             batch,
