@@ -60,7 +60,7 @@ def compiled_step(topology: str, images_per_chip: int, dtype: str, size: int) ->
     fields = {"batch_size": batch, "image_size": size, "student.dtype": dtype}
     words = [f"--config.{name}={value}" for name, value in fields.items()]
     config = load_config("rdcd:data=sample:references", words)
-    teacher = live_teacher(load_model("random:resnet50"), "running", ())
+    teacher = live_teacher(load_model("random:resnet50"), "running", (), dtype)
     student = make_student(config, teacher.feature_dim).module
     _, _, optimizer = optimization(config, 1_000_000)
     begun = time.monotonic()

@@ -98,19 +98,26 @@ def build(
     return _drawn(row.backbone, dim, feature_dim, dtype, rngs)
 
 
-def abstract(name: str, *, dim: int | None, feature_dim: int | None = None) -> DescriptorNet:
+def abstract(
+    name: str,
+    *,
+    dim: int | None,
+    feature_dim: int | None = None,
+    dtype: jnp.dtype | None = None,
+) -> DescriptorNet:
     """A network without weights: its parameters are shapes, about to be filled from a file.
 
     Args:
         name: as of `build`.
         dim: as of `build`.
         feature_dim: as of `build`.
+        dtype: as of `build`.
     """
     row = network(name)
     feature_dim = row.feature_dim if feature_dim is None else feature_dim
     _require_sizes(dim, feature_dim)
     # Tracing random numbers would take longer than reading all the weights.
-    return nnx.eval_shape(lambda: _made(row.backbone, dim, feature_dim, None, _NoKeys()))
+    return nnx.eval_shape(lambda: _made(row.backbone, dim, feature_dim, dtype, _NoKeys()))
 
 
 class _NoKeys:

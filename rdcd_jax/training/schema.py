@@ -132,6 +132,11 @@ class TeacherOptions:
         " the name of a network what was imported for it. onnxruntime:PATH, or onnxruntime alone, leaves an ONNX file"
         " to onnxruntime on the host: a CPU runs the quantised SSCD far quicker so.",
     )
+    dtype: str = option(
+        "float32",
+        "What its trunk computes in, where it sees the views in the step.",
+        choices=("float32", "bfloat16"),
+    )
     bn: str = option("running", "What its batch norm uses.", choices=("running", "batch"))
     features: str = option(
         "live",

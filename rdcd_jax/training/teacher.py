@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
@@ -20,11 +21,13 @@ from rdcd_jax.embedding.stream import EmbeddingModel
 from rdcd_jax.images.sources import ImageSet, changed
 from rdcd_jax.method.objective import Objective
 from rdcd_jax.method.state import Tree
+from rdcd_jax.models.descriptor import DescriptorNet
 from rdcd_jax.models.layers import BatchNorm
+from rdcd_jax.models.registry import abstract
 from rdcd_jax.training.check import check_image_size
 from rdcd_jax.training.record import TEACHER_FEATURES
 from rdcd_jax.weights.library import load_model
-from rdcd_jax.weights.model import Model
+from rdcd_jax.weights.model import Model, evaluation_mode
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ def make_teacher(
     model = load_model(config.teacher.model)
     if isinstance(model, Model):
         check_image_size(model.network, "image_size", config.image_size)
-        return live_teacher(model, config.teacher.bn, images)
+        return live_teacher(model, config.teacher.bn, images, config.teacher.dtype)
     return host_teacher(model, images)
 
 
@@ -86,13 +89,14 @@ def host_teacher(model: EmbeddingModel, images: ImageSet) -> Teacher:
     )
 
 
-def live_teacher(model: Model, bn: str, images: ImageSet) -> Teacher:
+def live_teacher(model: Model, bn: str, images: ImageSet, dtype: str = "float32") -> Teacher:
     """A teacher that embeds each query view inside the step.
 
     Args:
         model: the teacher; of a student that teaches, the relational feature.
         bn: what its batch norm uses, `running` (statistics) or `batch`.
         images: the training images.
+        dtype: what its trunk computes in; weights, statistics and head stay float32.
 
     Raises:
         UserError: for `batch` with a teacher whose batch norm was folded away.
@@ -104,7 +108,7 @@ def live_teacher(model: Model, bn: str, images: ImageSet) -> Teacher:
         )
     # A ViT has no batch norm.
     module = nnx.view(
-        model.module,
+        model.module if dtype == "float32" else _computing_in(dtype, model),
         only=BatchNorm,
         use_running_average=bn == "running",
         raise_if_not_found=False,
@@ -121,6 +125,14 @@ def live_teacher(model: Model, bn: str, images: ImageSet) -> Teacher:
         arrays=nnx.as_pure(arrays),
         fingerprint=model.fingerprint,
     )
+
+
+def _computing_in(dtype: str, model: Model) -> DescriptorNet:
+    """A model's network with a trunk that computes in another type."""
+    dim = None if model.module.projector is None else model.dim
+    module = abstract(model.network, dim=dim, feature_dim=model.feature_dim, dtype=jnp.dtype(dtype))
+    nnx.update(module, nnx.state(model.module))
+    return evaluation_mode(module)
 
 
 def is_folded(module: nnx.Module) -> bool:

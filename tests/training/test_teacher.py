@@ -1,5 +1,6 @@
 """The teacher of a run, live and cached, on toys."""
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.training.pipeline import Views, make_batches
-from rdcd_jax.training.teacher import cached_teacher
+from rdcd_jax.training.teacher import cached_teacher, live_teacher
 from rdcd_jax.weights.library import load_model
 
 
@@ -26,6 +27,19 @@ def test_batch_norm_of_a_live_teacher(toys, images, tmp_path):
     config = toy_config(images, **{"teacher.model": str(folded), "teacher.bn": "batch"})
     with pytest.raises(UserError, match=r"config\.teacher\.bn is 'batch', .*folded"):
         train_and_evaluate(config, tmp_path / "refused")
+
+
+def test_a_live_teacher_in_bfloat16(images):
+    model = load_model("random:resnet50")
+    views = np.random.default_rng(0).standard_normal((2, 64, 64, 3)).astype(np.float32)
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        teacher = live_teacher(model, "running", find_images(images), dtype)
+        assert {leaf.dtype for leaf in jax.tree.leaves(teacher.arrays)} == {np.dtype("float32")}
+        found[dtype] = np.asarray(teacher.embed(teacher.arrays, views))
+        assert found[dtype].dtype == np.float32
+    cosine = (found["float32"] * found["bfloat16"]).sum(axis=1)
+    assert (cosine > 0.999).all() and (found["float32"] != found["bfloat16"]).any()
 
 
 def test_a_cached_teacher_is_asked_once(toys, images, tmp_path):
