@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +23,8 @@ from rdcd_jax.images.given import Images, images_of
 from rdcd_jax.images.links import each_once
 from rdcd_jax.images.seen import SIDE, ink_of
 from rdcd_jax.images.sources import ImageSet
-from rdcd_jax.index.groups import Group, groups_of, shared_groups, without_likes
-from rdcd_jax.index.places import BYTES, CHANGED, HEIGHT, WIDTH, sizes, stamps
+from rdcd_jax.index.groups import Group, groups_of, part_of, shared_groups, without_likes
+from rdcd_jax.index.places import BYTES, CHANGED, HEIGHT, WIDTH, is_stale, sizes, stamps
 from rdcd_jax.index.quarantine import write_script
 from rdcd_jax.index.results import require_savable
 from rdcd_jax.index.search import PRECISION, Index, Progress
@@ -33,6 +34,7 @@ from rdcd_jax.weights.library import load_model
 from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.onnx_model import OnnxModel
 
+_log = logging.getLogger(__name__)
 CSV_COLUMNS = ("group", "id", "path", "width", "height", "bytes", "keep", "score")
 
 
@@ -105,10 +107,11 @@ class Groups(Sequence[Group]):
 
     def _save_page(self, path: str | os.PathLike, keep: str) -> None:
         copies = sum(len(group.ids) for group in self.groups)
-        summary = (
-            f"{copies} of {self.images} images are in {len(self.groups)} groups of copies, the surest first. The"
-            f" {keep.replace('-', ' ')} image of each is marked as the one to keep."
-        )
+        summary = f"{copies} of {self.images} images are in {len(self.groups)} groups of copies, the surest first."
+        if any(group.others for group in self.groups):
+            summary += " The images of the other collection are marked as those to keep."
+        else:
+            summary += f" The {keep.replace('-', ' ')} image of each is marked as the one to keep."
         sections = [_shown(number, group, keep) for number, group in enumerate(self.groups, 1)]
         write_gallery(path, "Duplicates", summary, sections)
 
@@ -168,6 +171,8 @@ def find_duplicates(
             " scores are not normalised), or calibrate it by `rdcd-jax evaluate disc`."
         )
     groups = _grouped(sets, threshold, scoring)
+    if isinstance(images, Index):
+        groups = _without_stale(groups, sets[0], images.folder)
     unreadable = [each for found in sets for each in found.unreadable]
     return Groups(groups, sum(each.count for each in sets), unreadable)
 
@@ -182,6 +187,8 @@ class _Set:
     unreadable: list[Unreadable]
     count: int
     files: Callable[[Sequence[int]], np.ndarray]
+    # Whether what was embedded at a position is there no more.
+    is_stale: Callable[[int], bool]
     ink: Callable[[str], np.ndarray | None]
 
 
@@ -196,6 +203,7 @@ def _of_index(index: Index) -> _Set:
         [],
         len(found.ids),
         lambda positions: found.files[list(positions)],
+        lambda position: is_stale(found.paths[position], found.files[position]),
         lambda path: _ink(at(path)),
     )
 
@@ -221,7 +229,9 @@ def _of_images(embedder: Model | OnnxModel, images: Images, on_progress: Progres
     def ink(path: str) -> np.ndarray | None:
         return _ink(lambda: images.decode(position_at[path], min_side_hint=SIDE))
 
-    return _Set(ids, paths, found.descriptors, unreadable, len(images), files, ink)
+    return _Set(
+        ids, paths, found.descriptors, unreadable, len(images), files, lambda position: False, ink
+    )
 
 
 def _ink(decode: Callable[[], Image.Image]) -> np.ndarray | None:
@@ -239,7 +249,11 @@ def _grouped(sets: Sequence[_Set], threshold: float, scoring: Scoring) -> list[G
         groups = groups_of(found.ids, found.paths, found.descriptors, threshold, scoring)
     else:
         parts = [(each.ids, each.paths, each.descriptors) for each in sets]
-        groups = shared_groups(*parts, threshold, scoring)
+        groups = [
+            part
+            for group in shared_groups(*parts, threshold, scoring)
+            if (part := _without_itself(group)) is not None
+        ]
     position_of = [{path: i for i, path in enumerate(each.paths)} for each in sets]
     named = []
     for group in _told_apart(sets, groups):
@@ -250,6 +264,41 @@ def _grouped(sets: Sequence[_Set], threshold: float, scoring: Scoring) -> list[G
             files = np.concatenate([files, sets[-1].files(theirs)])
         named.append(dataclasses.replace(group, files=files))
     return named
+
+
+def _without_itself(group: Group) -> Group | None:
+    """An image of one set and those of another, without the image itself; None where that is all."""
+    if not os.path.exists(group.paths[0]):
+        # It lies in no file of its own.
+        return group
+    first, *others = map(os.path.realpath, group.paths)
+    rows = [0, *(i for i, path in enumerate(others, 1) if path != first)]
+    return part_of(group, rows) if len(rows) > 1 else None
+
+
+def _without_stale(groups: list[Group], found: _Set, folder: pathlib.Path) -> list[Group]:
+    """The groups without images of an index that have changed or are gone since, of which nothing is known."""
+    position_of = {path: position for position, path in enumerate(found.paths)}
+    stale, kept = 0, []
+    for group in groups:
+        own = len(group) - group.others
+        rows = [
+            i
+            for i, path in enumerate(group.paths)
+            if i >= own or not found.is_stale(position_of[path])
+        ]
+        stale += len(group) - len(rows)
+        if len(rows) > 1 and (rows[0] < own):
+            kept.append(part_of(group, rows))
+    if stale:
+        _log.warning(
+            "%s: %d images have changed or are gone since they were added, and are left out; `rdcd-jax index update %s`"
+            " looks at them again.",
+            folder,
+            stale,
+            folder,
+        )
+    return kept
 
 
 def _told_apart(sets: Sequence[_Set], groups: list[Group]) -> list[Group]:
@@ -288,13 +337,19 @@ def _embedded(embedder: Model | OnnxModel, images: ImageSet, on_progress: Progre
 
 def _rows(group: Group, keep: str) -> Iterator[tuple]:
     kept = group.kept(keep)
-    scores = group.scores[kept].tolist()
+    scores, stays = group.scores[kept].tolist(), group.stays(keep)
     for position, (name, path, size) in enumerate(
         zip(group.ids, group.paths, group.sizes, strict=True)
     ):
         size_in_bytes = int(group.files[position, BYTES]) or None
-        stays = position == kept or position >= len(group) - group.others
-        yield name, path, *(size or (None, None)), size_in_bytes, int(stays), scores[position]
+        yield (
+            name,
+            path,
+            *(size or (None, None)),
+            size_in_bytes,
+            int(stays[position]),
+            scores[position],
+        )
 
 
 def _as_json(group: Group, keep: str) -> dict:

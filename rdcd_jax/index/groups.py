@@ -39,6 +39,7 @@ class Group:
         ids: two or more, in the set's order; against another set, that set's after the image that they resemble.
         paths: where they lie.
         score: the least score of an image to the one that all resemble.
+        threshold: the least score of two copies.
         descriptors: [n, D] float32, theirs.
         scoring: how two descriptors become a score.
         files: [n, 4] int64: bytes, time of the last change in nanoseconds, width and height; 0 where not known.
@@ -48,6 +49,7 @@ class Group:
     ids: tuple[str, ...]
     paths: tuple[str, ...]
     score: float
+    threshold: float
     descriptors: np.ndarray = dataclasses.field(repr=False, compare=False)
     scoring: Scoring = dataclasses.field(repr=False, compare=False)
     files: np.ndarray = dataclasses.field(repr=False, compare=False)
@@ -96,6 +98,22 @@ class Group:
         values = KEEP[rule](self.files[first:])
         return first + int(np.lexsort([-value for value in reversed(values)])[0])
 
+    def stays(self, rule: str = "largest") -> np.ndarray:
+        """[n] whether an image stays where it is when copies are moved away.
+
+        The one to keep does, all of the other set, and whatever is no copy of the one to keep: two images that resemble
+        a third need not resemble each other.
+
+        Args:
+            rule: see `kept`.
+        """
+        stays = self.scores[self.kept(rule)] < self.threshold
+        if self.others:
+            stays[:] = False
+            stays[len(self) - self.others :] = True
+        stays[self.kept(rule)] = True
+        return stays
+
 
 def without_likes(group: Group, inks: Sequence[np.ndarray | None]) -> list[Group]:
     """A group without pages of text and drawings that only look alike; those with the same ink at the same places stay.
@@ -115,15 +133,24 @@ def without_likes(group: Group, inks: Sequence[np.ndarray | None]) -> list[Group
     parts = [[int(name) for name in each.ids] for each in found]
     others = [i for i, ink in enumerate(inks) if ink is None]
     parts += [others] if len(others) > 1 else []
-    return [_part(group, rows) for rows in parts]
+    return [part_of(group, rows) for rows in parts]
 
 
-def _part(group: Group, rows: list[int]) -> Group:
+def part_of(group: Group, rows: list[int]) -> Group:
+    """Some of a group's images, by their positions."""
     ids, paths = (tuple(names[i] for i in rows) for names in (group.ids, group.paths))
+    others = sum(i >= len(group) - group.others for i in rows)
     part = dataclasses.replace(
-        group, ids=ids, paths=paths, descriptors=group.descriptors[rows], files=group.files[rows]
+        group,
+        ids=ids,
+        paths=paths,
+        descriptors=group.descriptors[rows],
+        files=group.files[rows],
+        others=others,
     )
     scores = part.scores
+    if others:
+        return dataclasses.replace(part, score=float(scores[0, 1:].min()))
     np.fill_diagonal(scores, np.inf)
     return dataclasses.replace(part, score=float(scores.min(axis=1).max()))
 
@@ -165,7 +192,9 @@ def groups_of(
         if len(members) > 1:
             linked = graph[members][:, members]
             for which, score in _cut(descriptors[members], linked, threshold, scoring):
-                groups.append(_group(members[which], score, ids, paths, descriptors, scoring))
+                groups.append(
+                    _group(members[which], score, threshold, ids, paths, descriptors, scoring)
+                )
     return sorted(groups, key=lambda group: -group.score)
 
 
@@ -194,6 +223,7 @@ def shared_groups(
                 (first[0][row], *(second[0][i] for i in found)),
                 (first[1][row], *(second[1][i] for i in found)),
                 float(weights[mine].min()),
+                threshold,
                 np.concatenate([first[2][[row]], second[2][found]]),
                 scoring,
                 np.zeros((1 + len(found), COLUMNS), np.int64),
@@ -206,6 +236,7 @@ def shared_groups(
 def _group(
     rows: np.ndarray,
     score: float,
+    threshold: float,
     ids: Sequence[str],
     paths: Sequence[str],
     descriptors: np.ndarray,
@@ -214,7 +245,7 @@ def _group(
     rows = np.sort(rows)
     named = (tuple(names[i] for i in rows.tolist()) for names in (ids, paths))
     files = np.zeros((len(rows), COLUMNS), np.int64)
-    return Group(*named, score, descriptors[rows], scoring, files)
+    return Group(*named, score, threshold, descriptors[rows], scoring, files)
 
 
 def _cut(

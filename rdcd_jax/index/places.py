@@ -16,6 +16,8 @@ BYTES, CHANGED, WIDTH, HEIGHT = range(4)
 COLUMNS = 4
 # Before paths below the index's root.
 _BELOW = "./"
+# In the paths of what lies in records.
+RECORDS = ".array_record"
 
 
 def lasting_paths(images: ImageSet) -> list[str]:
@@ -74,6 +76,25 @@ def sizes(images: ImageSet, positions: Sequence[int]) -> np.ndarray:
         else:
             found.append(size_of(_content(images, position)) or (0, 0))
     return np.asarray(found, np.int64).reshape(-1, 2)
+
+
+def is_stale(path: str, stamp: np.ndarray) -> bool:
+    """Whether a file has changed or is gone since it was looked at.
+
+    Args:
+        path: whole.
+        stamp: of `stamps`, as it was then; zeros tell nothing.
+    """
+    if not stamp[[BYTES, CHANGED]].any() or not os.path.isabs(path) or RECORDS in path:
+        return False
+    try:
+        now = os.stat(path)
+    except NotADirectoryError:
+        # It lies in an archive.
+        return False
+    except OSError:
+        return True
+    return (now.st_size, now.st_mtime_ns) != (stamp[BYTES], stamp[CHANGED])
 
 
 def _content(images: ImageSet, position: int) -> bytes:

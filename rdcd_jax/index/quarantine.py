@@ -9,6 +9,21 @@ from rdcd_jax.core.files import write_aside
 from rdcd_jax.images.naming import escaped
 from rdcd_jax.index.groups import Group
 
+# Goes on past what cannot be moved, so that the script can be run again; some shells' `mv -n` says nothing of that.
+_MOVE = """failed=0
+move() {
+    if [ -e "$2" ]; then
+        [ -e "$1" ] || return 0
+        echo "not moved, since $2 is there: $1" >&2
+        failed=1
+    elif [ ! -f "$1" ]; then
+        echo "not there: $1" >&2
+        failed=1
+    else
+        mv -n -- "$1" "$2" || failed=1
+    fi
+}"""
+
 
 def write_script(
     path: str | os.PathLike,
@@ -28,36 +43,55 @@ def write_script(
         How many files it moves.
     """
     folder = os.path.abspath(quarantine)
+    what = (
+        "the other collection's images"
+        if any(group.others for group in groups)
+        else f"the {rule} image"
+    )
     lines = [
         "#!/bin/sh",
-        f"# Moves copies into {escaped(folder)}, and keeps of each group the {rule} image.".replace(
-            "\n", " "
-        ),
+        f"# Moves copies into {_comment(folder)}, and keeps of each group {what}.",
         "# Look through it before you run it. Nothing is deleted, and nothing in that folder is overwritten.",
-        "set -eu",
-        f"mkdir -p -- {shlex.quote(folder)}",
+        _MOVE,
+        f"mkdir -p -- {shlex.quote(folder)} || exit 1",
     ]
     moved: set[str] = set()
+    kept: set[str] = set()
     for number, group in enumerate(groups, 1):
-        kept = group.kept(rule)
-        lines.append(f"# Group {number}, which keeps {_comment(group.paths[kept])}")
-        stay = range(len(group) - group.others, len(group)) if group.others else [kept]
-        for position in range(len(group)):
-            source = group.paths[position]
-            if position in stay or source in moved:
+        lines.append(f"# Group {number}, which keeps {_comment(group.paths[group.kept(rule)])}")
+        files = [os.path.realpath(path) for path in group.paths]
+        stays = group.stays(rule)
+        staying = {file for file, stay in zip(files, stays, strict=True) if stay}
+        if files[group.kept(rule)] in moved:
+            lines.append("# That one is moved above, so nothing else of the group is.")
+            continue
+        kept |= staying - moved
+        for source, file, stay in zip(group.paths, files, stays, strict=True):
+            if stay and source != group.paths[group.kept(rule)] and not group.others:
+                lines.append(f"# no copy of that one, so it stays: {_comment(source)}")
+            elif stay or file in moved or file in kept:
                 continue
-            if not os.path.isfile(source):
+            elif not os.path.isfile(source):
                 lines.append(f"# no file of its own: {_comment(source)}")
-                continue
-            moved.add(source)
-            target = os.path.join(folder, f"{len(moved):06d}-{os.path.basename(source)}")
-            source = os.path.abspath(source)
-            lines.append(f"mv -n -- {shlex.quote(source)} {shlex.quote(target)}")
+            else:
+                moved.add(file)
+                target = os.path.join(folder, _name(len(moved), source))
+                words = map(shlex.quote, (os.path.abspath(source), target))
+                lines.append(" ".join(("move", *words)))
+    lines.append("exit $failed")
     with write_aside(path) as aside:
         # Bytes, since a file's name need not be text.
         aside.write_bytes(os.fsencode("\n".join(lines) + "\n"))
     pathlib.Path(path).chmod(pathlib.Path(path).stat().st_mode | 0o100)
     return len(moved)
+
+
+def _name(number: int, path: str) -> str:
+    """What a file is called in quarantine; a file system takes 255 bytes."""
+    name = os.path.basename(path)
+    if len(os.fsencode(name)) > 240:
+        name = os.path.splitext(name)[1][:20]
+    return f"{number:06d}-{name}"
 
 
 def _comment(path: str) -> str:

@@ -221,7 +221,7 @@ class Index:
             UserError: the index has no such folder, or there is none at `root`.
         """
         with self._writer() as writer:
-            writer.change(**moved(self.folder, writer.manifest, root))
+            writer.change(**moved(writer, root))
 
     @contextlib.contextmanager
     def _writer(self) -> Iterator[store.Writer]:

@@ -12,7 +12,7 @@ from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index import store
 from rdcd_jax.index.changes import Changes, find_changes, require_paths
 from rdcd_jax.index.manifest import Manifest
-from rdcd_jax.index.places import HEIGHT, WIDTH, sizes
+from rdcd_jax.index.places import HEIGHT, WIDTH, sizes, whole_path
 from rdcd_jax.index.results import Added, Updated
 from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.onnx_model import OnnxModel
@@ -38,8 +38,8 @@ def listed(folder: pathlib.Path, manifest: Manifest, images: Images | None) -> I
         return images_of(list(manifest.sources)).seen()
     except UserError as error:
         raise UserError(
-            f"{folder}: what it was built from cannot be listed: {error} If it was moved, say where (--root=); or name"
-            " the images."
+            f"{folder}: what it was built from cannot be listed: {error} If all of it was moved, say where (--root=);"
+            " else name all that the index is to hold."
         ) from error
 
 
@@ -73,19 +73,32 @@ def update_images(
     )
 
 
-def moved(folder: pathlib.Path, manifest: Manifest, root: str | os.PathLike) -> dict[str, object]:
+def moved(writer: store.Writer, root: str | os.PathLike) -> dict[str, object]:
     """The fields of the manifest of an index whose images lie below another folder now; see `Index.move`."""
-    new, old = os.path.abspath(root), manifest.root
+    new, old = os.path.abspath(root), writer.manifest.root
+    folder, manifest = writer.folder, writer.manifest
     if not os.path.isdir(new):
         raise UserError(f"{root}: there is no such folder; name the one that the images lie in.")
     if not old:
         raise UserError(
             f"{folder} keeps whole paths, since its images had no folder in common; build it again."
         )
-    sources = (
+    paths = [path for segment in writer.segments() for path in segment.paths]
+    if paths and not any(os.path.lexists(whole_path(path, new)) for path in paths):
+        raise UserError(
+            f"{root}: none of the images of {folder} lies there, such as {whole_path(paths[0], new)}; name the folder"
+            f" that is now what {old} was."
+        )
+    sources = [
         new + each[len(old) :] if each == old or each.startswith(old + os.sep) else each
         for each in manifest.sources
-    )
+    ]
+    missing = [each for each in sources if os.path.isabs(each) and not os.path.lexists(each)]
+    if missing:
+        raise UserError(
+            f"{missing[0]}: {folder} was built from it too, and it is not there; name all that the index is to hold"
+            f" (index update {folder} SOURCE...)."
+        )
     return {"root": new, "sources": tuple(sources)}
 
 

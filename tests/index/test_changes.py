@@ -160,6 +160,26 @@ def test_images_and_model_that_were_moved(model, tmp_path, capsys):
         Index(x, model=str(other)).search(query)
 
 
+def test_a_wrong_root_changes_nothing(model, tmp_path):
+    first, second = make_images(tmp_path / "a", 2), make_images(tmp_path / "b", 1, seed=5)
+    index = Index.build(tmp_path / "x", first, model=model)
+    index.add(second)
+    before = (tmp_path / "x" / "index.json").read_bytes()
+    make_images(tmp_path / "c", 1, seed=6, prefix="Q")
+    with pytest.raises(UserError, match=r"c: none of the images of .*x lies there, such as"):
+        index.move(tmp_path / "c")
+    # The second lies outside the root, so no root can say where it went.
+    second.rename(tmp_path / "moved")
+    shutil.copytree(first, tmp_path / "copy")
+    with pytest.raises(UserError, match=r"b: .*x was built from it too, .*name all that the index"):
+        index.move(tmp_path / "copy")
+    with pytest.raises(UserError, match="cannot be listed"):
+        index.update()
+    assert (tmp_path / "x" / "index.json").read_bytes() == before
+    done = index.update([first, tmp_path / "moved"])
+    assert (done.added, done.removed, done.present) == (1, 1, 2)
+
+
 def test_links_are_one_image(model, tmp_path, caplog):
     folder = make_images(tmp_path / "photos", 2)
     (folder / "best").mkdir()

@@ -1,7 +1,9 @@
 """Groups of copies: where they are cut, what two collections share, and what is moved away."""
 
 import csv
+import logging
 import os
+import pathlib
 import shutil
 import subprocess
 
@@ -17,6 +19,7 @@ from rdcd_jax.images.seen import ink_of
 from rdcd_jax.index import Index
 from rdcd_jax.index.duplicates import find_duplicates
 from rdcd_jax.index.groups import Group, groups_of
+from rdcd_jax.index.quarantine import write_script
 from rdcd_jax.search.scoring import Scoring
 from rdcd_jax.weights.library import load_model
 
@@ -60,7 +63,7 @@ def test_what_is_kept(rule, kept):
     names = ("a", "b", "c", "d")
     files = FILES if rule != "least-compressed" else FILES[:3]
     group = Group(
-        names[: len(files)], names[: len(files)], 1.0, arc(*[0] * len(files)), Scoring(), files
+        names[: len(files)], names[: len(files)], 1.0, 0.9, arc(*[0] * len(files)), Scoring(), files
     )
     assert group.kept(rule) == kept
     with pytest.raises(
@@ -150,7 +153,60 @@ def test_duplicates_of_an_index(student, photos, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*words, str(photos)])
     shared = find_duplicates(Index(tmp_path / "x"), against=photos, threshold=0.999)
-    assert len(shared) == 5
+    # None is a copy of itself.
+    assert len(shared) == 3
+
+
+def test_what_is_no_copy_of_the_kept_image_stays(tmp_path):
+    names = [f"p{i}" for i in range(5)]
+    paths = [str(tmp_path / "photos" / f"{name}.jpg") for name in names]
+    (tmp_path / "photos").mkdir()
+    for path in paths:
+        pathlib.Path(path).write_text(path)
+    (group,) = groups_of(names, paths, arc(0, 10, 20, 30, 40), np.cos(np.radians(20.5)))
+    # The first is kept, since nothing tells them apart, and not the one in the middle that all resemble.
+    assert group.stays().tolist() == [True, False, False, True, True]
+    script = tmp_path / "move.sh"
+    assert write_script(script, [group], tmp_path / "quarantine") == 2
+    assert script.read_text().count("# no copy of that one, so it stays: ") == 2
+    # It goes on past what is gone, and does the same when it is run again.
+    pathlib.Path(paths[1]).unlink()
+    for _ in range(2):
+        done = subprocess.run(["sh", script], capture_output=True, text=True)
+        assert done.returncode == 1 and f"not there: {paths[1]}" in done.stderr
+        assert os.listdir(tmp_path / "quarantine") == ["000002-p2.jpg"]
+    # What lies in quarantine is neither overwritten nor passed over in silence.
+    pathlib.Path(paths[2]).write_text("another")
+    done = subprocess.run(["sh", script], capture_output=True, text=True)
+    assert done.returncode == 1 and "000002-p2.jpg is there" in done.stderr
+    assert pathlib.Path(paths[2]).read_text() == "another"
+
+
+def test_of_each_image_one_stays_where_collections_overlap(student, photos, tmp_path):
+    library = tmp_path / "library"
+    (library / "deep").mkdir(parents=True)
+    for path in photos.iterdir():
+        shutil.move(path, library / "deep")
+    (library / "link.png").symlink_to(library / "deep" / "T00000.jpg")
+    shared = find_duplicates(library / "deep", against=library, model=str(student), threshold=0.99)
+    # The copies of one image are in both, and are each other's; no image is its own.
+    assert len(shared) == 3 and all("T00000.jpg" not in group.paths[0] for group in shared)
+    script = tmp_path / "move.sh"
+    # What stays for one of them is not moved for another.
+    assert shared.save_script(script, tmp_path / "quarantine") == 1
+    subprocess.run(["sh", script], check=True)
+    assert len(list((library / "deep").iterdir())) == 4
+
+
+def test_an_index_that_is_out_of_date_moves_nothing(student, photos, tmp_path, caplog):
+    Index.build(tmp_path / "x", photos, model=str(student))
+    shutil.copy(photos / "T00002.jpg", photos / "poor.jpg")
+    with caplog.at_level(logging.WARNING):
+        found = find_duplicates(Index(tmp_path / "x"), threshold=0.99)
+    assert [len(group) for group in found] == [2] and "poor" not in found[0].ids
+    assert "x: 1 images have changed or are gone since they were added" in caplog.text
+    (photos / "T00001.jpg").unlink()
+    assert not len(find_duplicates(Index(tmp_path / "x"), threshold=0.99))
 
 
 def drawn(seed, size=(400, 300)):
