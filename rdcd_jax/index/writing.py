@@ -83,11 +83,12 @@ def moved(writer: store.Writer, root: str | os.PathLike) -> dict[str, object]:
         raise UserError(
             f"{folder} keeps whole paths, since its images had no folder in common; build it again."
         )
-    paths = [path for segment in writer.segments() for path in segment.paths]
-    if paths and not any(os.path.lexists(whole_path(path, new)) for path in paths):
+    stored = [path for segment in writer.segments() for path in segment.paths]
+    below = [whole_path(path, new) for path in stored if whole_path(path, new) != path]
+    if below and not any(map(os.path.lexists, below)):
         raise UserError(
-            f"{root}: none of the images of {folder} lies there, such as {whole_path(paths[0], new)}; name the folder"
-            f" that is now what {old} was."
+            f"{root}: none of the images of {folder} lies there, such as {below[0]}; name the folder that is now what"
+            f" {old} was."
         )
     sources = [
         new + each[len(old) :] if each == old or each.startswith(old + os.sep) else each
