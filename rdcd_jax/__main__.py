@@ -1,5 +1,6 @@
 """`python -m rdcd_jax` and the console script `rdcd-jax`."""
 
+import os
 import sys
 
 from rdcd_jax.cli.main import main
@@ -10,6 +11,10 @@ def run() -> int:
     """Runs the command line in a process whose memory is set up for it."""
     restart_with_huge_pages()
     # What the terminal's encoding lacks is shown escaped.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # It was closed.
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
     sys.stdout.reconfigure(errors="backslashreplace")
     return main()
 

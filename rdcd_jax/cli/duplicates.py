@@ -14,9 +14,10 @@ from rdcd_jax.cli.options import (
     verb,
     warn_left_out,
 )
-from rdcd_jax.core.errors import UserError, one_line
+from rdcd_jax.core.errors import one_line
 from rdcd_jax.core.files import require_writable
 
+_MODEL = "rdcd-effb0-128"
 # As in `index.groups`, which would load more than a command line's help should.
 _KEEP = ("largest", "least-compressed", "oldest")
 
@@ -39,9 +40,7 @@ def add_duplicates(verbs) -> None:
     parser.add_argument(
         "--against", metavar="SOURCE", help="another collection: find what both of them hold"
     )
-    parser.add_argument(
-        "--model", default="rdcd-effb0-128", help="a shipped student, ... (rdcd-effb0-128)"
-    )
+    parser.add_argument("--model", help=f"a shipped student, ... ({_MODEL}); an index has its own")
     parser.add_argument("--threshold", type=score, help="the model's at 90%% precision without")
     add_score_norm_option(parser)
     parser.add_argument("--out", type=pathlib.Path, help="a .csv, .json or .html file")
@@ -65,6 +64,10 @@ def _duplicates(options, rest) -> None:
     from rdcd_jax.index.duplicates import find_duplicates
     from rdcd_jax.index.results import require_savable
 
+    if options.quarantine is not None and options.script is None:
+        options.usage_error(
+            "--quarantine is where the script of --script moves files; name that too"
+        )
     if options.out is not None:
         require_savable(options.out)
     for path in (options.out, options.script):
@@ -75,7 +78,7 @@ def _duplicates(options, rest) -> None:
         groups = find_duplicates(
             given,
             against=options.against,
-            model=options.model,
+            model=options.model or _MODEL,
             threshold=options.threshold,
             normalised=options.score_norm == "auto",
             on_progress=lambda done, total: report("Embedding", done, total),
@@ -109,15 +112,11 @@ def _given(options: argparse.Namespace) -> tuple:
         return images, images
     if options.sources or options.images:
         options.usage_error("name the images once: SOURCE..., --images=SOURCE or --index=DIR")
-    return None, Index(options.index)
+    return None, Index(options.index, model=options.model)
 
 
 def _write_script(options: argparse.Namespace, groups) -> None:
     if options.script is None:
-        if options.quarantine is not None:
-            raise UserError(
-                "--quarantine is where the script of --script moves files; name that too."
-            )
         return
     quarantine = options.quarantine or options.script.parent / "quarantine"
     moved = groups.save_script(options.script, quarantine, keep=options.keep)

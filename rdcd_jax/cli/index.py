@@ -19,6 +19,9 @@ from rdcd_jax.cli.options import (
 from rdcd_jax.core.errors import UserError, one_line
 from rdcd_jax.core.files import read_lines
 
+# Of ids that are not there.
+_NAMED = 10
+
 
 def add_index(verbs) -> None:
     """Adds the verb with its actions to the parser's."""
@@ -228,9 +231,11 @@ def _remove(options, rest) -> None:
         else:
             wanted.append(text.removeprefix("@"))
     index = Index(options.index)
+    missing = sorted(set(wanted) - set(index.ids))
     removed = index.remove(wanted)
-    if removed < len(set(wanted)):
-        print(f"{len(set(wanted)) - removed} of the ids were not there.", file=sys.stderr)
+    if missing:
+        shown = ", ".join(map(one_line, missing[:_NAMED])) + (", ..." if missing[_NAMED:] else "")
+        print(f"{len(missing)} of the ids were not there: {shown}", file=sys.stderr)
     print(f"{options.index} holds {len(index)} images: {removed} removed.")
 
 

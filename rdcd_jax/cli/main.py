@@ -43,6 +43,10 @@ def main(argv: list[str] | None = None) -> int:
         for word in rest
         if options.verb not in ("train", "sweep") or not word.startswith("--config.")
     ]
+    if not any(word.startswith("-") for word in unknown) and hasattr(options, "sources"):
+        # argparse takes none that stand behind an option.
+        options.sources = [*options.sources, *unknown]
+        unknown = []
     if unknown:
         words = ["rdcd-jax", options.verb, *filter(None, [getattr(options, "action", None)])]
         parser.error(f"unknown argument {unknown[0]}; see `{' '.join(words)} --help`")
@@ -72,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("rdcd-jax: interrupted.", file=sys.stderr)
-        return 1
+        return 128 + signal.SIGINT
     return 0
 
 

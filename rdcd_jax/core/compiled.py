@@ -25,10 +25,11 @@ def keep_compiled() -> None:
 
     def mend(message, category, filename, lineno, file=None, line=None) -> None:
         found = _UNREADABLE.match(str(message))
-        if found is None:
+        entries = [] if found is None else list(pathlib.Path(folder).glob(f"{found[1]}-*"))
+        if not entries:
             show(message, category, filename, lineno, file, line)
             return
-        for entry in pathlib.Path(folder).glob(f"{found[1]}-*"):
+        for entry in entries:
             entry.unlink(missing_ok=True)
         _log.warning(
             "%s: what was compiled of '%s' is damaged; it is compiled anew.", folder, found[1]

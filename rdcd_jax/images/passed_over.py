@@ -50,7 +50,7 @@ def left_out(images: ImageSet) -> list[str]:
         plugins = sorted({PLUGINS[kind] for kind in kinds if kind in PLUGINS})
         cure = f"; `pip install {' '.join(plugins)}` reads some" if plugins else ""
         lines.append(
-            f"{escaped(images.source)}: left out, since they are no images: {shown}{cure}."
+            f"{escaped(images.source)}: left out, since they are not read as images: {shown}{cure}."
         )
     if images.closed:
         shown = ", ".join(escaped(path) for path in images.closed[:_NAMED])

@@ -15,7 +15,7 @@ from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.core.files import read_lines
 from rdcd_jax.images.archives import ARCHIVES, list_archive
 from rdcd_jax.images.decode import decode_rgb, size_of, to_rgb
-from rdcd_jax.images.folders import is_image_name, list_folder
+from rdcd_jax.images.folders import PLUGINS, is_image_name, list_folder
 from rdcd_jax.images.naming import escaped, ids_of
 from rdcd_jax.images.records import ids_sha256, is_shard, list_shards, list_tfds, require_all_shards
 from rdcd_jax.images.seen import is_blank
@@ -239,6 +239,8 @@ def listed(source: str | os.PathLike) -> ImageSet:
         return _of_archive(text)
     # An image is known by its content, however it is called.
     is_image = is_image_name(root.name) or size_of(text) is not None
+    if not is_image and (plugin := PLUGINS.get(root.suffix.lower())):
+        raise UserError(f"{escaped(text)}: `pip install {plugin}` lets such images be read.")
     names = [root.name] if is_image else _names_listed(root)
     return ImageSet(text, tuple(names), tuple(os.path.join(root.parent, name) for name in names))
 
@@ -302,7 +304,7 @@ def _names_listed(path: pathlib.Path) -> list[str]:
     # would take minutes. A file missing further down counts as unreadable when its turn comes.
     if names and not os.path.isfile(path.parent / names[0]):
         raise UserError(
-            f"{path}: its first path, {names[0]}, is not a file; paths are taken relative to "
-            f"{path.parent}."
+            f"{path} is taken for a list of image paths, and its first, {escaped(names[0][:200])}, is not a file;"
+            f" paths are taken relative to {path.parent}."
         )
     return names

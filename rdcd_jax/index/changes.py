@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.images.folders import PLUGINS
 from rdcd_jax.images.links import each_once
 from rdcd_jax.images.naming import distinct
 from rdcd_jax.images.sources import ImageSet
@@ -102,8 +103,12 @@ def require_paths(folder: os.PathLike, segments: Sequence[Segment]) -> None:
 
 
 def _kept(stored: str, images: ImageSet, root: str) -> bool:
-    """Whether an image that is not listed stays all the same: it was in memory, or its folder cannot be opened now."""
+    """Whether an image that is not listed stays all the same: it was in memory, its folder cannot be
+    opened now, or what reads its format is missing."""
     if stored.startswith("#"):
         return True
     path = whole_path(stored, root)
+    if os.path.splitext(path)[1].lower() in PLUGINS and os.path.isfile(path):
+        # What read it is not installed here.
+        return True
     return any(path.startswith(os.path.abspath(folder) + os.sep) for folder in images.closed)

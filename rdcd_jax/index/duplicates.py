@@ -151,6 +151,9 @@ def find_duplicates(
         >>> [group.ids for group in rdcd.find_duplicates(first, against=[second, first])]
         [('#0', '#1')]
     """
+    if against is not None:
+        # Listed before anything is embedded.
+        against = images_of(against)
     if isinstance(images, Index):
         sets = [_of_index(images)]
         scoring, name = images.scoring(normalised), f"index {images.folder}"

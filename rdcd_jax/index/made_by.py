@@ -90,6 +90,6 @@ def require_same_model(folder: pathlib.Path, manifest: Manifest, embedder) -> No
         )
     if not has_fingerprint(embedder, manifest.fingerprint):
         raise UserError(
-            f"{folder} was made by other weights of {manifest.model} than those that are there now, whose descriptors"
-            " cannot be compared with its own; bring the old ones back, or build another index."
+            f"{folder} was made by other weights of {manifest.model} than {embedder.name} has, whose descriptors cannot"
+            " be compared with its own; use the weights that made it, or build another index."
         )

@@ -90,6 +90,14 @@ class Rows:
     def _approximate(
         self, manifest: Manifest, queries: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
+        self.require_ann(manifest, k)
+        if self._candidates is None or self._candidates[0] != manifest.segments:
+            self._candidates = manifest.segments, load_scann(self._folder / ann.FOLDER)
+        rows_at = lambda positions: self._at(manifest, positions)  # noqa: E731
+        return ann.nearest_by(self._candidates[1], rows_at, queries, k)
+
+    def require_ann(self, manifest: Manifest, k: int) -> None:
+        """Refuses an approximate search that was not built of this very index, or gives fewer neighbours than `k`."""
         built = ann.read_ann(self._folder)
         if built is None or built.segments != manifest.segments:
             what = "was never built" if built is None else "was built before the index changed"
@@ -101,10 +109,6 @@ class Rows:
             raise UserError(
                 f"k is {k}; the approximate search gives {ann.CANDIDATES} images at most."
             )
-        if self._candidates is None or self._candidates[0] != manifest.segments:
-            self._candidates = manifest.segments, load_scann(self._folder / ann.FOLDER)
-        rows_at = lambda positions: self._at(manifest, positions)  # noqa: E731
-        return ann.nearest_by(self._candidates[1], rows_at, queries, k)
 
     def _at(self, manifest: Manifest, positions: np.ndarray) -> np.ndarray:
         """Descriptors [n, D] float32 at some positions, which alone are read."""

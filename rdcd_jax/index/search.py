@@ -26,7 +26,7 @@ from rdcd_jax.index.matching import PRECISION, Asked, matches_of
 from rdcd_jax.index.places import COLUMNS, root_of, whole_path
 from rdcd_jax.index.queries import Looks, embed_queries
 from rdcd_jax.index.results import Added, Match, Matches, Updated
-from rdcd_jax.index.rows import ENGINES, Rows
+from rdcd_jax.index.rows import ANN, ENGINES, Rows
 from rdcd_jax.index.segments import Names, Segment
 from rdcd_jax.index.writing import Progress, add_images, listed, moved, update_images
 from rdcd_jax.search.background import BACKGROUND, read_background
@@ -328,11 +328,12 @@ class Index:
             raise UserError(
                 f"There is no engine '{asked.engine}'; use one of {', '.join(ENGINES)}."
             )
-        if not len(self):
-            # Somebody may have added some since.
-            self.manifest = read_manifest(self.folder)
+        # Somebody may have changed it since.
+        self.manifest = read_manifest(self.folder)
         if not len(self):
             raise UserError(f"{self.folder} is empty; add images to it first.")
+        if asked.engine == ANN:
+            self._rows.require_ann(self.manifest, min(asked.k, len(self)))
 
     def _found(self, looks: Looks, names: Sequence[str], asked: Asked) -> Matches:
         left_out = {each.id for each in looks.unreadable}
@@ -349,6 +350,16 @@ class Index:
 
         matches = store.consistently(self.folder, matched)
         return Matches(matches, readable, looks.unreadable)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of all images."""
+        return store.consistently(
+            self.folder,
+            lambda manifest: tuple(
+                name for segment in self._rows.segments(manifest) for name in segment.ids
+            ),
+        )
 
     def contents(self) -> Segment:
         """All images and descriptors as one segment, with whole paths; descriptors are in memory, as float32."""

@@ -23,6 +23,7 @@ from rdcd_jax.training.setup import (
     inputs,
     optimization,
     require_enough_to_whiten,
+    warn_of_past_keys,
 )
 from rdcd_jax.training.student import make_student
 from rdcd_jax.training.teacher import Teacher, make_teacher
@@ -108,6 +109,7 @@ def _fields(config: ml_collections.ConfigDict, overrides: list[str]) -> list[Pla
 def _add_facts(config: ml_collections.ConfigDict, facts: list[str]) -> None:
     """Adds facts one after another, so that those before a problem stay."""
     images, mesh = inputs(config)
+    warn_of_past_keys(config, images)
     facts.append(f"{len(images)} images in {images.source}; {mesh.size} device(s).")
     _, steps, optimizer = optimization(config, len(images))
     per_epoch = len(images) // config.batch_size

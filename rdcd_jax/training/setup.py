@@ -109,6 +109,7 @@ def set_up(
     schedule, total_steps, optimizer = optimization(config, len(images))
     feature_dim = teacher.feature_dim or student.projector.in_features
     require_enough_to_whiten(config, images, feature_dim)
+    warn_of_past_keys(config, images)
     # What learns.
     learner = student if views is None else DescriptorHead(student.projector)
     step = make_train_step(
@@ -154,7 +155,6 @@ def inputs(config: ml_collections.ConfigDict) -> tuple[ImageSet, Mesh]:
             f"config.batch_size is {config.batch_size}, not a multiple of the {mesh.size} devices."
         )
     _require_a_batch(images, config.batch_size)
-    _warn_of_past_keys(config, images)
     return images, mesh
 
 
@@ -261,7 +261,8 @@ def require_enough_to_whiten(
         )
 
 
-def _warn_of_past_keys(config: ml_collections.ConfigDict, images: ImageSet) -> None:
+def warn_of_past_keys(config: ml_collections.ConfigDict, images: ImageSet) -> None:
+    """Warns of a queue so long that images meet their own past keys."""
     if Objective(**config.objective).moco_lambda > 0 and config.queue.size > len(images) // 2:
         _log.warning(
             "config.queue.size is %d for %d training images, so many an image meets its own past keys as negatives; a"

@@ -39,6 +39,14 @@ def test_module_runs_as_the_script():
     assert "--model" in failed.stderr and "Traceback" not in failed.stderr
 
 
+def test_stdout_may_be_closed():
+    command = [sys.executable, "-m", "rdcd_jax", "models"]
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command], capture_output=True, text=True, cwd=ROOT
+    )
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

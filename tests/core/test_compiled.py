@@ -12,6 +12,16 @@ jax.jit(lambda x: x * 2 + 1)(3.0)
 """
 
 
+def test_a_cache_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    (tmp_path / "file").write_text("")
+    about = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "file")}
+    about["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=os.environ | about, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "damaged" not in done.stderr
+
+
 def test_an_entry_cut_short_is_written_anew(tmp_path):
     about = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
     about["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

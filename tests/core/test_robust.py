@@ -137,7 +137,7 @@ sys.exit(cli.main(["models"]))
 @pytest.mark.parametrize("where", ["plain", "dropped"])
 @pytest.mark.parametrize(
     ("number", "status", "says"),
-    [(signal.SIGINT, 1, "interrupted."), (signal.SIGTERM, 143, "ended by SIGTERM.")],
+    [(signal.SIGINT, 130, "interrupted."), (signal.SIGTERM, 143, "ended by SIGTERM.")],
 )
 def test_signals_end_a_verb_wherever_they_come(where, number, status, says):
     started = subprocess.Popen(

@@ -4,6 +4,7 @@ import pickle
 import pytest
 
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.images import sources
 from rdcd_jax.images.sources import find_images
 
 
@@ -23,6 +24,13 @@ def test_a_folder_gives_its_images_sorted_by_path(tmp_path):
     assert below == ["a.b.jpeg", "b/a.TIF", "b/Ünï cödé 漢字.PNG", "c.webp"]
     assert len(images) == 4 and images.source == str(tmp_path)
     assert pickle.loads(pickle.dumps(images)) == images
+
+
+def test_an_image_that_a_plugin_would_read_is_no_list(tmp_path, monkeypatch):
+    touch(tmp_path, "a.xyz")
+    monkeypatch.setitem(sources.PLUGINS, ".xyz", "pillow-xyz")
+    with pytest.raises(UserError, match=r"a\.xyz: `pip install pillow-xyz` lets such images"):
+        find_images(tmp_path / "a.xyz")
 
 
 def test_a_text_file_gives_its_lines_in_order(tmp_path):

@@ -12,7 +12,7 @@ from toy import make_export, make_images
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.index import Index, store
+from rdcd_jax.index import Index, changes, store
 from rdcd_jax.index.results import Updated
 
 
@@ -158,6 +158,26 @@ def test_images_and_model_that_were_moved(model, tmp_path, capsys):
     other = make_export(tmp_path / "other", dim=8, seed=5)
     with pytest.raises(UserError, match="was made by other weights"):
         Index(x, model=str(other)).search(query)
+
+
+def test_an_image_whose_reader_is_missing_does_not_count_as_gone(model, tmp_path, monkeypatch):
+    folder = make_images(tmp_path / "photos", 2)
+    index = Index.build(tmp_path / "x", folder, model=model)
+    # As where pillow-heif was there, and is no more.
+    monkeypatch.setattr(changes, "PLUGINS", {".jpg": "pillow-heif"})
+    assert index.changes([folder / "T00000.jpg"]).gone == []
+    (folder / "T00001.jpg").unlink()
+    assert index.changes([folder / "T00000.jpg"]).gone == ["./T00001.jpg"]
+
+
+def test_sources_may_stand_behind_options(model, tmp_path, capsys):
+    folders = [make_images(tmp_path / name, 1, seed=seed) for seed, name in enumerate("ab")]
+    Index.build(tmp_path / "x", folders[0], model=model)
+    words = ["index", "update", str(tmp_path / "x"), "--dry-run", *map(str, folders)]
+    assert main(words) == 0
+    assert "1 added, 0 embedded anew, 0 removed, 1 as they are" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*words, "--nothing"])
 
 
 def test_a_wrong_root_changes_nothing(model, tmp_path):

@@ -98,7 +98,8 @@ def test_the_script_moves_all_but_one(student, photos, tmp_path, capsys):
         "000001-poor.jpg",
         "000002-small's copy.png",
     ]
-    assert main([*words, "--quarantine=x"]) == 1
+    with pytest.raises(SystemExit):
+        main([*words, "--quarantine=x"])
     assert "--quarantine is where the script of --script moves files" in capsys.readouterr().err
 
 
@@ -132,6 +133,7 @@ def test_what_two_collections_share(student, photos, tmp_path, capsys):
     out, script = tmp_path / "g.csv", tmp_path / "move.sh"
     assert main([*words, f"--out={out}", f"--script={script}"]) == 0
     assert f"1 images are in {library} too" in capsys.readouterr().out
+    assert "keeps of each group the other collection's images" in script.read_text()
     with out.open() as file:
         rows = list(csv.DictReader(file))
     assert rows[0]["path"] == str(new / "T00001.jpg") and rows[0]["keep"] == "0"
