@@ -55,6 +55,7 @@ def add_search(verbs) -> None:
 
 
 def _search(options, rest) -> None:
+    from rdcd_jax.index.places import is_stale
     from rdcd_jax.index.results import require_savable
     from rdcd_jax.index.search import Index
 
@@ -77,6 +78,13 @@ def _search(options, rest) -> None:
     if options.out is not None:
         matches.save(options.out)
     print_matches(matches)
+    found_files = {(match.path, match.bytes or 0) for match in matches}
+    if stale := sum(is_stale(*each) for each in found_files):
+        print(
+            f"Warning: {stale} of the images found have changed or are gone since they were indexed;"
+            f" `rdcd-jax index update {one_line(str(options.index))}` looks at them again.",
+            file=sys.stderr,
+        )
     found = len({match.query for match in matches})
     if options.threshold is None and index.threshold() is None:
         print(

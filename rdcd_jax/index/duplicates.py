@@ -206,7 +206,7 @@ def _of_index(index: Index) -> _Set:
         [],
         len(found.ids),
         lambda positions: found.files[list(positions)],
-        lambda position: is_stale(found.paths[position], found.files[position]),
+        lambda position: is_stale(found.paths[position], *found.files[position, [BYTES, CHANGED]]),
         lambda path: _ink(at(path)),
     )
 

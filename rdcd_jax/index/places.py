@@ -78,14 +78,15 @@ def sizes(images: ImageSet, positions: Sequence[int]) -> np.ndarray:
     return np.asarray(found, np.int64).reshape(-1, 2)
 
 
-def is_stale(path: str, stamp: np.ndarray) -> bool:
+def is_stale(path: str, size: int, changed: int = 0) -> bool:
     """Whether a file has changed or is gone since it was looked at.
 
     Args:
         path: whole.
-        stamp: of `stamps`, as it was then; zeros tell nothing.
+        size: its bytes then; of 0 nothing is known.
+        changed: the time of its last change then, in nanoseconds; 0 where that is not known.
     """
-    if not stamp[[BYTES, CHANGED]].any() or not os.path.isabs(path) or RECORDS in path:
+    if not size or not os.path.isabs(path) or RECORDS in path:
         return False
     try:
         now = os.stat(path)
@@ -94,7 +95,7 @@ def is_stale(path: str, stamp: np.ndarray) -> bool:
         return False
     except OSError:
         return True
-    return (now.st_size, now.st_mtime_ns) != (stamp[BYTES], stamp[CHANGED])
+    return now.st_size != size or (changed != 0 and now.st_mtime_ns != changed)
 
 
 def _content(images: ImageSet, position: int) -> bytes:

@@ -200,7 +200,7 @@ def test_of_each_image_one_stays_where_collections_overlap(student, photos, tmp_
     assert len(list((library / "deep").iterdir())) == 4
 
 
-def test_an_index_that_is_out_of_date_moves_nothing(student, photos, tmp_path, caplog):
+def test_an_index_that_is_out_of_date_moves_nothing(student, photos, tmp_path, caplog, capsys):
     Index.build(tmp_path / "x", photos, model=str(student))
     shutil.copy(photos / "T00002.jpg", photos / "poor.jpg")
     with caplog.at_level(logging.WARNING):
@@ -208,6 +208,9 @@ def test_an_index_that_is_out_of_date_moves_nothing(student, photos, tmp_path, c
     assert [len(group) for group in found] == [2] and "poor" not in found[0].ids
     assert "x: 1 images have changed or are gone since they were added" in caplog.text
     (photos / "T00001.jpg").unlink()
+    words = ["search", f"--index={tmp_path / 'x'}", str(photos / "T00000.jpg")]
+    assert main([*words, "--threshold=-2"]) == 0
+    assert "Warning: 2 of the images found have changed or are gone" in capsys.readouterr().err
     assert not len(find_duplicates(Index(tmp_path / "x"), threshold=0.99))
 
 
