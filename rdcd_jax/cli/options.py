@@ -172,15 +172,17 @@ def reported() -> Iterator[Callable[[str, int, int], None]]:
     """Gives a progress callback (what, done, total) that shows one bar after another."""
     from rdcd_jax.core.progress import Reporter
 
-    reporters: dict[str, Reporter] = {}
+    reporters: dict[tuple[str, int], Reporter] = {}
     # A bar left open by a failure would keep the terminal's cursor hidden.
     with contextlib.ExitStack() as shown:
 
         def report(what: str, done: int, total: int) -> None:
-            if what not in reporters:
+            # Two collections may be embedded one after the other.
+            key = what, total
+            if key not in reporters:
                 shown.close()
-                reporters[what] = shown.enter_context(Reporter(what, total, done))
-            reporters[what].update(done)
+                reporters[key] = shown.enter_context(Reporter(what, total, done))
+            reporters[key].update(done)
             if done >= total:
                 shown.close()
 
