@@ -167,11 +167,11 @@ def _update(options, rest) -> None:
     from rdcd_jax.index.search import Index
 
     index = Index(options.index, model=options.model)
-    sources = options.sources or None
     if options.root is not None:
         if options.dry_run:
             options.usage_error("--root is written at once; give it without --dry-run first")
         index.move(options.root)
+    sources = options.sources or None
     if options.dry_run:
         _print_changes(options.index, index.changes(sources))
         return

@@ -1,5 +1,15 @@
 """The one error that bad input raises."""
 
+# What a JSON text raises that is damaged, or of something else than what is read from it.
+MALFORMED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+
 
 class UserError(ValueError):
     """Bad input, reported in one sentence that names the file, field or value and the way out.

@@ -175,7 +175,7 @@ def find_duplicates(
         )
     groups = _grouped(sets, threshold, scoring)
     if isinstance(images, Index):
-        groups = _without_stale(groups, sets[0], images.folder)
+        groups = _without_stale(groups, images.folder)
     unreadable = [each for found in sets for each in found.unreadable]
     return Groups(groups, sum(each.count for each in sets), unreadable)
 
@@ -190,8 +190,6 @@ class _Set:
     unreadable: list[Unreadable]
     count: int
     files: Callable[[Sequence[int]], np.ndarray]
-    # Whether what was embedded at a position is there no more.
-    is_stale: Callable[[int], bool]
     ink: Callable[[str], np.ndarray | None]
 
 
@@ -206,7 +204,6 @@ def _of_index(index: Index) -> _Set:
         [],
         len(found.ids),
         lambda positions: found.files[list(positions)],
-        lambda position: is_stale(found.paths[position], *found.files[position, [BYTES, CHANGED]]),
         lambda path: _ink(at(path)),
     )
 
@@ -232,9 +229,7 @@ def _of_images(embedder: Model | OnnxModel, images: Images, on_progress: Progres
     def ink(path: str) -> np.ndarray | None:
         return _ink(lambda: images.decode(position_at[path], min_side_hint=SIDE))
 
-    return _Set(
-        ids, paths, found.descriptors, unreadable, len(images), files, lambda position: False, ink
-    )
+    return _Set(ids, paths, found.descriptors, unreadable, len(images), files, ink)
 
 
 def _ink(decode: Callable[[], Image.Image]) -> np.ndarray | None:
@@ -279,19 +274,17 @@ def _without_itself(group: Group) -> Group | None:
     return part_of(group, rows) if len(rows) > 1 else None
 
 
-def _without_stale(groups: list[Group], found: _Set, folder: pathlib.Path) -> list[Group]:
+def _without_stale(groups: list[Group], folder: pathlib.Path) -> list[Group]:
     """The groups without images of an index that have changed or are gone since, of which nothing is known."""
-    position_of = {path: position for position, path in enumerate(found.paths)}
     stale, kept = 0, []
     for group in groups:
         own = len(group) - group.others
+        known = group.files[:, [BYTES, CHANGED]].tolist()
         rows = [
-            i
-            for i, path in enumerate(group.paths)
-            if i >= own or not found.is_stale(position_of[path])
+            i for i, path in enumerate(group.paths) if i >= own or not is_stale(path, *known[i])
         ]
         stale += len(group) - len(rows)
-        if len(rows) > 1 and (rows[0] < own):
+        if len(rows) > 1 and rows[0] < own:
             kept.append(part_of(group, rows))
     if stale:
         _log.warning(
@@ -340,7 +333,7 @@ def _embedded(embedder: Model | OnnxModel, images: ImageSet, on_progress: Progre
 
 def _rows(group: Group, keep: str) -> Iterator[tuple]:
     kept = group.kept(keep)
-    scores, stays = group.scores[kept].tolist(), group.stays(keep)
+    scores, stays = group.scores_to(kept).tolist(), group.stays(keep)
     for position, (name, path, size) in enumerate(
         zip(group.ids, group.paths, group.sizes, strict=True)
     ):

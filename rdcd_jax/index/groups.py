@@ -63,6 +63,10 @@ class Group:
         """[n, n] float32: the score of every two of them."""
         return pair_scores(self.descriptors, self.descriptors, self.scoring)
 
+    def scores_to(self, position: int) -> np.ndarray:
+        """[n] float32: the score of each with the one at a position."""
+        return pair_scores(self.descriptors[[position]], self.descriptors, self.scoring)[0]
+
     @property
     def least(self) -> float:
         """The least score of any two of them, which may be below the threshold."""
@@ -107,11 +111,11 @@ class Group:
         Args:
             rule: see `kept`.
         """
-        stays = self.scores[self.kept(rule)] < self.threshold
         if self.others:
-            stays[:] = False
-            stays[len(self) - self.others :] = True
-        stays[self.kept(rule)] = True
+            return np.arange(len(self)) >= len(self) - self.others
+        kept = self.kept(rule)
+        stays = self.scores_to(kept) < self.threshold
+        stays[kept] = True
         return stays
 
 
@@ -137,7 +141,9 @@ def without_likes(group: Group, inks: Sequence[np.ndarray | None]) -> list[Group
 
 
 def part_of(group: Group, rows: list[int]) -> Group:
-    """Some of a group's images, by their positions."""
+    """Some of a group's images, by their positions; of all of them the group itself."""
+    if len(rows) == len(group):
+        return group
     ids, paths = (tuple(names[i] for i in rows) for names in (group.ids, group.paths))
     others = sum(i >= len(group) - group.others for i in rows)
     part = dataclasses.replace(

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 
-from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.errors import MALFORMED, UserError
 
 FORMAT = 6
 # Format 3, of version 0.1, has no score normalisation; formats 3 and 4 have no paths, 5 nothing else of the files.
@@ -82,13 +82,6 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
             raise ValueError("its fields contradict each other")
     except UserError:
         raise
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except MALFORMED as error:
         raise UserError(f"{path} is damaged ({error}); {AGAIN}.") from error
     return manifest

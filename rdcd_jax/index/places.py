@@ -9,6 +9,7 @@ import numpy as np
 from rdcd_jax.core.errors import UnreadableImageError
 from rdcd_jax.images.decode import size_of
 from rdcd_jax.images.links import status
+from rdcd_jax.images.records import is_shard
 from rdcd_jax.images.sources import TFDS, ImageSet
 
 # Columns of what is kept of each image, int64; 0 where it is not known.
@@ -16,8 +17,6 @@ BYTES, CHANGED, WIDTH, HEIGHT = range(4)
 COLUMNS = 4
 # Before paths below the index's root.
 _BELOW = "./"
-# In the paths of what lies in records.
-RECORDS = ".array_record"
 
 
 def lasting_paths(images: ImageSet) -> list[str]:
@@ -86,7 +85,7 @@ def is_stale(path: str, size: int, changed: int = 0) -> bool:
         size: its bytes then; of 0 nothing is known.
         changed: the time of its last change then, in nanoseconds; 0 where that is not known.
     """
-    if not size or not os.path.isabs(path) or RECORDS in path:
+    if not size or not os.path.isabs(path) or is_shard(os.path.basename(path)):
         return False
     try:
         now = os.stat(path)

@@ -5,6 +5,8 @@ import pathlib
 import shlex
 from collections.abc import Sequence
 
+import numpy as np
+
 from rdcd_jax.core.files import write_aside
 from rdcd_jax.images.naming import escaped
 from rdcd_jax.index.groups import Group
@@ -58,32 +60,45 @@ def write_script(
     moved: set[str] = set()
     kept: set[str] = set()
     for number, group in enumerate(groups, 1):
-        lines.append(f"# Group {number}, which keeps {_comment(group.paths[group.kept(rule)])}")
-        files = [os.path.realpath(path) for path in group.paths]
-        stays = group.stays(rule)
-        staying = {file for file, stay in zip(files, stays, strict=True) if stay}
-        if files[group.kept(rule)] in moved:
-            lines.append("# That one is moved above, so nothing else of the group is.")
-            continue
-        kept |= staying - moved
-        for source, file, stay in zip(group.paths, files, stays, strict=True):
-            if stay and source != group.paths[group.kept(rule)] and not group.others:
-                lines.append(f"# no copy of that one, so it stays: {_comment(source)}")
-            elif stay or file in moved or file in kept:
-                continue
-            elif not os.path.isfile(source):
-                lines.append(f"# no file of its own: {_comment(source)}")
-            else:
-                moved.add(file)
-                target = os.path.join(folder, _name(len(moved), source))
-                words = map(shlex.quote, (os.path.abspath(source), target))
-                lines.append(" ".join(("move", *words)))
+        position = group.kept(rule)
+        lines.append(f"# Group {number}, which keeps {_comment(group.paths[position])}")
+        lines += _moves(group, position, group.stays(rule), folder, moved, kept)
     lines.append("exit $failed")
     with write_aside(path) as aside:
         # Bytes, since a file's name need not be text.
         aside.write_bytes(os.fsencode("\n".join(lines) + "\n"))
     pathlib.Path(path).chmod(pathlib.Path(path).stat().st_mode | 0o100)
     return len(moved)
+
+
+def _moves(
+    group: Group,
+    position: int,
+    stays: np.ndarray,
+    folder: str,
+    moved: set[str],
+    kept: set[str],
+) -> list[str]:
+    """The lines of a group whose image at a position is kept; adds to the files moved and kept, links resolved."""
+    files = [os.path.realpath(path) for path in group.paths]
+    if files[position] in moved:
+        return ["# That one is moved above, so nothing else of the group is."]
+    kept |= {file for file, stay in zip(files, stays, strict=True) if stay} - moved
+    lines = []
+    for i, (source, file) in enumerate(zip(group.paths, files, strict=True)):
+        if stays[i]:
+            if i != position and not group.others:
+                lines.append(f"# no copy of that one, so it stays: {_comment(source)}")
+        elif file in moved or file in kept:
+            continue
+        elif not os.path.isfile(source):
+            lines.append(f"# no file of its own: {_comment(source)}")
+        else:
+            moved.add(file)
+            target = os.path.join(folder, _name(len(moved), source))
+            words = map(shlex.quote, (os.path.abspath(source), target))
+            lines.append(" ".join(("move", *words)))
+    return lines
 
 
 def _name(number: int, path: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.special import expit, logit
 
-from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.errors import MALFORMED, UserError
 
 # Scores nearer to 0 or 1 are as good as at this distance: two images that are one file, of which a ground truth knows
 # nothing, must not outweigh all others.
@@ -124,15 +124,7 @@ def read_calibration(
             raise ValueError("its probabilities do not rise with the score")
         if found.references < 1:
             raise ValueError("it has no references")
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except (OSError, *MALFORMED) as error:
         raise UserError(
             f"{name} is no calibration ({error}); give the calibration.json that `rdcd-jax evaluate disc` writes."
         ) from error

@@ -1,6 +1,9 @@
 import os
 import subprocess
 import sys
+import warnings
+
+from rdcd_jax.core.compiled import keep_compiled
 
 PROGRAM = """
 from rdcd_jax.core.compiled import keep_compiled
@@ -10,6 +13,14 @@ show_warnings()
 import jax
 jax.jit(lambda x: x * 2 + 1)(3.0)
 """
+
+
+def test_many_calls_change_nothing_more(monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    keep_compiled()
+    once = warnings.showwarning
+    keep_compiled()
+    assert warnings.showwarning is once
 
 
 def test_a_cache_that_cannot_be_read_is_not_called_damaged(tmp_path):
