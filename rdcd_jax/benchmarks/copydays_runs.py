@@ -11,6 +11,7 @@ from rdcd_jax.benchmarks import copydays
 from rdcd_jax.benchmarks.copydays_folder import ORIGINAL, find_copydays_images
 from rdcd_jax.benchmarks.record import Measured, write_record
 from rdcd_jax.benchmarks.settings import Settings, candidate_count
+from rdcd_jax.core.hosts import written_by_first
 from rdcd_jax.embedding.descriptors import Descriptors, read_sets
 from rdcd_jax.embedding.service import Progress, embedded_sets
 from rdcd_jax.embedding.stream import EmbeddingModel, Unreadable
@@ -62,10 +63,11 @@ def evaluate_copydays_run(
     candidate_count(compared.k, copydays.DEFAULT_K, originals + n_distractors)
 
     out = pathlib.Path(out)
-    with embedded_sets(model, images, out, batch_size, on_progress, keep=keep_descriptors) as (
-        embedded,
-        left_out,
+    with (
+        embedded_sets(model, images, out, batch_size, on_progress, keep=keep_descriptors) as found,
+        written_by_first(out) as results,
     ):
+        embedded, left_out = found
         unreadable = [each.id for each in left_out["copydays"]]
         rows, predictions = copydays.evaluate_copydays(
             embedded["copydays"],
@@ -74,13 +76,13 @@ def evaluate_copydays_run(
             compared,
             unreadable=unreadable,
         )
-        copydays.write_copydays_results(out, rows, predictions)
+        copydays.write_copydays_results(results, rows, predictions)
         shown = {"copydays": data}
         if distractors is not None:
             shown["distractors"] = images["distractors"].source
         measured = Measured(data, shown, model.image_size, model.short_edge)
         sets = embedded["copydays"], embedded.get("distractors")
-        _write_record(out, rows, *sets, measured, unreadable)
+        _write_record(results, rows, *sets, measured, unreadable)
     return rows, [each for some in left_out.values() for each in some]
 
 

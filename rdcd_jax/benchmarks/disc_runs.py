@@ -15,6 +15,7 @@ from rdcd_jax.benchmarks.ground_truth import (
 )
 from rdcd_jax.benchmarks.record import Measured, write_record
 from rdcd_jax.benchmarks.settings import Settings, candidate_count
+from rdcd_jax.core.hosts import written_by_first
 from rdcd_jax.embedding.descriptors import read_sets
 from rdcd_jax.embedding.service import Progress, embedded_sets
 from rdcd_jax.embedding.stream import EmbeddingModel, Unreadable
@@ -102,10 +103,11 @@ def evaluate_disc(
     require_known_ids(truth, images["queries"].ids, images["references"].ids)
 
     out, search = pathlib.Path(out), disc.RememberingSearch()
-    with embedded_sets(model, images, out, batch_size, on_progress, keep=keep_descriptors) as (
-        embedded,
-        left_out,
+    with (
+        embedded_sets(model, images, out, batch_size, on_progress, keep=keep_descriptors) as found,
+        written_by_first(out) as results,
     ):
+        embedded, left_out = found
         unreadable = [each for some in left_out.values() for each in some]
         rows, predictions = disc.evaluate_descriptors(
             embedded["queries"],
@@ -116,13 +118,13 @@ def evaluate_disc(
             unreadable=[each.id for each in unreadable],
             search=search,
         )
-        disc.write_disc_results(out, rows, predictions, benchmark=benchmark)
+        disc.write_disc_results(results, rows, predictions, benchmark=benchmark)
         background = getattr(model, "background", None)
         sets = embedded["queries"], embedded["references"]
-        write_calibration(out, *sets, truth, measured_on, background, search)
+        write_calibration(results, *sets, truth, measured_on, background, search)
         shown = {name: images[name].source for name in ("queries", "references")}
         measured = Measured(measured_on, shown, model.image_size, model.short_edge)
-        write_record(out, rows, truth, sets[1], queries=len(sets[0]), measured=measured)
+        write_record(results, rows, truth, sets[1], queries=len(sets[0]), measured=measured)
     return Evaluation(rows, predictions, unreadable)
 
 

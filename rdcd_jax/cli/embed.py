@@ -4,6 +4,7 @@ import argparse
 import pathlib
 
 from rdcd_jax.cli.options import (
+    add_distributed_option,
     add_embedding_options,
     add_sources,
     chosen_model,
@@ -35,6 +36,7 @@ def add_embed(verbs) -> None:
         metavar="I/N",
         help="this is process I (from 0) of N that share the work and a file system; the last to end writes the file",
     )
+    add_distributed_option(parser)
     add_embedding_options(parser)
 
 
@@ -59,6 +61,8 @@ def _embed(options, rest) -> None:
             process=options.process,
             on_progress=report,
         )
+    if found is None and options.process is None:
+        return  # The first of the processes that joined says so.
     if found is None:
         print(f"This process's images are embedded; the last one to end writes {options.out}.")
         return

@@ -5,12 +5,14 @@ import sys
 
 from rdcd_jax.cli.options import (
     SOURCE,
+    add_distributed_option,
     add_embedding_options,
     chosen_model,
     report_unreadable,
     reported,
     verb,
 )
+from rdcd_jax.core import hosts
 
 # What each benchmark's descriptor files are given by, and the options that it has no use for.
 _FILES = {
@@ -76,6 +78,7 @@ def add_evaluate(verbs) -> None:
     parser.add_argument(
         "--backend", default="jax", help="exact search by jax, scann or numpy (the same answers)"
     )
+    add_distributed_option(parser)
     add_embedding_options(parser)
     parser.epilog += (
         f"\n\nSOURCE is {SOURCE}.\nNDEC's images are embedded at 224 pixels unless a size is given."
@@ -116,6 +119,8 @@ def _disc(options, images: bool, shared: dict) -> None:
     }
     if images:
         rows, _, unreadable = _from_images(options, disc_runs.evaluate_disc, shared)
+        if not hosts.is_first():
+            return
         report_unreadable(len(unreadable), options.out / "unreadable.txt")
     else:
         rows, _, _ = disc_runs.evaluate_disc_files(
@@ -130,6 +135,8 @@ def _copydays(options, images: bool, shared: dict) -> None:
     shared |= {"distractors": options.distractors}
     if images:
         rows, unreadable = _from_images(options, copydays_runs.evaluate_copydays_run, shared)
+        if not hosts.is_first():
+            return
         report_unreadable(len(unreadable), options.out / "unreadable.txt")
     else:
         rows = copydays_runs.evaluate_copydays_files(options.queries, options.out, **shared)

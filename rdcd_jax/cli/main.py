@@ -18,6 +18,7 @@ from rdcd_jax.cli.search import add_search
 from rdcd_jax.cli.sweep import add_sweep
 from rdcd_jax.cli.train import add_train
 from rdcd_jax.cli.weights import add_weights
+from rdcd_jax.core import hosts
 from rdcd_jax.core.compiled import keep_compiled
 from rdcd_jax.core.errors import UserError, one_line
 from rdcd_jax.core.logs import show_warnings
@@ -52,8 +53,31 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unknown argument {unknown[0]}; see `{' '.join(words)} --help`")
     keep_compiled()
     show_warnings()
+    joins = _joins(options)
+    if joins:
+        hosts.guarded()
+    code = _run(options, rest, joins)
+    if code:
+        hosts.leave(code)
+    return code
+
+
+def _joins(options: argparse.Namespace) -> bool:
+    """Whether this is one of several processes that share a verb's work and know of each other."""
+    alone = getattr(options, "dry_run", False) or getattr(options, "process", None) is not None
+    if alone or not hasattr(options, "distributed"):
+        return False
+    if options.distributed is None:
+        return hosts.named_cluster() is not None
+    return options.distributed
+
+
+def _run(options: argparse.Namespace, rest: list[str], joins: bool) -> int:
+    """Runs the verb; gives the process's exit code."""
     try:
         with raised():
+            if joins:
+                hosts.join(preemptible=options.verb == "train")
             options.run(options, rest)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -67,9 +91,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except RuntimeError as error:
         # XLA's own way to say that an array does not fit.
-        if options.debug or "RESOURCE_EXHAUSTED" not in str(error):
+        full = "RESOURCE_EXHAUSTED" in str(error)
+        if options.debug or not (full or hosts.is_end_of_another(error)):
             raise
-        print(f"rdcd-jax: {_sentence(MemoryError('on the device'))}", file=sys.stderr)
+        sentence = _sentence(MemoryError("on the device")) if full else hosts.ENDED
+        print(f"rdcd-jax: {sentence}", file=sys.stderr)
         return 1
     except Terminated:
         print("rdcd-jax: ended by SIGTERM.", file=sys.stderr)

@@ -127,6 +127,16 @@ def add_score_norm_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_distributed_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --distributed; `main` joins the other processes before the verb runs."""
+    parser.add_argument(
+        "--distributed",
+        action=argparse.BooleanOptionalAction,
+        help="share the work with the other processes of a cluster, or fail where none is found; without, that is done"
+        " on a TPU slice, under Slurm or Open MPI, and where JAX_COORDINATOR_ADDRESS is set",
+    )
+
+
 def add_moved_model(parser: argparse.ArgumentParser) -> None:
     """Adds --model of verbs that go on with an index."""
     parser.add_argument(

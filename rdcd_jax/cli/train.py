@@ -3,7 +3,8 @@
 import argparse
 import pathlib
 
-from rdcd_jax.cli.options import verb
+from rdcd_jax.cli.options import add_distributed_option, verb
+from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
 
 
@@ -19,6 +20,7 @@ def add_train(verbs) -> None:
     )
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run")
     parser.add_argument("--init-from", metavar="MODEL", help="model to start the student from")
+    add_distributed_option(parser)
     add_config_option(parser)
     parser.add_argument(
         "--dry-run",
@@ -51,6 +53,8 @@ def _train(options, rest) -> None:
     config = load_config(options.config, rest)
     state = train_and_evaluate(config, options.workdir)
     export = options.workdir / "export"
+    if not hosts.is_first():
+        return
     if export.is_dir():
         print(f"The run is in {options.workdir}, its student in {export}.")
     else:

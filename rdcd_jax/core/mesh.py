@@ -10,11 +10,25 @@ from rdcd_jax.core.errors import UserError
 
 
 def make_mesh(devices: int = 0) -> Mesh:
-    """A mesh of the first `devices` devices, or of all for 0."""
+    """A mesh of the first `devices` devices, or of all for 0: those of all processes.
+
+    Raises:
+        UserError: there are not so many, or one of several processes would have none.
+    """
     found = jax.devices()
     if not 0 <= devices <= len(found):
-        raise UserError(f"devices is {devices}, but this machine has {len(found)}; 0 means all.")
+        raise UserError(f"devices is {devices}, but there are {len(found)}; 0 means all.")
+    if jax.process_count() > 1 and devices not in (0, len(found)):
+        raise UserError(
+            f"devices is {devices}, but the {jax.process_count()} processes have {len(found)}, which all work; set it"
+            " to 0."
+        )
     return mesh_of(found[: devices or len(found)])
+
+
+def local_mesh() -> Mesh:
+    """A mesh of this process's own devices, for what it does by itself."""
+    return mesh_of(jax.local_devices())
 
 
 def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
@@ -24,8 +38,13 @@ def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
 
 
 def replicate(tree, mesh: Mesh):
-    """Puts a whole copy of every array of `tree` on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Puts a whole copy of every array of `tree`, the same in all processes, on every device."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    if whole.is_fully_addressable:
+        return jax.device_put(tree, whole)
+    # device_put would compare all of it between the processes, and takes no random keys.
+    with jax.set_mesh(mesh):
+        return jax.jit(lambda tree: tree, out_shardings=whole)(tree)
 
 
 def everywhere(array: jax.Array) -> jax.Array:

@@ -1,10 +1,12 @@
-"""Progress for people: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress for people: a bar on a terminal, a plain line now and then elsewhere; of several processes, the first's."""
 
 import sys
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rdcd_jax.core import hosts
 
 # Seconds between plain lines.
 INTERVAL = 15.0
@@ -50,7 +52,7 @@ class Reporter:
             self._bar.update(self._task, completed=done, note=note)
             return
         now = time.monotonic()
-        if now - self._last < INTERVAL and done < self._total:
+        if not hosts.is_first() or (now - self._last < INTERVAL and done < self._total):
             return
         self._last = now
         rate = (done - self._first) / max(now - self._start, 1e-9)

@@ -88,7 +88,7 @@ class Parts:
             on_progress: called with images done and in all, of this process's share.
         """
         index, count = self.process
-        mine = range(index, -(-len(self.images) // self.rows), count)
+        mine = self._numbers[index::count]
         missing = [number for number in mine if self.read(number) is None]
         positions = [position for number in missing for position in self.positions(number)]
         total = sum(len(self.positions(number)) for number in mine)
@@ -145,8 +145,7 @@ class Parts:
         Raises:
             UserError: not one image could be read, or a part of another process is damaged.
         """
-        numbers = range(-(-len(self.images) // self.rows))
-        if not all(self._path(number).exists() for number in numbers):
+        if not all(self._path(number).exists() for number in self._numbers):
             return None
         manifest = self.folder / MANIFEST
         try:
@@ -156,13 +155,21 @@ class Parts:
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             # Gone, if another process joined the parts while this one waited.
-            return self._join(numbers, keep) if manifest.exists() else None
+            return self._join(keep) if manifest.exists() else None
 
-    def _join(self, numbers: range, keep: bool) -> Embedded:
+    def left_out(self) -> list[Unreadable]:
+        """The images that were left out of parts that are all there."""
+        return [each for number in self._numbers for each in self._whole(number).unreadable]
+
+    @property
+    def _numbers(self) -> range:
+        return range(-(-len(self.images) // self.rows))
+
+    def _join(self, keep: bool) -> Embedded:
         ids: list[str] = []
         unreadable: list[Unreadable] = []
         dim = 0
-        for number in numbers:
+        for number in self._numbers:
             part = self._whole(number)
             unreadable += part.unreadable
             if part.found is not None:
@@ -171,7 +178,7 @@ class Parts:
         if not ids:
             self.remove()
             raise UserError(none_embedded(self.images, self.model, unreadable[0].reason))
-        parts = (self._whole(number).found for number in numbers)
+        parts = (self._whole(number).found for number in self._numbers)
         rows = (found.descriptors for found in parts if found is not None)
         write_descriptor_parts(self.out, ids, rows, dim, self.model)
         if not keep:

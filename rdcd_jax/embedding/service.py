@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 
+from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import one_line
 from rdcd_jax.core.files import require_writable, write_text
 from rdcd_jax.embedding.descriptors import (
@@ -43,11 +44,12 @@ def embed_to_file(
         out: an `.npz` or `.h5` file. Where images are unreadable, `<out>.unreadable.txt` lists
             them, one sentence a line.
         batch_size: images at a time.
-        process: this process's number, from 0, and the number of processes that share the work; for None what JAX says.
+        process: this process's number, from 0, and the number of processes that share the work and know nothing of each
+            other; for None those that joined (see `hosts`), all of which return when the file is there.
         on_progress: called with the source, images done and in all, of this process's share.
 
     Returns:
-        What the file holds; None where another process will write it, or has.
+        What the file holds; None where another process writes it, or has.
 
     Raises:
         UserError: no images, none readable, `out` of another kind, parts of another embedding beside it.
@@ -57,16 +59,25 @@ def embed_to_file(
     descriptor_suffix(out)
     require_writable(out)
     images = images_of(images)
-    process = process or (jax.process_index(), jax.process_count())
-    if not has_share(out, len(images), process):
+    if process is not None and not has_share(out, len(images), process):
         # It may be late, and the others be done.
         return None
-    with open_parts(out, model, images, process) as parts:
+    found = None
+    with open_parts(out, model, images, process or _of_joined()) as parts:
         parts.fill(model, batch_size, report_as(on_progress, images.source))
-        found = parts.join()
+        if process is None:
+            hosts.wait("embedded")
+        if process is not None or hosts.is_first():
+            found = parts.join()
     if found is not None:
         list_unreadable(pathlib.Path(f"{out}.unreadable.txt"), found.unreadable)
+    if process is None:
+        hosts.wait("descriptors written")
     return found
+
+
+def _of_joined() -> tuple[int, int]:
+    return jax.process_index(), jax.process_count()
 
 
 @contextlib.contextmanager
@@ -80,6 +91,8 @@ def embedded_sets(
     keep: bool = True,
 ) -> Iterator[tuple[dict[str, Descriptors], dict[str, list[Unreadable]]]]:
     """Embeds the sets of a benchmark; whatever ends the block early, the same call need not embed them again.
+
+    Processes that joined (see `hosts`) share the work, and get all of it.
 
     Args:
         model: the model.
@@ -97,21 +110,32 @@ def embedded_sets(
         parts: dict[str, Parts] = {}
         for name, each in images.items():
             require_writable(paths[name])
-            parts[name] = opened.enter_context(open_parts(paths[name], model, each, (0, 1)))
+            parts[name] = opened.enter_context(open_parts(paths[name], model, each, _of_joined()))
         for name, each in parts.items():
             each.fill(model, batch_size, report_as(on_progress, name))
-        left_out = {name: each.join(keep=True).unreadable for name, each in parts.items()}
+        hosts.wait("embedded")
+        if hosts.is_first():
+            left_out = {name: each.join(keep=True).unreadable for name, each in parts.items()}
+            every = [each for some in left_out.values() for each in some]
+            list_unreadable(out / "unreadable.txt", every)
+        else:
+            left_out = {name: each.left_out() for name, each in parts.items()}
+        hosts.wait("descriptors written")
         embedded = {name: read_descriptors(path) for name, path in paths.items()}
-        every = [each for some in left_out.values() for each in some]
-        list_unreadable(out / "unreadable.txt", every)
         yield embedded, left_out
+    hosts.wait("evaluated")
+    if hosts.is_first():
         for each in parts.values():
             each.remove()
-    if not keep:
-        for path in paths.values():
-            path.unlink()
-        with contextlib.suppress(OSError):  # Something else may lie there.
-            (out / "descriptors").rmdir()
+        if not keep:
+            _remove_files(list(paths.values()))
+
+
+def _remove_files(paths: Sequence[pathlib.Path]) -> None:
+    for path in paths:
+        path.unlink()
+    with contextlib.suppress(OSError):  # Something else may lie there.
+        paths[0].parent.rmdir()
 
 
 def report_as(on_progress: Progress | None, name: str) -> Callable[[int, int], None]:

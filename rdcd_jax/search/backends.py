@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.mesh import make_mesh
+from rdcd_jax.core.mesh import local_mesh
 from rdcd_jax.search import exact, sharded
 from rdcd_jax.search.scann_backend import ScannConfig, make_scann, scann_config_for
 
@@ -110,7 +110,7 @@ def make_search(
     wanted = min(k + exact.MARGIN, len(database)) if complete else k
     longest = exact.longest_row(database)
     if backend in ("jax", "jax_approx"):
-        find = _make_jax(database, wanted, mesh or make_mesh(), backend == "jax_approx", keep)
+        find = _make_jax(database, wanted, mesh or local_mesh(), backend == "jax_approx", keep)
     elif backend == "numpy":
         find = lambda queries, _: exact.blocked_neighbours(queries, database, wanted)  # noqa: E731
     else:

@@ -10,8 +10,10 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import file_sha256, write_json
 from rdcd_jax.method.state import TrainState
@@ -86,22 +88,45 @@ class Checkpoints:
             UserError: naming the first array that differs, if the checkpoint is of another network or size.
         """
         while (step := self.latest) is not None:
-            try:
-                self._verify(step)
-                return self._restored(step, like)
-            except UserError:
-                raise
-            except Exception as error:
-                # What a broken file makes orbax raise is of nearly any kind.
-                self._set_aside(step, str(error).partition("\n")[0] or type(error).__name__)
+            reason = self._fault(step, like) if hosts.is_first() else ""
+            # All go on from the same one.
+            if not hosts.from_first(np.array(bool(reason))):
+                try:
+                    return self._restored(step, like)
+                except Exception as error:
+                    # What a broken file makes orbax raise is of nearly any kind, and one of several processes may meet
+                    # it alone.
+                    if hosts.count() > 1:
+                        raise
+                    reason = _told(error)
+            self._set_aside(step, reason)
         return None
+
+    def _fault(self, step: int, like: TrainState) -> str:
+        """What is wrong with a checkpoint's files; empty where nothing is.
+
+        Raises:
+            UserError: see `restore`.
+        """
+        try:
+            self._verify(step)
+            self._require_shapes(step, like)
+        except UserError:
+            raise
+        except Exception as error:
+            return _told(error)
+        return ""
 
     def _set_aside(self, step: int, reason: str) -> None:
         damaged, aside = self._folder / str(step), self._folder.with_name(DAMAGED) / str(step)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.parent.mkdir(exist_ok=True)
-        damaged.rename(aside)
+        if hosts.is_first():
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.parent.mkdir(exist_ok=True)
+            damaged.rename(aside)
+        hosts.wait("checkpoint set aside")
         self._checkpointer.reload()
+        if not hosts.is_first():
+            return
         going_on = "the start" if self.latest is None else f"step {self.latest}"
         _log.warning(
             "The checkpoint %s is damaged (%.200s). It was moved to %s; the run goes on from %s.",
@@ -114,6 +139,8 @@ class Checkpoints:
     def _seal(self, written, step: int) -> None:
         """Waits for a checkpoint, then lists the digests of its files."""
         written.result()
+        if not hosts.is_first():
+            return
         folder = self._folder / str(step)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         write_json(
@@ -131,7 +158,7 @@ class Checkpoints:
                 if file_sha256(folder / name) != digest:
                     raise ValueError(f"{name} is not as it was written")
 
-    def _restored(self, step: int, like: TrainState) -> TrainState:
+    def _require_shapes(self, step: int, like: TrainState) -> None:
         saved = _shapes(self._checkpointer.metadata(step).metadata)
         if not saved:
             raise ValueError("its list of arrays is missing")
@@ -142,6 +169,8 @@ class Checkpoints:
                     f"{self._folder / str(step)}: the checkpoint has {path} of shape {saved.get(path)}, this config"
                     f" {wanted.get(path)}; continue with the config it was made with, or give another workdir."
                 )
+
+    def _restored(self, step: int, like: TrainState) -> TrainState:
         return TrainState(**self._checkpointer.load(step, _arrays(like)))
 
     def wait(self) -> None:
@@ -204,6 +233,10 @@ class Checkpoints:
 def _not_orbax(record: logging.LogRecord) -> bool:
     # Orbax logs a failure in every thread that sees it, with its stack; here it is reported once, in a sentence.
     return "orbax" not in record.pathname
+
+
+def _told(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _arrays(state: TrainState) -> dict:

@@ -13,6 +13,7 @@ from rdcd_jax.augment.device.mix import mixed
 from rdcd_jax.augment.device.overlay import draw_atlas
 from rdcd_jax.augment.device.views import make_device_view
 from rdcd_jax.augment.policies import has_overlays, make_view
+from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.mesh import replicate, split_batch
 from rdcd_jax.core.progress import Reporter
@@ -106,9 +107,13 @@ def _require_device_memory(images: ImageSet, size: int) -> None:
 
 
 def read_batches(
-    config: ml_collections.ConfigDict, images: ImageSet, kept: Kept | None, start_step: int
+    config: ml_collections.ConfigDict,
+    images: ImageSet,
+    kept: Kept | None,
+    start_step: int,
+    host: tuple[int, int],
 ) -> Batches:
-    """This host's part of the batches from a step on."""
+    """The part of each batch from a step on that one of several hosts reads."""
     return make_batches(
         images,
         kept or _make_from_image(config),
@@ -116,7 +121,7 @@ def read_batches(
         seed=config.seed,
         start_step=start_step,
         workers=Workers(0 if kept else config.data.workers),
-        host=(jax.process_index(), jax.process_count()),
+        host=host,
     )
 
 
@@ -137,9 +142,10 @@ def on_devices(
 ) -> Iterator[Batch]:
     """Batches on their devices, one ahead of the step, with the teacher's features where the host has them.
 
-    Lists the unreadable images that come by in `unreadable.txt`.
+    Lists the unreadable images that come by in `unreadable.txt`; processes but the first in `unreadable-NUMBER.txt`.
     """
-    listing = workdir / "unreadable.txt"
+    number = "" if hosts.is_first() else f"-{jax.process_index()}"
+    listing = workdir / f"unreadable{number}.txt"
     listed = set(listing.read_text(encoding="utf-8").splitlines()) if listing.exists() else set()
     constant = {}
     first = next(batches)

@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
+from rdcd_jax.core import hosts
 from rdcd_jax.embedding.stream import embed_images
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.method.state import TrainState
@@ -31,7 +32,8 @@ class Finish:
         config: of the run.
         student: gives the structure.
         images: the training images, for what is fitted to them after training.
-        workdir: where results go.
+        workdir: where descriptors lie that all processes make.
+        results: where results go.
         views: features of the images, where the trunk is frozen.
     """
 
@@ -39,6 +41,7 @@ class Finish:
     student: nnx.Module
     images: ImageSet
     workdir: pathlib.Path
+    results: pathlib.Path
     views: ViewFeatures | None = None
 
     @property
@@ -65,11 +68,18 @@ class Finish:
             # Weight decay moves what no gradient reaches.
             nnx.update(module.projector, nnx.state(self.student.projector))
         model = dataclasses.replace(self.untrained, module=evaluation_mode(module))
+        if hosts.is_first():
+            self._fit(model)
+        arrays = nnx.state(module, (nnx.Param, nnx.BatchStat))
+        nnx.update(module, hosts.from_first(arrays))
+        return model
+
+    def _fit(self, model: Model) -> None:
+        """Fits to the images what no gradient fits, in place."""
         if self.config.student.recalibrate:
             recalibrate_batch_norm(model, self.images, self.config.student.recalibrate)
         if self.config.student.projector == "whitened":
             whitened_projector(model, self.images)
-        return model
 
     def evaluate(self, model: Model, step: int, *, last: bool) -> list[dict]:
         """Rows for `metrics.jsonl`: every evaluation's figures of the model after a step; none where none is asked for.
@@ -85,7 +95,8 @@ class Finish:
             try:
                 found = evaluate(model, options, folder)
             except OSError as error:
-                if last:
+                # Several processes must all go on, or all end.
+                if last or hosts.count() > 1:
                     raise
                 _log.warning("The evaluation '%s' after step %d failed (%s).", name, step, error)
                 continue
@@ -98,7 +109,7 @@ class Finish:
         count = min(self.config.student.background, len(self.images))
         if count:
             model = dataclasses.replace(model, background=self._background(model, count))
-        export_model(self.workdir / "export", model, about=about)
+        export_model(self.results / "export", model, about=about)
 
     def _background(self, model: Model, count: int) -> np.ndarray:
         """Descriptors of so many training images, evenly spread, unedited."""

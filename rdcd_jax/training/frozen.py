@@ -16,9 +16,10 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json
-from rdcd_jax.core.mesh import replicate
+from rdcd_jax.core.mesh import local_mesh, replicate
 from rdcd_jax.core.progress import Reporter
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.embedding.service import embed_to_file
@@ -83,26 +84,22 @@ def view_features(
     config: ml_collections.ConfigDict,
     images: ImageSet,
     model: Model,
-    mesh: Mesh,
     workdir: pathlib.Path,
 ) -> ViewFeatures:
     """Computes the features of every image, unedited and of its views, or goes on with what is there.
+
+    Of several processes the first computes those of edited views, and all the others.
 
     Args:
         config: of the run. `data.cached_views` views of `image_size` are made as for any training, by the host or the
             devices; the unedited image is seen at `evaluate.image_size`.
         images: the training images.
         model: the student before training, at the evaluation's size.
-        mesh: shares the batches.
         workdir: of the run, see the module.
 
     Raises:
         UserError: the workdir holds features of other weights or views; no image can be read.
     """
-    if jax.process_count() > 1:
-        raise UserError(
-            "config.student.trainable = 'projector' computes its features in one process; start it on one host."
-        )
     folder = pathlib.Path(config.data.cache or workdir)
     folder.mkdir(parents=True, exist_ok=True)
     made_by = {
@@ -113,7 +110,8 @@ def view_features(
         "unedited_size": config.evaluate.image_size,
         "images": images.fingerprint(),
     }
-    done = _done(folder, made_by)
+    done = _done(folder, made_by) if hosts.is_first() else 0
+    hosts.wait("features begun")
     if not (folder / UNEDITED).exists():
         with Reporter("Features", len(images)) as reporter:
             embed_to_file(
@@ -123,7 +121,10 @@ def view_features(
                 on_progress=lambda _, done, total: reporter.update(done),
             )
     unedited = read_descriptors(folder / UNEDITED)
-    edited = _edited(config, images, model, mesh, folder, made_by, done)
+    if hosts.is_first():
+        _make_edited(config, images, model, folder, made_by, done)
+    hosts.wait("features of views")
+    edited = np.load(folder / EDITED, mmap_mode="r")
     row = {image_id: i for i, image_id in enumerate(unedited.ids.tolist())}
     seen = np.all([rows.any(axis=1) for rows in edited], axis=0)
     positions = [i for i, image_id in enumerate(images.ids) if image_id in row and seen[i]]
@@ -157,16 +158,16 @@ def _done(folder: pathlib.Path, made_by: dict) -> int:
     return done if (folder / EDITED).exists() else 0
 
 
-def _edited(
+def _make_edited(
     config: ml_collections.ConfigDict,
     images: ImageSet,
     model: Model,
-    mesh: Mesh,
     folder: pathlib.Path,
     made_by: dict,
     done: int,
-) -> np.ndarray:
-    """Features [V, N, F] of edited views, two for each image in each pass through the set."""
+) -> None:
+    """Writes features [V, N, F] of edited views, two for each image in each pass through the set."""
+    mesh = local_mesh()
     feeding = config.copy_and_resolve_references()
     feeding.seed = 0
     size = feeding.batch_size = -(-_BATCH // mesh.size) * mesh.size
@@ -182,12 +183,12 @@ def _edited(
     elif done < total:
         rows = np.lib.format.open_memmap(path, "r+")
     else:
-        return np.load(path, mmap_mode="r")
+        return
     kept = feed.kept_images(feeding, padded)
     compute, arrays = _features_of_views(feeding, model, mesh)
     with (
         jax.set_mesh(mesh),
-        feed.read_batches(feeding, padded, kept, done) as batches,
+        feed.read_batches(feeding, padded, kept, done, (0, 1)) as batches,
         Reporter("Features of views", total * size, done * size) as reporter,
     ):
         stream = feed.on_devices(batches, feeding, padded, kept, None, mesh, folder)
@@ -199,7 +200,6 @@ def _edited(
             if (step + 1) % _KEPT_EVERY == 0 or step + 1 == total:
                 rows.flush()
                 write_json(folder / PROGRESS, {**made_by, "done": step + 1})
-    return rows
 
 
 def _features_of_views(config: ml_collections.ConfigDict, model: Model, mesh: Mesh):

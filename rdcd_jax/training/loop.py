@@ -5,9 +5,9 @@ import os
 import pathlib
 import signal
 
-import jax
 import ml_collections
 
+from rdcd_jax.core import hosts
 from rdcd_jax.core.progress import Reporter
 from rdcd_jax.method.state import TrainState
 from rdcd_jax.training.checkpoints import Checkpoints
@@ -41,20 +41,19 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
     """
     with contextlib.ExitStack() as stack:
         run = set_up(config, pathlib.Path(workdir), stack)
-        stack.enter_context(jax.set_mesh(run.mesh))
         checkpoints = stack.enter_context(
             Checkpoints(run.workdir / "checkpoints", keep=config.keep_checkpoints)
         )
         state = run.initial_state()
         state = checkpoints.restore(state) or state
         step = int(state.step)
-        metrics = stack.enter_context(Metrics(run.workdir, step))
+        metrics = stack.enter_context(Metrics(run.results, step))
         batches = run.batches(stack, step)
         reporter = stack.enter_context(Reporter("Training", run.total_steps, step))
-        stop = stack.enter_context(stop_on_sigterm())
+        received = stack.enter_context(stop_on_sigterm())
         log = StepLog(metrics, run.schedule, config.batch_size)
 
-        while not stop:
+        while not hosts.preempted(step, received):
             last = step >= run.total_steps
             if last or (step and step % config.evaluate.every == 0 and run.finish.evaluates):
                 model = run.finish.model(state)
@@ -64,7 +63,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
                 run.finish.export(model, step)
                 checkpoints.require(step)
                 break
-            state, scalars = run.step(state, run.teacher_arrays, next(batches), run.dropout)
+            state, scalars = run.advance(state, next(batches))
             step += 1
             log.add(step, scalars)
             if step % config.log_every == 0 or step == run.total_steps:
@@ -82,8 +81,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
 
 @contextlib.contextmanager
 def stop_on_sigterm():
-    """Gives a list that is empty until SIGTERM comes."""
+    """Gives a list that is empty until SIGTERM comes to a process that works alone."""
     received: list[int] = []
+    if hosts.count() > 1:
+        # JAX sees to it, see `hosts.preempted`.
+        yield received
+        return
     try:
         before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     except ValueError:

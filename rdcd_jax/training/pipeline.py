@@ -141,16 +141,17 @@ class _Plan:
     host: tuple[int, int]
 
     def _upcoming(self, step: int, transform: Callable[[grain.MapDataset], grain.MapDataset]):
-        """This host's samples from a step on, without end."""
+        """This host's part of each batch from a step on, without end."""
         order_seed, _ = self._seeds()
         per_epoch = len(self.images) // self.batch_size * self.batch_size
         positions = grain.MapDataset.range(len(self.images)).shuffle(order_seed)
-        # Hosts part here, last, so that their images and random numbers never coincide.
+        endless = transform(positions.slice(slice(per_epoch))).repeat()
+        # Hosts part here, last, so that their images and random numbers never coincide; side by side, so that the parts
+        # make up the very batch of a single host. Without drop_remainder Grain rounds the endless length up to one that
+        # Python cannot hold.
         index, count = self.host
-        start = step * self.batch_size + index
-        return (
-            transform(positions.slice(slice(per_epoch))).repeat().slice(slice(start, None, count))
-        )
+        parts = endless.batch(self.batch_size // count, drop_remainder=True)
+        return parts.slice(slice(step * count + index, None, count))
 
     def _seeds(self) -> tuple[int, int]:
         """Of the shuffle and of the views."""
@@ -162,9 +163,7 @@ class _Plan:
         reads = hasattr(self.make, "useful_side")
         sample = _Sample(self.images, self.make, hanging) if reads else self.make
         _, view_seed = self._seeds()
-        # Without drop_remainder Grain rounds the endless length up to one that Python cannot hold.
         data = self._upcoming(step, lambda positions: positions.random_map(sample, seed=view_seed))
-        data = data.batch(self.batch_size // self.host[1], drop_remainder=True)
         workers = self.workers
         if not workers.count:
             # More threads would wait for one another: little of the work releases the interpreter.
@@ -184,9 +183,8 @@ class _Plan:
     def due(self, step: int) -> list[int]:
         """The positions that workers may be busy with while this step's batch is waited for."""
         batches = 1 + max(self.workers.count, 1) * (self.workers.prefetch + 1)
-        positions = self._upcoming(step, lambda positions: positions)
-        ahead = self.batch_size // self.host[1] * batches
-        return list(dict.fromkeys(int(positions[i]) for i in range(ahead)))
+        parts = self._upcoming(step, lambda positions: positions)
+        return list(dict.fromkeys(int(each) for i in range(batches) for each in parts[i]))
 
 
 def _ended() -> Iterator[Batch]:

@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.locks import held
 from rdcd_jax.core.mesh import make_mesh, replicate
@@ -40,7 +41,8 @@ class Run:
 
     Attributes:
         config: its config.
-        workdir: its folder.
+        workdir: its folder, which all processes see.
+        results: for what is written once: the same to the first process.
         mesh: its devices.
         images: what it trains on.
         views: features of the images' views, where the trunk is frozen.
@@ -48,7 +50,7 @@ class Run:
         schedule: step -> learning rate.
         total_steps: where it ends.
         initial_state: makes the state before the first step, on the mesh; nothing else holds on to it.
-        step: the compiled step, see `make_train_step`.
+        step: the step, see `make_train_step`.
         teacher_arrays: the teacher's weights on the mesh; None where the step does not embed by it.
         dropout: the run's dropout key.
         finish: makes models of states, evaluates and exports them.
@@ -56,6 +58,7 @@ class Run:
 
     config: ml_collections.ConfigDict
     workdir: pathlib.Path
+    results: pathlib.Path
     mesh: Mesh
     images: ImageSet
     views: ViewFeatures | None
@@ -68,10 +71,19 @@ class Run:
     dropout: jax.Array
     finish: Finish
 
+    def advance(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """The state after one more step, and the step's metrics; the state before it is used up."""
+        # Only here: what a process does by itself, such as an evaluation, must not be spread over all of them.
+        with jax.set_mesh(self.mesh):
+            return self.step(state, self.teacher_arrays, batch, self.dropout)
+
     def batches(self, stack: contextlib.ExitStack, start_step: int) -> Iterator[Batch]:
         """Batches from a step on; the stack closes what reads them."""
         kept = self.views or feed.kept_images(self.config, self.images)
-        batches = stack.enter_context(feed.read_batches(self.config, self.images, kept, start_step))
+        host = jax.process_index(), jax.process_count()
+        batches = stack.enter_context(
+            feed.read_batches(self.config, self.images, kept, start_step, host)
+        )
         return feed.on_devices(
             batches,
             self.config,
@@ -100,9 +112,10 @@ def set_up(
     workdir.mkdir(parents=True, exist_ok=True)
     busy = f"{workdir}: another process trains in it; wait until it has ended, or give another workdir."
     stack.enter_context(held(workdir / f".lock{jax.process_index()}", busy))
-    record.begin(workdir, config.to_dict(), images.fingerprint())
+    results = stack.enter_context(hosts.written_by_first(workdir))
+    record.begin(results, config.to_dict(), images.fingerprint())
     objective = Objective(**config.objective)
-    student, teacher, views = networks(config, objective, images, mesh, workdir)
+    student, teacher, views = networks(config, objective, images, workdir, results)
     images = teacher.images
     # Some may have turned out to be unreadable.
     _require_a_batch(images, config.batch_size)
@@ -119,24 +132,22 @@ def set_up(
         teacher.embed,
         feed.make_views(config) if views is None else None,
     )
-    with jax.set_mesh(mesh):
-        return Run(
-            config=config,
-            workdir=workdir,
-            mesh=mesh,
-            images=images,
-            views=views,
-            teacher=teacher,
-            schedule=schedule,
-            total_steps=total_steps,
-            initial_state=lambda: replicate(
-                first_state(config, learner, optimizer, feature_dim), mesh
-            ),
-            step=jax.jit(step, donate_argnums=0),
-            teacher_arrays=replicate(teacher.arrays, mesh),
-            dropout=replicate(stream(config.seed, "dropout"), mesh),
-            finish=Finish(config, student, images, workdir, views),
-        )
+    return Run(
+        config=config,
+        workdir=workdir,
+        results=results,
+        mesh=mesh,
+        images=images,
+        views=views,
+        teacher=teacher,
+        schedule=schedule,
+        total_steps=total_steps,
+        initial_state=lambda: replicate(first_state(config, learner, optimizer, feature_dim), mesh),
+        step=jax.jit(step, donate_argnums=0),
+        teacher_arrays=replicate(teacher.arrays, mesh),
+        dropout=replicate(stream(config.seed, "dropout"), mesh),
+        finish=Finish(config, student, images, workdir, results, views),
+    )
 
 
 def inputs(config: ml_collections.ConfigDict) -> tuple[ImageSet, Mesh]:
@@ -168,25 +179,27 @@ def networks(
     config: ml_collections.ConfigDict,
     objective: Objective,
     images: ImageSet,
-    mesh: Mesh,
     workdir: pathlib.Path,
+    results: pathlib.Path,
 ) -> tuple[DescriptorNet, Teacher, ViewFeatures | None]:
     """The student, its teacher with the images that are trained on, and the views' features on a frozen trunk."""
     views = None
     if config.student.trainable == "projector":
         start = make_student(config, None)
-        record.pin(workdir, "init_from", start.fingerprint)
-        untrained = Finish(config, start.module, images, workdir).untrained
-        views = view_features(config, images, untrained, mesh, workdir)
+        record.pin(results, "init_from", start.fingerprint)
+        untrained = Finish(config, start.module, images, workdir, results).untrained
+        views = view_features(config, images, untrained, workdir)
         if not start.own_projector:
             whiten(start.module.projector, views.unedited)
+            # Processors of several kinds may differ in the last bits.
+            nnx.update(start.module.projector, hosts.from_first(nnx.state(start.module.projector)))
         images = views.images
     teacher = make_teacher(config, objective, images, workdir)
-    record.pin(workdir, "teacher", teacher.fingerprint)
+    record.pin(results, "teacher", teacher.fingerprint)
     if views is not None:
         return start.module, teacher, views.of(teacher.images)
     start = make_student(config, teacher.feature_dim)
-    record.pin(workdir, "init_from", start.fingerprint)
+    record.pin(results, "init_from", start.fingerprint)
     return start.module, teacher, None
 
 

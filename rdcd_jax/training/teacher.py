@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
+from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import file_sha256, write_json
 from rdcd_jax.core.progress import Reporter
@@ -183,7 +184,20 @@ def cached_teacher(
 def _embed_all(spec: str, images: ImageSet, path: pathlib.Path) -> str:
     """Makes the file of a teacher's descriptors, or makes sure that the one there is its; gives its fingerprint."""
     model = load_model(spec)
-    made_by = {"teacher": model.fingerprint, "images": images.fingerprint()}
+    if hosts.is_first():
+        _begin_or_check(spec, model.fingerprint, images, path)
+    hosts.wait("teacher's descriptors begun")
+    if not path.exists():
+        with Reporter("Teacher's descriptors", len(images)) as reporter:
+            embed_to_file(
+                model, images, path, on_progress=lambda _, done, total: reporter.update(done)
+            )
+    return model.fingerprint
+
+
+def _begin_or_check(spec: str, fingerprint: str, images: ImageSet, path: pathlib.Path) -> None:
+    """Notes beside the file what makes it, or makes sure that this made the one there."""
+    made_by = {"teacher": fingerprint, "images": images.fingerprint()}
     beside = path.with_suffix(".json")
     if path.exists() and beside.exists():
         try:
@@ -202,10 +216,5 @@ def _embed_all(spec: str, images: ImageSet, path: pathlib.Path) -> str:
             )
     if not path.exists():
         write_json(beside, made_by)
-        with Reporter("Teacher's descriptors", len(images)) as reporter:
-            embed_to_file(
-                model, images, path, on_progress=lambda _, done, total: reporter.update(done)
-            )
     elif not beside.exists():
         _log.warning("%s is of version 0.1, which did not note the teacher that made it.", path)
-    return model.fingerprint

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
+from rdcd_jax.core.mesh import local_mesh
 from rdcd_jax.embedding.stream import Embeds
 from rdcd_jax.models.branches import reparameterised
 from rdcd_jax.models.descriptor import DescriptorNet, normalize_images
@@ -45,7 +46,7 @@ class Model(Embeds):
     @functools.cached_property
     def _embedded(self) -> Callable[[np.ndarray], jax.Array]:
         # This process's own devices: others embed other images.
-        mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
+        mesh = local_mesh()
         whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
         graph, state = nnx.split(reparameterised(self.module))
         state = jax.device_put(nnx.as_pure(state), whole)

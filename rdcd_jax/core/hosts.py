@@ -1,0 +1,183 @@
+"""Several processes, mostly one a host, as one program: they join, wait for each other, and end together.
+
+Every process does the same, each on its part of the data. What is written once is written by the first; what the others
+write instead goes nowhere.
+"""
+
+import contextlib
+import glob
+import importlib.util
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import TypeVar
+
+from rdcd_jax.core.errors import UserError
+
+Tree = TypeVar("Tree")
+
+# Seconds without a sign of life after which a process counts as dead, and those to wait for all at the start.
+HEARTBEAT_S, START_S = 40, 300
+# A CPU's collectives give up after so many seconds, 30 by default: less than the first process may take to evaluate.
+_CPU_PATIENCE = "--xla_cpu_collective_timeout_seconds"
+_PATIENCE_S = 24 * 3600
+_ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+ENDED = (
+    "another process of this run has ended, or does not answer; start all of them again with the same command, and the"
+    " work goes on from what is kept."
+)
+
+
+def named_cluster(environment: dict[str, str] = os.environ) -> str | None:
+    """The variable that tells that this process is one of several; None where nothing does."""
+    if _ADDRESS in environment:
+        return _ADDRESS
+    # Also a step of one task has these.
+    for count in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        if int(environment.get(count) or 1) > 1:
+            return count
+    if "MEGASCALE_NUM_SLICES" in environment:
+        return "MEGASCALE_NUM_SLICES"
+    # A TPU machine may know of the others by asking only, which JAX does.
+    return "TPU" if _has_tpus() and "TPU_SKIP_MDS_QUERY" not in environment else None
+
+
+def _has_tpus() -> bool:
+    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def guarded() -> None:
+    """Goes on as a child process, while this one waits for it and then ends as it did; before JAX is imported.
+
+    JAX ends a process whose fellows are gone by an abort, which nothing within it can catch. The parent says what it
+    means.
+    """
+    child = os.fork()
+    if not child:
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: os.kill(child, number))
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code == -signal.SIGABRT:
+        print(f"rdcd-jax: {ENDED}", file=sys.stderr)
+        code = 1
+    elif code < 0:
+        print(f"rdcd-jax: ended by signal {-code}.", file=sys.stderr)
+        code = 128 - code
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def join(*, preemptible: bool) -> None:
+    """Joins the other processes of this cluster, before any device is asked for.
+
+    Args:
+        preemptible: SIGTERM is to be seen by `preempted` alone, by all processes after the same step.
+
+    Raises:
+        UserError: no cluster is found, its variables contradict each other, or not all processes come in time.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _CPU_PATIENCE not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_CPU_PATIENCE}={_PATIENCE_S}".strip()
+    import jax
+
+    jax.config.update("jax_enable_preemption_service", preemptible)
+    count, index = _number(_COUNT), _number(_INDEX)
+    if (count is None) != (index is None):
+        raise UserError(f"{_COUNT} and {_INDEX} go together; set both, or neither.")
+    try:
+        jax.distributed.initialize(
+            num_processes=count,
+            process_id=index,
+            initialization_timeout=START_S,
+            heartbeat_timeout_seconds=HEARTBEAT_S,
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"The processes did not come together ({reason:.300}). On a TPU slice, under Slurm or Open MPI nothing need"
+            f" be said; elsewhere set {_ADDRESS} (HOST:PORT of the first process), {_COUNT} and {_INDEX}."
+        ) from error
+    if jax.process_count() > 1:
+        shown = sys.excepthook
+        sys.excepthook = lambda *error: (shown(*error), leave(1))
+
+
+def _number(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise UserError(f"{name} is {text!r}, not a whole number.")
+    return int(text)
+
+
+def count() -> int:
+    """How many processes there are; 1 as long as JAX has not been imported."""
+    jax = sys.modules.get("jax")
+    return jax.process_count() if jax is not None and jax.distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what is written once; alone, it is."""
+    return count() == 1 or sys.modules["jax"].process_index() == 0
+
+
+def wait(name: str) -> None:
+    """Returns when all processes have come to the point of that name."""
+    if count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def from_first(tree: Tree) -> Tree:
+    """The first process's arrays, of the same shapes in all; unchanged where there is one process."""
+    if count() == 1:
+        return tree
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(tree)
+
+
+def preempted(step: int, received: list[int]) -> bool:
+    """Whether to save and end after this step, the same in all processes.
+
+    Args:
+        step: the number of steps done, from which all go on by one.
+        received: the signals that this process got, where it is alone.
+    """
+    if count() == 1:
+        return bool(received)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def written_by_first(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives the folder to the first process, and one that is removed in the end to each other."""
+    if is_first():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="rdcd-jax-") as elsewhere:
+        yield pathlib.Path(elsewhere)
+
+
+def is_end_of_another(error: RuntimeError) -> bool:
+    """Whether an error is XLA's, of a computation that another process has left."""
+    return count() > 1 and type(error).__name__ == "JaxRuntimeError"
+
+
+def leave(code: int) -> None:
+    """Ends this process at once where others still work: they would wait for it, and it for them."""
+    if count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

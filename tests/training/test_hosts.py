@@ -1,0 +1,298 @@
+"""Several processes as one: real ones, two of four devices each, against this one of eight."""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from toy import make_export, make_images, metrics_of
+
+from rdcd_jax.core import hosts
+from rdcd_jax.embedding.descriptors import read_descriptors
+from rdcd_jax.training.config import load_config
+from rdcd_jax.training.loop import train_and_evaluate
+
+HERE = pathlib.Path(__file__).parent.parent
+CONFIG = [
+    "student.network=toy",
+    "evaluate.image_size=32",
+    "queue.size=24",
+    "bank.size=24",
+    "devices=0",
+    "checkpoint_every=2",
+    "log_every=1",
+]
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Pair:
+    """Two processes that run one command; ended with the block."""
+
+    def __init__(self, *words):
+        address = f"127.0.0.1:{free_port()}"
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, HERE / "toy_process.py", *map(str, words)],
+                env=os.environ
+                | {
+                    "JAX_COORDINATOR_ADDRESS": address,
+                    "JAX_NUM_PROCESSES": "2",
+                    "JAX_PROCESS_ID": str(number),
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(2)
+        ]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def ended(self, timeout=240):
+        """Exit codes, and what each wrote to stdout and stderr."""
+        written = [process.communicate(timeout=timeout) for process in self.processes]
+        codes = [process.returncode for process in self.processes]
+        return codes, [(_without_gloo(out), err) for out, err in written]
+
+
+def _without_gloo(text):
+    """A CPU's collectives report their connections on stdout."""
+    return "".join(line for line in text.splitlines(True) if not line.startswith("[Gloo]"))
+
+
+def run_pair(*words):
+    with Pair(*words) as pair:
+        codes, written = pair.ended()
+    assert codes == [0, 0], written
+    return written
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("disc")
+    make_images(folder / "queries", 4, prefix="Q", seed=7)
+    make_images(folder / "references", 6, prefix="R", seed=8)
+    (folder / "references" / "broken.jpg").write_bytes(b"no image")
+    shutil.copy(folder / "queries" / "Q00001.jpg", folder / "references" / "R00001.jpg")
+    (folder / "ground_truth.csv").write_text("Q00001,R00001\nQ00002,R00002\n")
+    return folder
+
+
+def command(images, **changes):
+    """The words that say a run's config."""
+    fields = [*CONFIG, *(f"{name}={value}" for name, value in changes.items())]
+    return [f"{HERE.parent / 'configs' / 'rdcd.py'}:smoke,dim=4,data={images}"], [
+        f"--config.{field}" for field in fields
+    ]
+
+
+def started(images, workdir, **changes):
+    name, fields = command(images, **changes)
+    return Pair("train", f"--config={name[0]}", f"--workdir={workdir}", *fields)
+
+
+def assert_close(actual, expected):
+    for name in ("params", "batch_stats", "key_params", "key_batch_stats", "queue", "bank"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+            getattr(actual, name),
+            getattr(expected, name),
+        )
+
+
+def test_two_processes_make_the_run_of_one(toys, images, benchmark, tmp_path):
+    make_export(tmp_path / "teacher", network="other_toy")
+    changes = {
+        "teacher.model": tmp_path / "teacher",
+        "teacher.features": "cached",
+        "evals.disc.data": benchmark,
+        "evaluate.every": 2,
+        "schedule.max_steps": 3,
+    }
+    with started(images, tmp_path / "two", **changes) as pair:
+        codes, written = pair.ended()
+    assert codes == [0, 0], written
+    assert written[1][0] == "", "the second process has nothing to say"
+    name, fields = command(images, **changes)
+    config = load_config(name[0], fields)
+    one = train_and_evaluate(config, tmp_path / "one")
+    # One process goes on with what two have kept, and finds it finished.
+    two = train_and_evaluate(config, tmp_path / "two")
+    assert_close(two, one)
+    speed = "images_per_second"
+    rows = [
+        [{k: v for k, v in row.items() if k != speed} for row in metrics_of(tmp_path / name)]
+        for name in ("two", "one")
+    ]
+    assert len(rows[0]) == 5
+    for theirs, ours in zip(*rows, strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-5, abs=1e-5)
+    files = [
+        sorted(p.relative_to(tmp_path / name).as_posix() for p in (tmp_path / name).rglob("*"))
+        for name in ("two", "one")
+    ]
+    kept = [
+        [
+            each
+            for each in some
+            if "checkpoints/" not in each and "tensorboard/" not in each and ".lock" not in each
+        ]
+        for some in files
+    ]
+    assert kept[0] == kept[1]
+    starts = json.loads((tmp_path / "two" / "run.json").read_text())["starts"]
+    assert [len(start["devices"]) for start in starts] == [8, 8]
+
+
+def test_a_killed_process_ends_the_other_and_one_goes_on_alone(toys, images, features, tmp_path):
+    changes = {"teacher.features": features, "schedule.max_steps": 0, "schedule.epochs": 1000}
+    with started(images, tmp_path / "run", **changes) as pair:
+        wait_for(tmp_path / "run" / "checkpoints" / "4")
+        victim = random.randrange(2)
+        # The parent only waits; its child works.
+        child = children_of(pair.processes[victim].pid)[0]
+        os.kill(child, signal.SIGKILL)
+        killed = time.monotonic()
+        codes, written = pair.ended(timeout=60)
+    assert time.monotonic() - killed < 60
+    assert codes[victim] == 128 + signal.SIGKILL
+    assert codes[1 - victim] == 1
+    assert written[1 - victim][1].splitlines()[-1] == f"rdcd-jax: {hosts.ENDED}"
+    name, fields = command(images, **changes)
+    config = load_config(name[0], fields)
+    config.schedule.max_steps = done = 2 + max(
+        int(path.name)
+        for path in (tmp_path / "run" / "checkpoints").iterdir()
+        if path.name.isdecimal()
+    )
+    again = train_and_evaluate(config, tmp_path / "run")
+    whole = train_and_evaluate(config, tmp_path / "whole")
+    assert int(again.step) == done
+    assert_close(again, whole)
+
+
+def test_sigterm_to_one_saves_all_after_the_same_step(images, features, tmp_path):
+    with started(
+        images,
+        tmp_path / "run",
+        **{"teacher.features": features, "schedule.max_steps": 0, "schedule.epochs": 1000},
+    ) as pair:
+        wait_for(tmp_path / "run" / "checkpoints" / "2")
+        pair.processes[1].send_signal(signal.SIGTERM)
+        codes, written = pair.ended()
+    assert codes == [0, 0], written
+    assert "Stopped and saved after step" in written[0][0]
+    step = int(written[0][0].partition("after step ")[2].partition(";")[0])
+    assert (tmp_path / "run" / "checkpoints" / str(step)).is_dir()
+    assert metrics_of(tmp_path / "run")[-1]["step"] == step
+
+
+def test_embed_and_evaluate_use_all(toys, student, benchmark, tmp_path, capsys):
+    out = tmp_path / "two.npz"
+    written = run_pair("embed", benchmark / "references", f"--model={student}", f"--out={out}")
+    assert "6 descriptors of 8 dimensions" in written[0][0]
+    assert written[1][0] == ""
+    assert "1 images could not be read" in written[0][1]
+    assert sorted(path.name for path in tmp_path.glob("two*")) == [
+        "two.npz",
+        "two.npz.unreadable.txt",
+    ]
+    assert len(read_descriptors(out).ids) == 6
+    results = tmp_path / "results"
+    run_pair("evaluate", "disc", f"--model={student}", f"--data={benchmark}", f"--out={results}")
+    from rdcd_jax.benchmarks.disc_runs import evaluate_disc
+    from rdcd_jax.weights.library import load_model
+
+    evaluate_disc(load_model(str(student)), benchmark, tmp_path / "one")
+    names = [
+        sorted(p.relative_to(f).as_posix() for p in f.rglob("*"))
+        for f in (results, tmp_path / "one")
+    ]
+    assert names[0] == names[1]
+    figures = [json.loads((f / "metrics.json").read_text()) for f in (results, tmp_path / "one")]
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({}, None),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "SLURM_STEP_NUM_TASKS"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE"),
+        ({"MEGASCALE_NUM_SLICES": "2"}, "MEGASCALE_NUM_SLICES"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "JAX_COORDINATOR_ADDRESS"),
+    ],
+)
+def test_a_cluster_is_known_by_its_variables(variables, named):
+    assert hosts.named_cluster(variables) == named
+
+
+def test_a_machine_with_tpus_asks_for_the_others(monkeypatch):
+    monkeypatch.setattr(hosts, "_has_tpus", lambda: True)
+    assert hosts.named_cluster({}) == "TPU"
+    assert hosts.named_cluster({"TPU_SKIP_MDS_QUERY": "1"}) is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({}, "The processes did not come together"),
+        ({"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"}, "Number of processes must be defined"),
+        ({"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_PROCESS_ID": "0"}, "go together"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_NUM_PROCESSES": "two"},
+            "JAX_NUM_PROCESSES is 'two', not a whole number.",
+        ),
+    ],
+)
+def test_a_demanded_cluster_that_is_not_found_is_refused(variables, sentence, tmp_path):
+    words = ["embed", tmp_path, "--model=rdcd-effb0-64", f"--out={tmp_path / 'x.npz'}"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "rdcd_jax", *words, "--distributed"],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("rdcd-jax: ")
+    assert sentence in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def wait_for(path, seconds=180):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.05)
+
+
+def children_of(pid):
+    with contextlib.suppress(FileNotFoundError):
+        return [
+            int(each)
+            for each in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+    return []
