@@ -28,6 +28,7 @@ from rdcd_jax.training.checkpoints import SEAL
 from rdcd_jax.training.config import load_config
 from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.training.record import environment
+from rdcd_jax.training.step_log import SPEEDS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -90,7 +91,7 @@ class Run:
     def metrics(self) -> list[dict]:
         """Lines of `metrics.jsonl` without what the clock says."""
         rows = map(json.loads, (self.workdir / "metrics.jsonl").read_text().splitlines())
-        return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+        return [{k: v for k, v in row.items() if k not in SPEEDS} for row in rows]
 
     def state(self):
         """The state that a finished run's newest checkpoint holds."""

@@ -23,6 +23,12 @@ def add_train(verbs) -> None:
     add_distributed_option(parser)
     add_config_option(parser)
     parser.add_argument(
+        "--profile",
+        type=_window,
+        metavar="STEP:STEPS",
+        help="trace so many steps from step STEP (counted from 0) on into profile/ of the workdir",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print every field and where it was set, the images, steps, parameters, the step's memory, and what is"
@@ -41,6 +47,13 @@ def add_config_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _window(text: str) -> tuple[int, int]:
+    first, colon, count = text.partition(":")
+    if not (first.isdecimal() and colon and count.isdecimal() and int(count)):
+        raise argparse.ArgumentTypeError(f"{text} is not STEP:STEPS, such as 100:20")
+    return int(first), int(count)
+
+
 def _train(options, rest) -> None:
     if options.init_from is not None:
         rest = [*rest, f"--config.init_from={options.init_from}"]
@@ -51,7 +64,7 @@ def _train(options, rest) -> None:
     from rdcd_jax.training.loop import train_and_evaluate
 
     config = load_config(options.config, rest)
-    state = train_and_evaluate(config, options.workdir)
+    state = train_and_evaluate(config, options.workdir, profile=options.profile)
     export = options.workdir / "export"
     if not hosts.is_first():
         return

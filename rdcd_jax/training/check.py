@@ -1,6 +1,7 @@
 """Refuses a config that cannot train, before anything is compiled or written."""
 
 import difflib
+import importlib.util
 import os
 import re
 
@@ -15,6 +16,7 @@ from rdcd_jax.images.sources import ImageSet, find_images
 from rdcd_jax.method.objective import TERMS, Objective
 from rdcd_jax.models.registry import refuse_image_size
 from rdcd_jax.training.evaluators import evaluations, layout_of
+from rdcd_jax.training.record import is_remote
 from rdcd_jax.training.schema import defaults, known_option
 from rdcd_jax.weights.onnx_model import KIND as ONNX_RUN
 
@@ -39,6 +41,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     _check_nested(config)
     if config.student.trainable == "projector":
         _check_frozen(config, objective)
+    _check_checkpoint_dir(config.checkpoint_dir)
     for options in evaluations(config).values():
         parse_codecs(options.codecs)
     if not config.data.train:
@@ -100,6 +103,21 @@ def _check_terms(config: ml_collections.ConfigDict, objective: Objective) -> Non
         raise UserError(
             f"config.student.projector is {projector!r} with objective.{', '.join(weights)}: only these train the"
             " projector, so use 'learned' with one of them, 'whitened' or 'start' without, or 'none'."
+        )
+
+
+def _check_checkpoint_dir(folder: str) -> None:
+    """Refuses what orbax cannot write to."""
+    if not is_remote(folder):
+        return
+    if not folder.startswith("gs://"):
+        raise UserError(
+            f"config.checkpoint_dir is {folder!r}; checkpoints go to a folder, which may be a mounted bucket, or to"
+            " gs://BUCKET/FOLDER."
+        )
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UserError(
+            f"config.checkpoint_dir is {folder!r}, which needs gcsfs: pip install 'rdcd-jax[gcs]'."
         )
 
 

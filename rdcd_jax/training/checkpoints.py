@@ -4,19 +4,19 @@ import concurrent.futures
 import contextlib
 import json
 import logging
-import pathlib
-import shutil
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import file_sha256, write_json
 from rdcd_jax.method.state import TrainState
+from rdcd_jax.training.record import is_remote
 
 # Where damaged checkpoints are kept, beside the folder of the sound ones.
 DAMAGED = "checkpoints-damaged"
@@ -29,15 +29,17 @@ _log = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints below one folder, one per step, written in the background, the newest `keep` kept.
 
-    Each gets a list of its files' digests, since orbax itself takes a flipped bit for a number.
+    On a disk each gets a list of its files' digests, since orbax itself takes a flipped bit for a number. A bucket
+    looks after its objects by itself.
 
     Args:
-        folder: made where missing.
+        folder: made where missing; may lie in a bucket.
         keep: how many of the newest to keep.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: int):
-        self._folder = folder.resolve()
+    def __init__(self, folder: epath.Path, *, keep: int):
+        self._is_remote = is_remote(folder)
+        self._folder = folder if self._is_remote else folder.resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
         logging.getLogger("absl").addFilter(_not_orbax)
         self._keep = keep
@@ -120,7 +122,7 @@ class Checkpoints:
     def _set_aside(self, step: int, reason: str) -> None:
         damaged, aside = self._folder / str(step), self._folder.with_name(DAMAGED) / str(step)
         if hosts.is_first():
-            shutil.rmtree(aside, ignore_errors=True)
+            aside.rmtree(missing_ok=True)
             aside.parent.mkdir(exist_ok=True)
             damaged.rename(aside)
         hosts.wait("checkpoint set aside")
@@ -139,7 +141,7 @@ class Checkpoints:
     def _seal(self, written, step: int) -> None:
         """Waits for a checkpoint, then lists the digests of its files."""
         written.result()
-        if not hosts.is_first():
+        if self._is_remote or not hosts.is_first():
             return
         folder = self._folder / str(step)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -216,7 +218,9 @@ class Checkpoints:
         deadline = time.monotonic() + 30
         while parts := list(self._folder.glob(f"{self._saving}.*tmp*")):
             for part in parts:
-                shutil.rmtree(part, ignore_errors=True)
+                # Whoever still writes there may put another file in meanwhile.
+                with contextlib.suppress(OSError):
+                    part.rmtree(missing_ok=True)
             if time.monotonic() > deadline:
                 break
             time.sleep(0.1)

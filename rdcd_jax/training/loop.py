@@ -11,18 +11,26 @@ from rdcd_jax.core import hosts
 from rdcd_jax.core.progress import Reporter
 from rdcd_jax.method.state import TrainState
 from rdcd_jax.training.checkpoints import Checkpoints
-from rdcd_jax.training.record import Metrics
+from rdcd_jax.training.profile import profiled
+from rdcd_jax.training.record import Metrics, checkpoint_folder
 from rdcd_jax.training.setup import set_up
 from rdcd_jax.training.step_log import StepLog
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> TrainState:
+def train_and_evaluate(
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike,
+    *,
+    profile: tuple[int, int] | None = None,
+) -> TrainState:
     """Trains a student, or continues the run that `workdir` holds.
 
     Args:
         config: see docs/config.md.
         workdir: gets `run.json`, `metrics.jsonl`, `checkpoints/`, `export/`, and `evaluations/` where the config names
             evaluations.
+        profile: the number, from 0, of the first of some steps that JAX's profiler is to trace into `profile/`, and how
+            many.
 
     Returns:
         The state after the last step.
@@ -42,7 +50,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
     with contextlib.ExitStack() as stack:
         run = set_up(config, pathlib.Path(workdir), stack)
         checkpoints = stack.enter_context(
-            Checkpoints(run.workdir / "checkpoints", keep=config.keep_checkpoints)
+            Checkpoints(checkpoint_folder(run.workdir, config), keep=config.keep_checkpoints)
         )
         state = run.initial_state()
         state = checkpoints.restore(state) or state
@@ -52,6 +60,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
         reporter = stack.enter_context(Reporter("Training", run.total_steps, step))
         received = stack.enter_context(stop_on_sigterm())
         log = StepLog(metrics, run.schedule, config.batch_size)
+        before_step = stack.enter_context(profiled(run.workdir, profile))
 
         while not hosts.preempted(step, received):
             last = step >= run.total_steps
@@ -63,7 +72,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
                 run.finish.export(model, step)
                 checkpoints.require(step)
                 break
-            state, scalars = run.advance(state, next(batches))
+            before_step(step, state)
+            with log.waiting():
+                batch = next(batches)
+            state, scalars = run.advance(state, batch)
             step += 1
             log.add(step, scalars)
             if step % config.log_every == 0 or step == run.total_steps:

@@ -10,8 +10,10 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import jax
+from etils import epath
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json, write_text
@@ -90,7 +92,7 @@ def begin(
     """
     path = workdir / RECORD
     starts, weights = [], {}
-    if (before := _before(workdir)) is not None:
+    if (before := _before(workdir, config)) is not None:
         theirs, starts, images, weights = before
         ours = _comparable(config)
         for name in sorted(theirs.keys() | ours.keys()):
@@ -135,11 +137,11 @@ def pin(workdir: pathlib.Path, name: str, fingerprint: str | None) -> None:
         write_json(path, record)
 
 
-def _before(workdir: pathlib.Path) -> tuple[dict, list, dict, dict] | None:
+def _before(workdir: pathlib.Path, config: Mapping) -> tuple[dict, list, dict, dict] | None:
     """The run that a folder holds: its flat config under today's names, starts, training set and weights."""
     path = workdir / RECORD
     # A start that failed before it made anything binds nobody to its config.
-    if not path.is_file() or not _has_results(workdir):
+    if not path.is_file() or not _has_results(workdir, config):
         return None
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -160,8 +162,18 @@ def _comparable(config: dict) -> dict[str, object]:
     return flat(json.loads(json.dumps(present(flat(config)))))
 
 
-def _has_results(workdir: pathlib.Path) -> bool:
-    checkpoints = workdir / "checkpoints"
+def is_remote(path: str | epath.Path) -> bool:
+    """Whether a path lies in a bucket."""
+    return "://" in str(path)
+
+
+def checkpoint_folder(workdir: pathlib.Path, config: Mapping) -> epath.Path:
+    """Where a run's checkpoints lie."""
+    return epath.Path(config["checkpoint_dir"] or workdir / "checkpoints")
+
+
+def _has_results(workdir: pathlib.Path, config: Mapping) -> bool:
+    checkpoints = checkpoint_folder(workdir, config)
     cached = workdir / TEACHER_FEATURES
     return cached.exists() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 

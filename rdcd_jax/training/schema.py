@@ -252,6 +252,9 @@ class RunOptions:
     log_every: int = option(50, "In steps.", above=0, free=True)
     checkpoint_every: int = option(1000, "In steps.", above=0, free=True)
     keep_checkpoints: int = option(2, "How many of them stay.", above=0, free=True)
+    checkpoint_dir: str = option(
+        "", "Folder for them, or `gs://BUCKET/FOLDER`; the workdir's where empty.", free=True
+    )
     evaluate: EvaluateOptions = group(EvaluateOptions)
     evals: Evals = group(Evals)
 

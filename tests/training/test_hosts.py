@@ -15,12 +15,14 @@ import time
 import jax
 import numpy as np
 import pytest
-from toy import make_export, make_images, metrics_of
+from toy import make_export, make_images, metrics_of, toy_config
 
 from rdcd_jax.core import hosts
+from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.training.config import load_config
 from rdcd_jax.training.loop import train_and_evaluate
+from rdcd_jax.training.step_log import SPEEDS
 
 HERE = pathlib.Path(__file__).parent.parent
 CONFIG = [
@@ -40,20 +42,37 @@ def free_port():
         return found.getsockname()[1]
 
 
+def jax_variables(number, port):
+    """What tells a process its place among two."""
+    return {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(number),
+    }
+
+
+def slurm_variables(number, port):
+    """The same as `srun` says it; JAX makes the port of the job's number."""
+    return {
+        "SLURM_JOB_ID": str(port),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": str(number),
+    }
+
+
 class Pair:
     """Two processes that run one command; ended with the block."""
 
-    def __init__(self, *words):
-        address = f"127.0.0.1:{free_port()}"
+    def __init__(self, *words, variables=jax_variables):
+        port = free_port()
         self.processes = [
             subprocess.Popen(
                 [sys.executable, HERE / "toy_process.py", *map(str, words)],
-                env=os.environ
-                | {
-                    "JAX_COORDINATOR_ADDRESS": address,
-                    "JAX_NUM_PROCESSES": "2",
-                    "JAX_PROCESS_ID": str(number),
-                },
+                env=os.environ | variables(number, port),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -81,8 +100,8 @@ def _without_gloo(text):
     return "".join(line for line in text.splitlines(True) if not line.startswith("[Gloo]"))
 
 
-def run_pair(*words):
-    with Pair(*words) as pair:
+def run_pair(*words, variables=jax_variables):
+    with Pair(*words, variables=variables) as pair:
         codes, written = pair.ended()
     assert codes == [0, 0], written
     return written
@@ -140,9 +159,8 @@ def test_two_processes_make_the_run_of_one(toys, images, benchmark, tmp_path):
     # One process goes on with what two have kept, and finds it finished.
     two = train_and_evaluate(config, tmp_path / "two")
     assert_close(two, one)
-    speed = "images_per_second"
     rows = [
-        [{k: v for k, v in row.items() if k != speed} for row in metrics_of(tmp_path / name)]
+        [{k: v for k, v in row.items() if k not in SPEEDS} for row in metrics_of(tmp_path / name)]
         for name in ("two", "one")
     ]
     assert len(rows[0]) == 5
@@ -220,7 +238,8 @@ def test_embed_and_evaluate_use_all(toys, student, benchmark, tmp_path, capsys):
     ]
     assert len(read_descriptors(out).ids) == 6
     results = tmp_path / "results"
-    run_pair("evaluate", "disc", f"--model={student}", f"--data={benchmark}", f"--out={results}")
+    words = [f"--model={student}", f"--data={benchmark}", f"--out={results}"]
+    run_pair("evaluate", "disc", *words, variables=slurm_variables)
     from rdcd_jax.benchmarks.disc_runs import evaluate_disc
     from rdcd_jax.weights.library import load_model
 
@@ -232,6 +251,40 @@ def test_embed_and_evaluate_use_all(toys, student, benchmark, tmp_path, capsys):
     assert names[0] == names[1]
     figures = [json.loads((f / "metrics.json").read_text()) for f in (results, tmp_path / "one")]
     assert figures[0] == figures[1]
+
+
+def test_checkpoints_in_a_bucket(images, features, tmp_path, monkeypatch):
+    server = pytest.importorskip("gcp_storage_emulator.server")
+    port = free_port()
+    bucket = server.create_server("localhost", port, in_memory=True, default_bucket="bucket")
+    bucket.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{port}")
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://localhost:{port}")
+    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
+    rows = []
+    try:
+        for steps in (2, 4):
+            changes = {
+                "teacher.features": features,
+                "schedule.max_steps": steps,
+                "checkpoint_dir": "gs://bucket/run",
+            }
+            with started(images, tmp_path / "run", **changes) as pair:
+                codes, written = pair.ended()
+            assert codes == [0, 0], written
+            rows.append(metrics_of(tmp_path / "run"))
+    finally:
+        bucket.stop()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert [row["step"] for row in rows[1]] == [1, 2, 3, 4]
+    # The second start went on from the bucket: speeds of the first one are still there.
+    assert rows[1][:2] == rows[0]
+
+
+def test_checkpoints_elsewhere_are_refused(toys, images, features, tmp_path):
+    config = toy_config(images, features, checkpoint_dir="s3://bucket/run")
+    with pytest.raises(UserError, match="config.checkpoint_dir is 's3://bucket/run'; checkpoints"):
+        train_and_evaluate(config, tmp_path)
 
 
 @pytest.mark.parametrize(

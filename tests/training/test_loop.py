@@ -32,6 +32,7 @@ from rdcd_jax.training.student import make_student
 from rdcd_jax.weights.library import load_model
 
 LOSSES = {"loss", "info_nce", "hard_negative", "relational_kl"}
+SPEEDS = {"images_per_second", "input_wait_seconds"}
 STATISTICS = {
     "positive_similarity",
     "negative_similarity",
@@ -104,7 +105,8 @@ def test_smoke_run_writes_what_the_contract_names(smoke):
     rows = metrics_of(workdir)
     assert [row["step"] for row in rows] == [1, 2, 3]
     for row in rows:
-        assert row.keys() == {"step", "learning_rate", "images_per_second"} | LOSSES | STATISTICS
+        assert row.keys() == {"step", "learning_rate"} | SPEEDS | LOSSES | STATISTICS
+        assert 0 <= row["input_wait_seconds"] < 60
         assert all(np.isfinite(value) for value in row.values())
         assert row["images_per_second"] > 0
     # Without warm-up the first step has the base rate, here for a batch of 8.
@@ -143,7 +145,7 @@ def test_resumed_run_equals_an_undisturbed_one(toys, images, features, tmp_path)
         assert int(parts.step) == (steps or 10)
     assert_equal_states(parts, whole)
     keep = lambda rows: [  # noqa: E731
-        {name: value for name, value in row.items() if name != "images_per_second"} for row in rows
+        {name: value for name, value in row.items() if name not in SPEEDS} for row in rows
     ]
     parts = metrics_of(tmp_path / "parts")
     assert [row["step"] for row in parts] == list(range(1, 11))
@@ -191,12 +193,23 @@ def test_eight_devices_agree_with_one(toys, images, features, tmp_path):
     assert int(train_and_evaluate(config, tmp_path / "8").step) == 4
 
 
+def test_a_window_of_steps_is_profiled(toys, images, features, tmp_path):
+    config = toy_config(images, features, **{"schedule.max_steps": 3})
+    train_and_evaluate(config, tmp_path, profile=(1, 1))
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 10_000
+    # One that the run's end cuts short is written too.
+    config.schedule.max_steps = 5
+    train_and_evaluate(config, tmp_path, profile=(4, 100))
+    assert len([*(tmp_path / "profile").rglob("*.xplane.pb")]) == 2
+
+
 def test_batch_that_the_devices_cannot_share_is_refused(toys, images, features, tmp_path):
     config = toy_config(images, features, devices=3)
     with pytest.raises(UserError, match=r"config\.batch_size is 8, not a multiple of the 3"):
         train_and_evaluate(config, tmp_path / "run")
     config.devices = 9
-    with pytest.raises(UserError, match="devices is 9, but this machine has 8"):
+    with pytest.raises(UserError, match="devices is 9, but there are 8"):
         train_and_evaluate(config, tmp_path / "run")
 
 
@@ -456,7 +469,7 @@ def test_other_objectives_train(toys, images, features, tmp_path, changes, names
     changes = {f"objective.{name}": value for name, value in changes.items()}
     config = toy_config(images, features, **changes, **{"schedule.max_steps": 2})
     state = train_and_evaluate(config, tmp_path)
-    known = names | {"step", "loss", "learning_rate", "images_per_second"}
+    known = names | {"step", "loss", "learning_rate"} | SPEEDS
     for row in metrics_of(tmp_path):
         assert known <= row.keys() <= known | STATISTICS
     taught = bool(names & {"relational_kl", "compress_kl"})
