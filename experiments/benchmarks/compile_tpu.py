@@ -1,6 +1,6 @@
 """Compiles the RDCD step for TPUs that are not here, and counts what it needs of each chip.
 
-    pip install libtpu==0.0.42.1                                 # XLA's TPU compiler; the version of jax 0.10.2
+    pip install --no-deps libtpu==0.0.42.1        # XLA's TPU compiler; the version of jax 0.10.2
     python -m experiments.benchmarks.compile_tpu [--only NAME] [--size 224]
 
 The paper's step: EfficientNet-B0 student and its momentum encoder, ResNet-50 teacher, queue and bank of 65,536. Each
@@ -12,12 +12,26 @@ the compiler says of its program; bytes of collectives are counted in the progra
 import argparse
 import json
 import math
-import os
 import pathlib
 import re
 import subprocess
 import sys
 import time
+
+import ml_collections
+from flax import nnx
+
+from experiments.benchmarks.tpu import described_devices, floor_ms
+from rdcd_jax.core.files import write_json
+from rdcd_jax.core.mesh import mesh_of
+from rdcd_jax.models.counts import parameter_count
+from rdcd_jax.training.config import load_config
+from rdcd_jax.training.record import environment
+from rdcd_jax.training.setup import optimization
+from rdcd_jax.training.student import make_student
+from rdcd_jax.training.teacher import Teacher, live_teacher
+from rdcd_jax.training.tracing import trace_step
+from rdcd_jax.weights.library import load_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULT = ROOT / "experiments" / "results" / "compile_tpu.json"
@@ -29,67 +43,62 @@ CASES = {
     "v5e-256": ("v5e:16x16", 16, "bfloat16"),
     "v6e-8": ("v6e:2x4", 128, "bfloat16"),
 }
-# Peak bfloat16 arithmetic and memory bandwidth of a chip, by the maker's data sheets.
-PEAKS = {"v5e": (197e12, 819e9), "v6e": (918e12, 1640e9), "v5p": (459e12, 2765e9)}
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
-def compiled_step(topology: str, images_per_chip: int, dtype: str, size: int) -> tuple[dict, str]:
-    """Compiles the step; what it needs, and the program's text."""
-    os.environ |= {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "JAX_PLATFORMS": "cpu",
-    }
-    from jax.experimental import topologies
+def case_of(name: str, size: int) -> dict:
+    """Compiles a case; its row of the result, without the name."""
+    topology, images_per_chip, dtype = CASES[name]
+    devices = described_devices(topology)
 
-    from rdcd_jax.core.mesh import mesh_of
-    from rdcd_jax.models.counts import parameter_count
-    from rdcd_jax.training.config import load_config
-    from rdcd_jax.training.setup import optimization
-    from rdcd_jax.training.student import make_student
-    from rdcd_jax.training.teacher import live_teacher
-    from rdcd_jax.training.tracing import trace_step
-    from rdcd_jax.weights.library import load_model
-
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    chips = len(described.devices)
-    batch = chips * images_per_chip
+    batch = len(devices) * images_per_chip
     fields = {"batch_size": batch, "image_size": size, "student.dtype": dtype}
     words = [f"--config.{name}={value}" for name, value in fields.items()]
     config = load_config("rdcd:data=sample:references", words)
     teacher = live_teacher(load_model("random:resnet50"), "running", (), dtype)
     student = make_student(config, teacher.feature_dim).module
+    row = {"topology": topology, "images_per_chip": images_per_chip, "dtype": dtype}
+    return row | compiled_step(config, student, teacher, topology, devices)
+
+
+def compiled_step(
+    config: ml_collections.ConfigDict,
+    student: nnx.Module,
+    teacher: Teacher,
+    topology: str,
+    devices: list,
+) -> dict:
+    """Compiles a run's step for the devices of a topology, and counts what a chip needs.
+
+    Args:
+        config: of the run.
+        student: see `student.make_student`.
+        teacher: see `teacher.live_teacher`.
+        topology: such as "v5e:2x4".
+        devices: see `described_devices`.
+    """
+
     _, _, optimizer = optimization(config, 1_000_000)
     begun = time.monotonic()
-    mesh = mesh_of(described.devices)
-    program = trace_step(config, student, teacher, optimizer, mesh).lower().compile()
+    traced = trace_step(config, student, teacher, optimizer, mesh_of(devices))
+    program = traced.lower().compile()
     memory, cost = program.memory_analysis(), program.cost_analysis()
-    text = program.as_text()
-    row = {
-        "chips": chips,
-        "topology": topology,
-        "images_per_chip": images_per_chip,
-        "dtype": dtype,
-        "image_size": size,
+    dims = config.student.dim + teacher.feature_dim
+    return {
+        "chips": len(devices),
+        "image_size": config.image_size,
         "flop": cost["flops"],
         "bytes_moved": cost["bytes accessed"],
-        "bytes_per_image": cost["bytes accessed"] / images_per_chip,
+        "bytes_per_image": cost["bytes accessed"] * len(devices) / config.batch_size,
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
-        **collectives(text),
-        "least_collective_bytes": 4
-        * (parameter_count(student) + batch * (config.student.dim + teacher.feature_dim)),
+        **collectives(program.as_text()),
+        # Gradients, and the batch's keys and teacher features, in float32.
+        "least_collective_bytes": 4 * (parameter_count(student) + config.batch_size * dims),
+        "floor_ms": floor_ms(topology, cost["flops"], cost["bytes accessed"]),
         "compile_seconds": round(time.monotonic() - begun),
     }
-    peak_flop, bandwidth = PEAKS[topology.partition(":")[0]]
-    row["floor_ms"] = {
-        "arithmetic": 1e3 * row["flop"] / peak_flop,
-        "memory": 1e3 * row["bytes_moved"] / bandwidth,
-    }
-    return row, text
 
 
 def collectives(text: str) -> dict[str, int]:
@@ -129,9 +138,6 @@ def main() -> int:
     )
     parser.add_argument("--only", choices=CASES, help="this case alone, though it has a row")
     parser.add_argument("--size", type=int, default=224, help="side of the views, in pixels")
-    parser.add_argument(
-        "--text", type=pathlib.Path, help="with --only: where the program's text goes"
-    )
     options = parser.parse_args()
     if options.only is None:
         for name in CASES:
@@ -139,13 +145,9 @@ def main() -> int:
                 words = ["--only", name, "--size", str(options.size)]
                 subprocess.run([sys.executable, "-m", __spec__.name, *words], check=True, cwd=ROOT)
         return 0
-    from rdcd_jax.core.files import write_json, write_text
-    from rdcd_jax.training.record import environment
 
-    row, text = compiled_step(*CASES[options.only], options.size)
-    if options.text is not None:
-        write_text(options.text, text)
-    rows = stored_rows() | {options.only: {"name": options.only, **row}}
+    row = {"name": options.only, **case_of(options.only, options.size)}
+    rows = stored_rows() | {options.only: row}
     kept = [rows[name] for name in CASES if name in rows]
     write_json(RESULT, {"rows": kept, "environment": environment()})
     print(row)

@@ -5,6 +5,7 @@ import sys
 
 from rdcd_jax.cli.options import (
     SHOWN,
+    add_distributed_option,
     add_moved_model,
     add_score_norm_option,
     add_sources,
@@ -16,6 +17,7 @@ from rdcd_jax.cli.options import (
     verb,
     warn_left_out,
 )
+from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import one_line
 from rdcd_jax.core.files import require_writable
 
@@ -43,6 +45,7 @@ def add_search(verbs) -> None:
         " the default, unless others are named), crops (five parts), flip, rotate90, rotate180, rotate270; or none",
     )
     add_score_norm_option(parser)
+    add_distributed_option(parser)
     parser.add_argument(
         "--engine",
         choices=("exact", "ann"),
@@ -74,6 +77,8 @@ def _search(options, rest) -> None:
             engine=options.engine,
             on_progress=lambda done, total: report("Embedding", done, total),
         )
+    if not hosts.is_first():
+        return
     warn_left_out(matches.unreadable)
     if options.out is not None:
         matches.save(options.out)

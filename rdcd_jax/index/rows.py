@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.mesh import make_mesh
 from rdcd_jax.index import ann
 from rdcd_jax.index.manifest import Manifest
 from rdcd_jax.index.places import BYTES, HEIGHT, WIDTH, whole_path
 from rdcd_jax.index.segments import Segment, read_segment
-from rdcd_jax.search import backends
+from rdcd_jax.search import backends, exact, sharded
 from rdcd_jax.search.scann_backend import load_scann
 
 EXACT, ANN = "exact", "ann"
@@ -47,6 +49,7 @@ class Rows:
         self._memory: np.ndarray | None = None
         self._search: tuple[int, Callable] | None = None
         self._candidates: tuple[tuple, Callable] | None = None
+        self._spread: tuple[tuple, list[sharded.Slab]] | None = None
 
     def segments(self, manifest: Manifest) -> list[Segment]:
         """The segments that a manifest names, opened once."""
@@ -75,6 +78,8 @@ class Rows:
         k = min(k, len(manifest))
         if engine == ANN:
             return self._approximate(manifest, queries, k)
+        if hosts.count() > 1:
+            return self._over_all(manifest, queries, k)
         segments = self.segments(manifest)
         if 4 * len(manifest) * manifest.dim > MOST_BYTES:
             return _streamed(segments, queries, k)
@@ -86,6 +91,21 @@ class Rows:
         if self._search is None or self._search[0] != k:
             self._search = k, backends.make_search(self._memory, k)
         return self._search[1](queries)
+
+    def _over_all(
+        self, manifest: Manifest, queries: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Of several processes each keeps part of the rows on its devices, as they are stored."""
+        mesh, wanted = make_mesh(), min(k + exact.MARGIN, len(manifest))
+        by_maxima = sharded.selects_by_maxima(len(manifest), wanted, mesh)
+        if self._spread is None or self._spread[0] != manifest.segments:
+            database = _stored_rows(manifest, self.segments(manifest))
+            slabs = list(sharded.make_slabs(database, mesh, by_maxima))
+            self._spread = manifest.segments, slabs
+        queries = hosts.from_first(np.asarray(queries, np.float32))
+        _, found = sharded.nearest_rows(queries, self._spread[1], wanted, mesh, by_maxima=by_maxima)
+        rows_at = lambda positions: self._at(manifest, positions)  # noqa: E731
+        return ann.nearest_by(lambda _: found, rows_at, queries, k)
 
     def _approximate(
         self, manifest: Manifest, queries: np.ndarray, k: int
@@ -133,6 +153,26 @@ class Rows:
                     found[row + first] = Known(segment.ids[row], path, *known)
             first += len(segment)
         return found
+
+
+def _stored_rows(manifest: Manifest, segments: Sequence[Segment]) -> sharded.StoredRows:
+    """The rows of an index as they lie on the disk."""
+
+    def reader(part: Callable[[Segment], np.ndarray]) -> Callable[[int, int], np.ndarray]:
+        def read(start: int, stop: int) -> np.ndarray:
+            found, first = [], 0
+            for segment in segments:
+                inside = slice(max(0, start - first), max(0, stop - first))
+                found.append(part(segment)[inside])
+                first += len(segment)
+            return np.concatenate(found)
+
+        return read
+
+    scales = reader(lambda segment: segment.scales) if manifest.dtype == "int8" else None
+    return sharded.StoredRows(
+        len(manifest), manifest.dim, reader(lambda segment: segment.rows), scales
+    )
 
 
 def _streamed(

@@ -195,11 +195,10 @@ def recall_against_exact(scores: np.ndarray, exact_scores: np.ndarray) -> float:
 
 def _make_jax(database: np.ndarray, k: int, mesh: Mesh, approximate: bool, keep: bool):
     by_maxima = not approximate and sharded.selects_by_maxima(len(database), k, mesh)
-    slabs = sharded.make_slabs(database, mesh, by_maxima)
-    kept = list(slabs) if keep else None
+    kept = list(sharded.make_slabs(sharded.in_memory(database), mesh, by_maxima)) if keep else None
 
     def find(queries: np.ndarray, _) -> tuple[np.ndarray, np.ndarray]:
-        found = kept or sharded.make_slabs(database, mesh, by_maxima)
+        found = kept or sharded.make_slabs(sharded.in_memory(database), mesh, by_maxima)
         return sharded.nearest_rows(
             queries, found, k, mesh, by_maxima=by_maxima, approximate=approximate
         )

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +21,43 @@ _GROUPS, _SHORT = (32, 16), 128
 
 
 @dataclasses.dataclass(frozen=True)
+class StoredRows:
+    """A database of M descriptors as they are stored, which need not be in memory.
+
+    Attributes:
+        count: M.
+        dim: D.
+        rows: gives those from one position up to another, [n, D] float32, float16 or int8.
+        scales: gives what they are to be multiplied by, [n] float32; None where nothing.
+    """
+
+    count: int
+    dim: int
+    rows: Callable[[int, int], np.ndarray]
+    scales: Callable[[int, int], np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def in_memory(database: np.ndarray) -> StoredRows:
+    """Descriptors [M, D] that are in memory."""
+    return StoredRows(*database.shape, lambda start, stop: database[start:stop])
+
+
+@dataclasses.dataclass(frozen=True)
 class Slab:
     """Some rows of a database, on the devices of a mesh.
 
     Attributes:
-        rows: [devices * width, D] float32, width rows on each device, filled up with zeros.
+        rows: [devices * width, D] as they are stored, width rows on each device, filled up with zeros.
+        scales: [devices * width] float32, what each row is to be multiplied by; None for nothing.
         first: which row of the database the first one is.
         count: how many of them are rows of the database.
     """
 
     rows: jax.Array
+    scales: jax.Array | None
     first: int
     count: int
 
@@ -45,29 +72,42 @@ def selects_by_maxima(n_rows: int, k: int, mesh: Mesh) -> bool:
     return on_cpu and 8 * k * max(_GROUPS) <= min(n_rows // mesh.size, _WIDE // 2)
 
 
-def make_slabs(database: np.ndarray, mesh: Mesh, by_maxima: bool) -> Iterator[Slab]:
-    """Brings a database to the devices, a slab at a time.
+def slab_width(n_rows: int, mesh: Mesh, by_maxima: bool) -> int:
+    """Rows of a database of so many that a device has of each slab."""
+    most = (_WIDE if by_maxima else _NARROW) * mesh.size
+    n_slabs = math.ceil(n_rows / most)
+    width = math.ceil(n_rows / (n_slabs * mesh.size))
+    # Slabs of sizes alike share a program.
+    return math.ceil(width / _BLOCK) * _BLOCK
+
+
+def make_slabs(database: StoredRows, mesh: Mesh, by_maxima: bool) -> Iterator[Slab]:
+    """Brings a database to the devices, a slab at a time; of several processes each reads what its devices keep.
 
     Args:
-        database: [M, D] float32.
+        database: its rows.
         mesh: the devices; the rows are split over its axis `data`.
         by_maxima: see `selects_by_maxima`.
 
     Yields:
         Slabs of one shape, in order.
     """
-    most = (_WIDE if by_maxima else _NARROW) * mesh.size
-    n_slabs = math.ceil(len(database) / most)
-    width = math.ceil(len(database) / (n_slabs * mesh.size))
-    # Slabs of sizes alike share a program.
-    width = math.ceil(width / _BLOCK) * _BLOCK
+    width = slab_width(len(database), mesh, by_maxima)
     step = width * mesh.size
     sharding = NamedSharding(mesh, P("data"))
+
+    def placed(read: Callable[[int, int], np.ndarray], first: int, *shape: int) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(step)
+            start, stop = (min(first + each, len(database)) for each in (start, stop))
+            return _padded(read(start, stop), width)
+
+        return jax.make_array_from_callback((step, *shape), sharding, part)
+
     for first in range(0, len(database), step):
-        rows = database[first : first + step]
-        padded = _padded(rows, step)
-        placed = jax.make_array_from_callback(padded.shape, sharding, padded.__getitem__)
-        yield Slab(placed, first, len(rows))
+        scales = None if database.scales is None else placed(database.scales, first)
+        rows = placed(database.rows, first, database.dim)
+        yield Slab(rows, scales, first, min(step, len(database) - first))
 
 
 def nearest_rows(
@@ -106,10 +146,11 @@ def nearest_rows(
         for slab in slabs:
             position = np.asarray([slab.first, slab.count], np.int32)
             best = [
-                _merged(
+                merged(
                     *so_far,
                     block,
                     slab.rows,
+                    slab.scales,
                     position,
                     k=k,
                     mesh=mesh,
@@ -123,21 +164,21 @@ def nearest_rows(
 
 
 @functools.partial(jax.jit, static_argnames=("k", "mesh", "by_maxima", "approximate"))
-def _merged(best, where, queries, rows, position, *, k, mesh, by_maxima, approximate):
+def merged(best, where, queries, rows, scales, position, *, k, mesh, by_maxima, approximate):
     """Joins the best so far with those of a slab."""
     first, count = position
     n_local = min(k, rows.shape[0] // mesh.size)
 
-    def local(queries, rows, first, count):
+    def local(queries, rows, scales, first, count):
         start = jax.lax.axis_index("data") * rows.shape[0]
         find = _found_by_maxima if by_maxima else functools.partial(_found, approximate=approximate)
-        scores, columns = find(queries, rows, count - start, n_local)
+        scores, columns = find(queries, rows, scales, count - start, n_local)
         return scores, columns + (start + first)
 
     parts = P(None, "data")
     scores, columns = jax.shard_map(
-        local, mesh=mesh, in_specs=(P(), P("data"), P(), P()), out_specs=(parts, parts)
-    )(queries, rows, first, count)
+        local, mesh=mesh, in_specs=(P(), P("data"), P("data"), P(), P()), out_specs=(parts, parts)
+    )(queries, rows, scales, first, count)
     whole = NamedSharding(mesh, P())
     scores, columns = (jax.lax.with_sharding_constraint(x, whole) for x in (scores, columns))
     best, kept = jax.lax.top_k(jnp.concatenate([best, scores], axis=1), k)
@@ -145,26 +186,30 @@ def _merged(best, where, queries, rows, position, *, k, mesh, by_maxima, approxi
     return best, jnp.take_along_axis(where, kept, axis=1)
 
 
-def _found(queries, rows, n_valid, k, *, approximate):
+def _found(queries, rows, scales, n_valid, k, *, approximate):
     """The k best of one device's rows, of which the first n_valid count."""
-    scores = _masked(_products(queries, rows), jnp.arange(rows.shape[0]), n_valid)
+    scores = _masked(_products(queries, rows, scales), jnp.arange(rows.shape[0]), n_valid)
     top = jax.lax.approx_max_k if approximate else jax.lax.top_k
     return top(scores, k)
 
 
-def _found_by_maxima(queries, rows, n_valid, k):
+def _found_by_maxima(queries, rows, scales, n_valid, k):
     """The same: the k best rows lie in the k groups of largest maxima."""
     n_blocks = rows.shape[0] // _BLOCK
     group = _GROUPS[rows.shape[1] > _SHORT]
 
     def maxima(start, block):
-        scores = _masked(_products(queries, block), start + jnp.arange(_BLOCK), n_valid)
+        scores = _masked(_products(queries, *block), start + jnp.arange(_BLOCK), n_valid)
         grouped = scores.reshape(len(queries), _BLOCK // group, group)
         return start + _BLOCK, grouped.max(axis=2)
 
     # Varying over the mesh, as n_valid does.
     start = jnp.zeros_like(n_valid)
-    _, found = jax.lax.scan(maxima, start, rows.reshape(n_blocks, _BLOCK, -1))
+    blocks = (
+        rows.reshape(n_blocks, _BLOCK, -1),
+        None if scales is None else scales.reshape(n_blocks, _BLOCK),
+    )
+    _, found = jax.lax.scan(maxima, start, blocks)
     found = jnp.moveaxis(found, 0, 1).reshape(len(queries), -1)
     _, groups = jax.lax.top_k(found, k)
 
@@ -172,14 +217,17 @@ def _found_by_maxima(queries, rows, n_valid, k):
     def again(each):
         query, groups = each
         columns = (groups[:, None] * group + jnp.arange(group)[None, :]).reshape(-1)
-        scores, kept = jax.lax.top_k(_masked(_products(rows[columns], query), columns, n_valid), k)
-        return scores, columns[kept]
+        own = None if scales is None else scales[columns]
+        found = _products(query[None], rows[columns], own)[0]
+        best, kept = jax.lax.top_k(_masked(found, columns, n_valid), k)
+        return best, columns[kept]
 
     return jax.lax.map(again, (queries, groups))
 
 
-def _products(x, y):
-    return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
+def _products(queries, rows, scales):
+    found = jnp.matmul(queries, rows.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
+    return found if scales is None else found * scales[None, :]
 
 
 def _masked(scores, columns, n_valid):
@@ -187,4 +235,6 @@ def _masked(scores, columns, n_valid):
 
 
 def _padded(rows: np.ndarray, n: int) -> np.ndarray:
-    return np.pad(rows, ((0, n - len(rows)), (0, 0))) if len(rows) < n else rows
+    if len(rows) == n:
+        return rows
+    return np.pad(rows, [(0, n - len(rows))] + [(0, 0)] * (rows.ndim - 1))

@@ -81,7 +81,7 @@ def test_parts_make_no_difference(monkeypatch, small_parts, name, by_maxima, dev
 def test_devices_keep_a_part_each(n_rows):
     database = np.arange(2.0 * n_rows, dtype=np.float32).reshape(n_rows, 2)
     mesh = make_mesh()
-    slabs = list(backends.sharded.make_slabs(database, mesh, True))
+    slabs = list(backends.sharded.make_slabs(backends.sharded.in_memory(database), mesh, True))
     assert sum(slab.count for slab in slabs) == n_rows
     for slab in slabs:
         parts = {tuple(shard.data.shape) for shard in slab.rows.addressable_shards}

@@ -17,12 +17,15 @@ import numpy as np
 import pytest
 from toy import make_export, make_images, metrics_of, toy_config
 
+from rdcd_jax.benchmarks.disc_runs import evaluate_disc
 from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import read_descriptors
+from rdcd_jax.index.search import Index
 from rdcd_jax.training.config import load_config
 from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.training.step_log import SPEEDS
+from rdcd_jax.weights.library import load_model
 
 HERE = pathlib.Path(__file__).parent.parent
 CONFIG = [
@@ -240,9 +243,6 @@ def test_embed_and_evaluate_use_all(toys, student, benchmark, tmp_path, capsys):
     results = tmp_path / "results"
     words = [f"--model={student}", f"--data={benchmark}", f"--out={results}"]
     run_pair("evaluate", "disc", *words, variables=slurm_variables)
-    from rdcd_jax.benchmarks.disc_runs import evaluate_disc
-    from rdcd_jax.weights.library import load_model
-
     evaluate_disc(load_model(str(student)), benchmark, tmp_path / "one")
     names = [
         sorted(p.relative_to(f).as_posix() for p in f.rglob("*"))
@@ -251,6 +251,19 @@ def test_embed_and_evaluate_use_all(toys, student, benchmark, tmp_path, capsys):
     assert names[0] == names[1]
     figures = [json.loads((f / "metrics.json").read_text()) for f in (results, tmp_path / "one")]
     assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16"])
+def test_an_index_is_searched_by_all(toys, student, benchmark, images, tmp_path, dtype):
+    index = Index.build(tmp_path / "index", images, model=load_model(str(student)), dtype=dtype)
+    index.add(benchmark / "references")
+    words = ["--k=5", "--threshold=-2", "--variants=none", f"--out={tmp_path / 'two.csv'}"]
+    queries = benchmark / "queries"
+    run_pair("search", queries, f"--index={tmp_path / 'index'}", f"--model={student}", *words)
+    one = index.search(queries, k=5, threshold=-2, variants=[])
+    one.save(tmp_path / "one.csv")
+    assert len(one) == 4 * 5
+    assert (tmp_path / "two.csv").read_text() == (tmp_path / "one.csv").read_text()
 
 
 def test_checkpoints_in_a_bucket(images, features, tmp_path, monkeypatch):

@@ -1,0 +1,65 @@
+"""A toy's step as XLA compiles it for TPUs and lowers it for GPUs that are not here."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+from toy import add_toys, make_export, toy_config
+
+from experiments.benchmarks.compile_tpu import collectives, compiled_step
+from experiments.benchmarks.tpu import described_devices
+from rdcd_jax.core.mesh import make_mesh
+from rdcd_jax.training.setup import optimization
+from rdcd_jax.training.student import make_student
+from rdcd_jax.training.teacher import live_teacher
+from rdcd_jax.training.tracing import trace_step
+from rdcd_jax.weights.library import load_model
+
+BATCH, QUEUE = 32, 4096
+
+
+@pytest.fixture
+def parts(monkeypatch, tmp_path):
+    """A config of a long queue and bank, its student and its teacher."""
+    add_toys(monkeypatch)
+    teacher = load_model(str(make_export(tmp_path / "teacher", network="other_toy")))
+    changes = {"batch_size": BATCH, "queue.size": QUEUE, "bank.size": QUEUE, "devices": 8}
+    config = toy_config(tmp_path, **changes)
+    teacher = live_teacher(teacher, "running", ())
+    return config, make_student(config, teacher.feature_dim).module, teacher
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_step_for_a_tpu_slice(parts):
+    config, student, teacher = parts
+    devices = described_devices("v5e:2x4")
+    found = compiled_step(config, student, teacher, "v5e:2x4", devices)
+    assert found["chips"] == 8
+    # Gradients, batch statistics and gathered rows; nothing as long as queue or bank goes between chips.
+    assert found["collective_bytes"] < 4 * QUEUE * teacher.feature_dim / 8
+    assert found["collective_count"] <= 16
+    # Queue and bank are changed in place: beside them there is room for no other copy.
+    memory = 4 * QUEUE * (teacher.feature_dim + config.student.dim)
+    assert found["argument_bytes"] > memory
+    assert found["floor_ms"]["memory"] == pytest.approx(1e3 * found["bytes_moved"] / 819e9)
+
+
+def test_a_step_lowers_for_cuda(parts):
+    config, student, teacher = parts
+    _, _, optimizer = optimization(config, 1000)
+    traced = trace_step(config, student, teacher, optimizer, make_mesh(8))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "mhlo.num_partitions = 8" in text
+    assert "stablehlo.convolution" in text
+
+
+def test_collectives_are_counted_once():
+    text = """
+  %a = f32[8,4]{1,0} all-reduce(%x), channel_id=1, to_apply=%add
+  %b = (f32[8,4]{1,0}, f32[32,4]{1,0}) all-gather-start(%x), channel_id=2
+  %c = f32[32,4]{1,0} all-gather-done(%b)
+  %d = f32[8,4]{1,0} all-reduce(%y), channel_id=1, to_apply=%add
+  %e = (f32[2]{0}, bf16[6]{0}) all-reduce(%p, %q), channel_id=3, to_apply=%add
+"""
+    sizes = np.array([8 * 4 * 4, 32 * 4 * 4, 2 * 4 + 6 * 2])
+    assert collectives(text) == {"collective_count": 3, "collective_bytes": sizes.sum()}
