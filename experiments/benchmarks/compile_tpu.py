@@ -5,15 +5,14 @@
 
 The paper's step: EfficientNet-B0 student and its momentum encoder, ResNet-50 teacher, queue and bank of 65,536. Each
 case is compiled by a process of its own, minutes on two cores, and its row is kept in
-experiments/results/compile_tpu.json, so that a run that was ended goes on. Memory, arithmetic and bytes moved are what
-the compiler says of its program; bytes of collectives are counted in the program's text.
+experiments/results/compile_tpu.json, so that a run that was ended goes on. Memory, arithmetic and bytes accessed are
+what the compiler says of its program; bytes of the chip's main memory and of collectives are counted in the program's
+text.
 """
 
 import argparse
 import json
-import math
 import pathlib
-import re
 import subprocess
 import sys
 import time
@@ -21,8 +20,9 @@ import time
 import ml_collections
 from flax import nnx
 
+from experiments.benchmarks.program_text import collectives, memory_bytes
 from experiments.benchmarks.tpu import described_devices, floor_ms
-from rdcd_jax.core.files import write_json
+from rdcd_jax.core.files import write_json, write_text
 from rdcd_jax.core.mesh import mesh_of
 from rdcd_jax.models.counts import parameter_count
 from rdcd_jax.training.config import load_config
@@ -43,12 +43,10 @@ CASES = {
     "v5e-256": ("v5e:16x16", 16, "bfloat16"),
     "v6e-8": ("v6e:2x4", 128, "bfloat16"),
 }
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
-def case_of(name: str, size: int) -> dict:
-    """Compiles a case; its row of the result, without the name."""
+def compiled_case(name: str, size: int) -> tuple[dict, str]:
+    """Compiles a case; its row of the result, and the program's text."""
     topology, images_per_chip, dtype = CASES[name]
     devices = described_devices(topology)
 
@@ -58,8 +56,9 @@ def case_of(name: str, size: int) -> dict:
     config = load_config("rdcd:data=sample:references", words)
     teacher = live_teacher(load_model("random:resnet50"), "running", (), dtype)
     student = make_student(config, teacher.feature_dim).module
-    row = {"topology": topology, "images_per_chip": images_per_chip, "dtype": dtype}
-    return row | compiled_step(config, student, teacher, topology, devices)
+    found, text = compiled_step(config, student, teacher, topology, devices)
+    what = {"name": name, "topology": topology, "images_per_chip": images_per_chip, "dtype": dtype}
+    return what | found, text
 
 
 def compiled_step(
@@ -68,8 +67,8 @@ def compiled_step(
     teacher: Teacher,
     topology: str,
     devices: list,
-) -> dict:
-    """Compiles a run's step for the devices of a topology, and counts what a chip needs.
+) -> tuple[dict, str]:
+    """Compiles a run's step for the devices of a topology; what a chip needs, and the program's text.
 
     Args:
         config: of the run.
@@ -83,7 +82,7 @@ def compiled_step(
     begun = time.monotonic()
     traced = trace_step(config, student, teacher, optimizer, mesh_of(devices))
     program = traced.lower().compile()
-    memory, cost = program.memory_analysis(), program.cost_analysis()
+    memory, cost, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
     dims = config.student.dim + teacher.feature_dim
     return {
         "chips": len(devices),
@@ -93,35 +92,13 @@ def compiled_step(
         "bytes_per_image": cost["bytes accessed"] * len(devices) / config.batch_size,
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
-        **collectives(program.as_text()),
+        "memory_bytes": memory_bytes(text),
+        **collectives(text),
         # Gradients, and the batch's keys and teacher features, in float32.
         "least_collective_bytes": 4 * (parameter_count(student) + config.batch_size * dims),
-        "floor_ms": floor_ms(topology, cost["flops"], cost["bytes accessed"]),
+        "floor_ms": floor_ms(topology, cost["flops"], memory_bytes(text)),
         "compile_seconds": round(time.monotonic() - begun),
-    }
-
-
-def collectives(text: str) -> dict[str, int]:
-    """How many collectives a program has, and the bytes of what they give.
-
-    Args:
-        text: of the compiled program.
-    """
-    sizes: dict[str, int] = {}
-    for line in text.splitlines():
-        found = re.match(r"\s*(?:ROOT )?%?[\w.-]+ = (.*?) ([\w-]+)\(", line)
-        if found is None or found[2].removesuffix("-start") not in COLLECTIVES:
-            continue
-        shapes = re.findall(r"(\w+)\[([\d,]*)\]", found[1])
-        if found[2].endswith("-start"):
-            # It gives its operands too.
-            shapes = shapes[len(shapes) // 2 :]
-        # One that overlaps with arithmetic is told in every piece of that.
-        channel = re.search(r"channel_id=(\d+)", line)
-        sizes[channel[1] if channel else line] = sum(
-            BYTES[kind] * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in shapes
-        )
-    return {"collective_count": len(sizes), "collective_bytes": sum(sizes.values())}
+    }, text
 
 
 def stored_rows() -> dict[str, dict]:
@@ -138,15 +115,20 @@ def main() -> int:
     )
     parser.add_argument("--only", choices=CASES, help="this case alone, though it has a row")
     parser.add_argument("--size", type=int, default=224, help="side of the views, in pixels")
+    parser.add_argument(
+        "--texts", type=pathlib.Path, metavar="FOLDER", help="where the programs' texts go"
+    )
     options = parser.parse_args()
     if options.only is None:
         for name in CASES:
             if name not in stored_rows():
-                words = ["--only", name, "--size", str(options.size)]
+                words = ["--only", name, *sys.argv[1:]]
                 subprocess.run([sys.executable, "-m", __spec__.name, *words], check=True, cwd=ROOT)
         return 0
 
-    row = {"name": options.only, **case_of(options.only, options.size)}
+    row, text = compiled_case(options.only, options.size)
+    if options.texts is not None:
+        write_text(options.texts / f"{options.only}.txt", text)
     rows = stored_rows() | {options.only: row}
     kept = [rows[name] for name in CASES if name in rows]
     write_json(RESULT, {"rows": kept, "environment": environment()})

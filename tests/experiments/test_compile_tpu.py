@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from toy import add_toys, make_export, toy_config
 
-from experiments.benchmarks.compile_tpu import collectives, compiled_step
+from experiments.benchmarks.compile_tpu import compiled_step
+from experiments.benchmarks.program_text import collectives, memory_bytes
 from experiments.benchmarks.tpu import described_devices
 from rdcd_jax.core.mesh import make_mesh
 from rdcd_jax.training.setup import optimization
@@ -33,7 +34,7 @@ def parts(monkeypatch, tmp_path):
 def test_a_step_for_a_tpu_slice(parts):
     config, student, teacher = parts
     devices = described_devices("v5e:2x4")
-    found = compiled_step(config, student, teacher, "v5e:2x4", devices)
+    found, _ = compiled_step(config, student, teacher, "v5e:2x4", devices)
     assert found["chips"] == 8
     # Gradients, batch statistics and gathered rows; nothing as long as queue or bank goes between chips.
     assert found["collective_bytes"] < 4 * QUEUE * teacher.feature_dim / 8
@@ -41,7 +42,7 @@ def test_a_step_for_a_tpu_slice(parts):
     # Queue and bank are changed in place: beside them there is room for no other copy.
     memory = 4 * QUEUE * (teacher.feature_dim + config.student.dim)
     assert found["argument_bytes"] > memory
-    assert found["floor_ms"]["memory"] == pytest.approx(1e3 * found["bytes_moved"] / 819e9)
+    assert found["memory_bytes"] < found["bytes_moved"]
 
 
 def test_a_step_lowers_for_cuda(parts):
@@ -63,3 +64,19 @@ def test_collectives_are_counted_once():
 """
     sizes = np.array([8 * 4 * 4, 32 * 4 * 4, 2 * 4 + 6 * 2])
     assert collectives(text) == {"collective_count": 3, "collective_bytes": sizes.sum()}
+
+
+def test_bytes_of_the_main_memory_are_counted():
+    text = """HloModule
+ENTRY %main {
+  %p = f32[64,8]{1,0:T(8,128)} parameter(0)
+  %q = f32[8,8]{1,0:T(8,128)S(1)} parameter(1)
+  %a = f32[8,8]{1,0:T(8,128)} fusion(%p, %q), kind=kLoop, calls=%f
+  %b = (f32[8,8]{1,0:T(8,128)S(1)}, f32[8,8]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%a)
+  %c = f32[8,8]{1,0:T(8,128)S(1)} copy-done(%b)
+  %d = ((f32[64,8]{1,0:T(8,128)}), f32[16,8]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:16]}
+  %e = f32[64,8]{1,0:T(8,128)} dynamic-update-slice(%p, %a, %i)
+  ROOT %t = (f32[64,8]{1,0:T(8,128)}) tuple(%e)
+}"""
+    # The fusion reads 64 rows and writes 8, 8 are copied and 16 cut out, and 8 are put in.
+    assert memory_bytes(text) == 4 * 8 * ((64 + 8) + 8 + 16 + 2 * 8)
