@@ -120,64 +120,14 @@ def jax_parts(batch: int, size: int):
 
 def torch_parts(batch: int, size: int):
     """The same in PyTorch."""
-    import copy
+    from experiments.benchmarks.torch_step import TorchStep
 
-    import torch
-    import torch.nn.functional as F
-    from plain_torch import Student, Teacher
-
-    torch.manual_seed(0)
-    teacher, student = Teacher().eval(), Student(DIM).train()
-    key_encoder = copy.deepcopy(student)
-    for network in (teacher, student, key_encoder):
-        network.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-6)
-    queue = F.normalize(torch.randn(QUEUE, DIM), dim=1)
-    bank = F.normalize(torch.randn(QUEUE, FEATURE), dim=1)
-    query, key = (
-        torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last) for _ in range(2)
-    )
-    labels = torch.zeros(batch, dtype=torch.long)
-
-    @torch.no_grad()
-    def embed_teacher():
-        return teacher(query)[0]
-
-    @torch.no_grad()
-    def student_forward():
-        return key_encoder(key)[1]
-
-    def forward_backward():
-        student.zero_grad(set_to_none=True)
-        feature, descriptor = student(query)
-        (feature.sum() + descriptor.sum()).backward()
-
-    def step():
-        with torch.no_grad():
-            for slow, fast in zip(key_encoder.parameters(), student.parameters(), strict=True):
-                slow.mul_(0.99).add_(fast, alpha=0.01)
-        keys, targets = student_forward(), embed_teacher()
-        feature, descriptor = student(query)
-        negative = descriptor @ queue.T
-        positive = (descriptor * keys).sum(1, keepdim=True)
-        contrast = F.cross_entropy(torch.cat([positive, negative], 1) / 0.07, labels)
-        hard = -torch.log((1 - negative.max(1).values).clamp(min=1e-3)).mean()
-        relation = F.kl_div(
-            F.log_softmax(feature @ bank.T / 0.04, 1),
-            F.softmax(targets @ bank.T / 0.04, 1),
-            reduction="batchmean",
-        )
-        optimizer.zero_grad(set_to_none=True)
-        (contrast + 5 * hard + relation).backward()
-        optimizer.step()
-        with torch.no_grad():
-            queue[:batch], bank[:batch] = keys, targets
-
+    made = TorchStep(batch, size)
     return {
-        "teacher forward": embed_teacher,
-        "student forward": student_forward,
-        "student forward and backward": forward_backward,
-        "step": step,
+        "teacher forward": made.embed_teacher,
+        "student forward": made.student_forward,
+        "student forward and backward": made.forward_backward,
+        "step": made.step,
     }
 
 

@@ -36,6 +36,7 @@ from rdcd_jax.training.record import environment
 from rdcd_jax.weights.model import evaluation_mode
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "experiments" / "results"
 
 
 def main() -> None:
@@ -47,7 +48,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--policy", default="ADVANCED")
     parser.add_argument("--bfloat16", action="store_true")
+    parser.add_argument("--result", type=pathlib.Path)
     options = parser.parse_args()
+    path = options.result or RESULTS / f"bench_views_{jax.default_backend()}.json"
 
     config = load_config(f"{ROOT / 'configs' / 'rdcd.py'}:data=sample:train", [])
     config.image_size, config.data.policy, config.data.views = (
@@ -111,7 +114,8 @@ def main() -> None:
     medians = {name: statistics.median(found) for name, found in times.items()}
     result = {
         "environment": environment(),
-        "settings": {**vars(options), "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "")},
+        "settings": vars(options)
+        | {"result": path.name, "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "")},
         "seconds a step": {name: round(value, 4) for name, value in medians.items()},
         "views' share of the step": round(
             1 - medians["views ready"] / medians["views in the step"], 4
@@ -120,9 +124,7 @@ def main() -> None:
         "all": times,
     }
     print(json.dumps(result, indent=2))
-    write_json(
-        ROOT / "experiments" / "results" / f"bench_views_{jax.default_backend()}.json", result
-    )
+    write_json(path, result)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What waits for an accelerator, in pieces of minutes."""
