@@ -2,8 +2,8 @@
 
     python -m experiments.accelerator.networks OUT.json [--seconds 120] [--small]
 
-Random weights, the batch's own statistics. `max_difference` and `least_cosine` compare the accelerator's descriptors of eight images with the CPU's
-in float32.
+Random weights, the batch's own statistics. `max_difference` and `least_cosine` compare the accelerator's descriptors of
+eight images with the CPU's in float32.
 """
 
 import argparse

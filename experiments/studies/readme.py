@@ -19,6 +19,8 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
+from experiments.benchmarks import projection
+from experiments.benchmarks.projection import compiled_rows
 from rdcd_jax.benchmarks.disc_runs import evaluate_disc
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
 from rdcd_jax.core.files import write_text
@@ -94,6 +96,32 @@ def faults_table(killed: dict, full: dict) -> str:
     return "\n".join(lines)
 
 
+def compiled_table(rows: dict[str, dict]) -> str:
+    """What a chip needs of each step, as XLA compiled it."""
+    lines = [
+        "| slice | images a chip | trunks in | GFLOP | main memory moved, GB | of an image, GB | all accesses, GB"
+        " | held beside the state, GB | collectives | MB in them, at least | floor, ms |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows.values():
+        images, floor = row["images_per_chip"], row["floor_ms"]
+        cells = [
+            f"{row['chips']} x {row['topology'].partition(':')[0]}",
+            str(images),
+            row["dtype"],
+            f"{row['flop'] / 1e9:,.0f}",
+            f"{row['memory_bytes'] / 1e9:.1f}",
+            f"{row['memory_bytes'] / 1e9 / images:.3f}",
+            f"{row['bytes_per_image'] / 1e9:.3f}",
+            f"{row['temporary_bytes'] / 1e9:.2f}",
+            str(row["collective_count"]),
+            f"{row['collective_bytes'] / 1e6:.1f}, {row['least_collective_bytes'] / 1e6:.1f}",
+            f"{max(floor.values()):.1f} by {max(floor, key=floor.get)}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _percent(value: float | None) -> str:
     return "never" if value is None else f"{100 * value:.1f}"
 
@@ -124,6 +152,8 @@ def tables() -> dict[str, str]:
         "models": models_table(contenders),
         "kinds": kinds_table(contenders),
         "faults": faults_table(killed, full),
+        "compiled": compiled_table(compiled_rows()),
+        "projected": projection.table(compiled_rows()),
     }
 
 

@@ -5,6 +5,7 @@ import pathlib
 
 from rdcd_jax.cli.options import (
     SOURCE,
+    add_beam_option,
     add_ids_option,
     add_strict_option,
     positive,
@@ -63,6 +64,7 @@ def _add_pack(actions) -> None:
     split = parser.add_mutually_exclusive_group()
     split.add_argument("--shards", type=positive, metavar="N", help="how many to make")
     split.add_argument("--shard-size", type=positive, metavar="N", help="images in one (2048)")
+    add_beam_option(parser)
     _add_workers(parser)
     add_ids_option(parser)
 
@@ -80,6 +82,7 @@ def _pack(options, rest) -> None:
             shards=options.shards,
             shard_size=options.shard_size,
             workers=options.workers,
+            beam_options=options.beam_options,
             on_progress=lambda done, total: report("Packing", done, total),
         )
     report_unreadable(len(packed.unreadable), options.out / UNREADABLE)
@@ -107,11 +110,7 @@ def _add_prepare(actions) -> None:
         metavar="FOLDER",
         help="for the prepared set (TFDS_DATA_DIR, or ~/tensorflow_datasets)",
     )
-    parser.add_argument(
-        "--beam-options",
-        metavar="OPTIONS",
-        help="of an Apache Beam pipeline that writes it on many machines, such as '--runner=FlinkRunner'",
-    )
+    add_beam_option(parser)
 
 
 def _prepare(options, rest) -> None:

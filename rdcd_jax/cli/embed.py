@@ -4,10 +4,11 @@ import argparse
 import pathlib
 
 from rdcd_jax.cli.options import (
+    add_beam_option,
     add_distributed_option,
     add_embedding_options,
     add_sources,
-    chosen_model,
+    choice_of,
     report_unreadable,
     reported,
     require_all,
@@ -37,6 +38,7 @@ def add_embed(verbs) -> None:
         help="this is process I (from 0) of N that share the work and a file system; the last to end writes the file",
     )
     add_distributed_option(parser)
+    add_beam_option(parser)
     add_embedding_options(parser)
 
 
@@ -48,17 +50,21 @@ def _process(text: str) -> tuple[int, int]:
 
 
 def _embed(options, rest) -> None:
-    from rdcd_jax.embedding.service import embed_to_file
+    from rdcd_jax.embedding.service import OnBeam, embed_to_file
 
+    if options.beam_options is not None and options.process is not None:
+        options.usage_error("--beam-options and --process are two ways to share the work; give one")
     images = sources_of(options)
-    model = chosen_model(options)
+    choice = choice_of(options)
+    beam = None if options.beam_options is None else OnBeam(options.beam_options, choice)
     with reported() as report:
         found = embed_to_file(
-            model,
+            choice(),
             images,
             options.out,
             batch_size=options.batch_size,
             process=options.process,
+            beam=beam,
             on_progress=report,
         )
     if found is None and options.process is None:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from rdcd_jax.core.errors import UserError, one_line
 
@@ -137,6 +138,16 @@ def add_distributed_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_beam_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --beam-options."""
+    parser.add_argument(
+        "--beam-options",
+        metavar="OPTIONS",
+        help="of an Apache Beam pipeline that does the work on many machines, such as '--runner=FlinkRunner'; they need"
+        " a common file system",
+    )
+
+
 def add_moved_model(parser: argparse.ArgumentParser) -> None:
     """Adds --model of verbs that go on with an index."""
     parser.add_argument(
@@ -167,14 +178,37 @@ def add_embedding_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def chosen_model(options: argparse.Namespace, image_size: int | None = None):
-    """The model of --model at --image-size or --short-edge; at `image_size`, or its own without either."""
-    from rdcd_jax.weights.library import load_model
+class Choice(NamedTuple):
+    """The model that a command line names, which any process can load.
 
-    model = load_model(options.model)
+    Attributes:
+        spec: --model.
+        image_size: side or short edge of its images; its own for None.
+        short_edge: see `Model.at_size`.
+    """
+
+    spec: str
+    image_size: int | None
+    short_edge: bool
+
+    def __call__(self):
+        """Loads it."""
+        from rdcd_jax.weights.library import load_model
+
+        return load_model(self.spec).at_size(self.image_size, short_edge=self.short_edge)
+
+
+def choice_of(options: argparse.Namespace, image_size: int | None = None) -> Choice:
+    """The model of --model at --image-size or --short-edge; at `image_size`, or its own without either."""
     if options.short_edge is not None:
-        return model.at_size(options.short_edge, short_edge=True)
-    return model.at_size(image_size if options.image_size is None else options.image_size)
+        return Choice(options.model, options.short_edge, True)
+    size = image_size if options.image_size is None else options.image_size
+    return Choice(options.model, size, False)
+
+
+def chosen_model(options: argparse.Namespace, image_size: int | None = None):
+    """That model, loaded."""
+    return choice_of(options, image_size)()
 
 
 @contextlib.contextmanager

@@ -79,6 +79,17 @@ class Parts:
         """Places of a part's images in the set."""
         return range(number * self.rows, min((number + 1) * self.rows, len(self.images)))
 
+    def missing(self) -> list[int]:
+        """The parts that this process has to make still."""
+        index, count = self.process
+        return [number for number in self._numbers[index::count] if self.read(number) is None]
+
+    def make(self, model: EmbeddingModel, number: int, batch_size: int) -> None:
+        """Makes one part, as a piece of a pipeline's work."""
+        images = self.images.subset(self.positions(number))
+        (part,) = embedded_parts(model, images, batch_size=min(batch_size, self.rows))
+        self.write(number, part)
+
     def fill(self, model: EmbeddingModel, batch_size: int, on_progress: Progress) -> None:
         """Makes the parts that this process has to make still; a damaged one is made again.
 
@@ -88,10 +99,9 @@ class Parts:
             on_progress: called with images done and in all, of this process's share.
         """
         index, count = self.process
-        mine = self._numbers[index::count]
-        missing = [number for number in mine if self.read(number) is None]
+        missing = self.missing()
         positions = [position for number in missing for position in self.positions(number)]
-        total = sum(len(self.positions(number)) for number in mine)
+        total = sum(len(self.positions(number)) for number in self._numbers[index::count])
 
         def report(done: int, _: int) -> None:
             on_progress(total - len(positions) + done, total)

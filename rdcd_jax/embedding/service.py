@@ -15,6 +15,7 @@ from rdcd_jax.embedding.descriptors import (
     descriptor_suffix,
     read_descriptors,
 )
+from rdcd_jax.embedding.on_beam import OnBeam, make_parts
 from rdcd_jax.embedding.parts import Embedded, Parts, has_share, open_parts
 from rdcd_jax.embedding.stream import EmbeddingModel, Unreadable
 from rdcd_jax.images.given import images_of
@@ -31,6 +32,7 @@ def embed_to_file(
     *,
     batch_size: int = 32,
     process: tuple[int, int] | None = None,
+    beam: OnBeam | None = None,
     on_progress: Progress | None = None,
 ) -> Embedded | None:
     """Embeds images and writes the descriptors, as many images as there may be.
@@ -46,7 +48,8 @@ def embed_to_file(
         batch_size: images at a time.
         process: this process's number, from 0, and the number of processes that share the work and know nothing of each
             other; for None those that joined (see `hosts`), all of which return when the file is there.
-        on_progress: called with the source, images done and in all, of this process's share.
+        beam: makes the parts on the machines of an Apache Beam pipeline, which see the same files.
+        on_progress: called with the source, images done and in all, of this process's share; not of a pipeline.
 
     Returns:
         What the file holds; None where another process writes it, or has.
@@ -64,7 +67,10 @@ def embed_to_file(
         return None
     found = None
     with open_parts(out, model, images, process or _of_joined()) as parts:
-        parts.fill(model, batch_size, report_as(on_progress, images.source))
+        if beam is None:
+            parts.fill(model, batch_size, report_as(on_progress, images.source))
+        else:
+            make_parts(parts, model.fingerprint, batch_size, beam)
         if process is None:
             hosts.wait("embedded")
         if process is not None or hosts.is_first():

@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 
+from rdcd_jax.core.beam import run_each
 from rdcd_jax.core.errors import UnreadableImageError, UserError, one_line
 from rdcd_jax.core.files import file_sha256, write_aside, write_json, write_text
 from rdcd_jax.core.locks import held
@@ -56,6 +57,7 @@ def pack_images(
     shards: int | None = None,
     shard_size: int | None = None,
     workers: int = 1,
+    beam_options: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Packed:
     """Writes images as shards of records with their indexes, or goes on where such work was ended.
@@ -72,7 +74,9 @@ def pack_images(
         shards: how many to make; images are spread evenly.
         shard_size: instead, the most images in one; 2048 where both are None.
         workers: processes; 1 works in this one. With more, the main script needs its `if __name__ == "__main__":`.
-        on_progress: called now and then with (images done, images in all).
+        beam_options: of an Apache Beam pipeline that makes the shards on machines that see the same files, such as
+            "--runner=FlinkRunner --flink_master=HOST:8081"; None for this machine alone.
+        on_progress: called now and then with (images done, images in all); not of a pipeline.
 
     Returns:
         What the shards hold.
@@ -99,7 +103,11 @@ def pack_images(
             stack.enter_context(held(out, busy))
         _begin(out, plan)
         job = _Job(images, out, count, short_side, quality)
-        indexes = _all_packed(job, min(workers, count), on_progress)
+        if beam_options is None:
+            indexes = _all_packed(job, min(workers, count), on_progress)
+        else:
+            run_each(job.make, range(count), beam_options)
+            indexes = [read_index(job.shard(number)) for number in range(count)]
         unreadable = tuple(one_line(reason) for index in indexes for _, reason in index.unreadable)
         if unreadable:
             write_text(out / UNREADABLE, "".join(f"{reason}\n" for reason in unreadable))
@@ -192,6 +200,11 @@ class _Job:
     def positions(self, number: int) -> range:
         total = len(self.images)
         return range(number * total // self.count, (number + 1) * total // self.count)
+
+    def make(self, number: int) -> None:
+        """Makes a shard, as a piece of a pipeline's work."""
+        with _full_disk_stored(self.out):
+            _packed_shard(self, number, lambda count: None)
 
     def stored(self, position: int) -> bytes:
         """What the record of an image holds."""

@@ -18,6 +18,7 @@ from rdcd_jax.images.decode import decode_rgb, size_of, to_rgb
 from rdcd_jax.images.folders import PLUGINS, is_image_name, list_folder
 from rdcd_jax.images.naming import escaped, ids_of
 from rdcd_jax.images.records import ids_sha256, is_shard, list_shards, list_tfds, require_all_shards
+from rdcd_jax.images.remote import fetched, is_address
 from rdcd_jax.images.seen import is_blank
 
 # Before the name of a data set of tensorflow-datasets.
@@ -196,6 +197,7 @@ def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
             - a text file (UTF-8) with one path a line, absolute or relative to the text file's folder;
             - a .zip or .tar of such images, which is read without unpacking it;
             - the folder that `rdcd-jax data pack` wrote, one of its shards, or several as a pattern with * or ?;
+            - the address of such a folder in a bucket (gs://BUCKET/FOLDER, s3://...), which is copied to the cache;
             - tfds:NAME/SPLIT, a prepared data set of tensorflow-datasets, see `records.list_tfds`;
             - one of `BUNDLED`.
         ids: "name" makes the file name without its extension the id; "path" the path below the
@@ -223,6 +225,8 @@ def listed(source: str | os.PathLike) -> ImageSet:
     text = os.fspath(source)
     if text.startswith(TFDS):
         return _record_set(text, *list_tfds(text))
+    if is_address(text):
+        return dataclasses.replace(_of_folder(text, fetched(text)), source=text)
     if text in BUNDLED:
         text = str(importlib.resources.files("rdcd_jax") / "sample" / text.partition(":")[2])
     root = pathlib.Path(text)

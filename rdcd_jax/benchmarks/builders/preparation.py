@@ -12,6 +12,7 @@ from rdcd_jax.benchmarks.builders.builder import Progress
 from rdcd_jax.benchmarks.builders.copydays import Copydays
 from rdcd_jax.benchmarks.builders.disc2021 import Disc2021
 from rdcd_jax.benchmarks.builders.ndec import Ndec
+from rdcd_jax.core.beam import parsed_options
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.records import tfds_folder
 
@@ -92,13 +93,5 @@ def prepare(
 
 
 def _beam(options: str) -> dict:
-    try:
-        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-    except ImportError:
-        raise UserError(
-            "Beam's options were given but Apache Beam is not installed: pip install apache-beam, "
-            "or leave them out to write on this machine alone."
-        ) from None
-    parsed = PipelineOptions(options.split())
-    runner = parsed.view_as(StandardOptions).runner or "DirectRunner"
+    parsed, runner = parsed_options(options)
     return {"beam_options": parsed, "beam_runner": runner}
