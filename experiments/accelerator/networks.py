@@ -88,8 +88,6 @@ def one_step(config: str, batch: int) -> dict:
         changes["teacher.model"] = "random:resnet50"
     words = [f"--config.{name}={value}" for name, value in changes.items()]
     loaded = load_config(config, words)
-    if loaded.student.projector == "whitened":
-        loaded.student.projector = "learned"
     with tempfile.TemporaryDirectory() as workdir:
         train_and_evaluate(loaded, workdir)
         line = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()[0]

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from rdcd_jax.core.errors import UserError, one_line
 
 SOURCE = (
-    "a folder, a text file of paths, a .zip or .tar, packed shards, tfds:NAME/SPLIT, or the bundled sample:queries,"
-    " sample:references, sample:train"
+    "a folder, a text file of paths, a .zip or .tar, packed shards (also in a bucket: gs://BUCKET/FOLDER),"
+    " tfds:NAME/SPLIT, or the bundled sample:queries, sample:references, sample:train"
 )
 # Matches and groups printed; a file gets them all.
 SHOWN = 40

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import json
 import logging
+import pathlib
 import time
 
 import jax
@@ -143,7 +144,7 @@ class Checkpoints:
         written.result()
         if self._is_remote or not hosts.is_first():
             return
-        folder = self._folder / str(step)
+        folder = pathlib.Path(self._folder / str(step))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         write_json(
             folder / SEAL,
@@ -151,7 +152,7 @@ class Checkpoints:
         )
 
     def _verify(self, step: int) -> None:
-        folder = self._folder / str(step)
+        folder = pathlib.Path(self._folder / str(step))
         # Killed between the two, a checkpoint is whole without a seal: orbax names it last, when all is written.
         if (folder / SEAL).exists():
             for name, digest in json.loads((folder / SEAL).read_text()).items():

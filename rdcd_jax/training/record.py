@@ -169,7 +169,7 @@ def is_remote(path: str | epath.Path) -> bool:
 
 def checkpoint_folder(workdir: pathlib.Path, config: Mapping) -> epath.Path:
     """Where a run's checkpoints lie."""
-    return epath.Path(config["checkpoint_dir"] or workdir / "checkpoints")
+    return epath.Path(config.get("checkpoint_dir") or workdir / "checkpoints")
 
 
 def _has_results(workdir: pathlib.Path, config: Mapping) -> bool:
