@@ -118,8 +118,9 @@ def evaluate_copydays_files(
         read.get("training"),
         compared,
     )
-    copydays.write_copydays_results(out, rows, predictions)
-    _write_record(out, rows, read["query"], read.get("distractor"), Measured(images))
+    with written_by_first(pathlib.Path(out)) as results:
+        copydays.write_copydays_results(results, rows, predictions)
+        _write_record(results, rows, read["query"], read.get("distractor"), Measured(images))
     return rows
 
 

@@ -165,9 +165,9 @@ def evaluate_disc_files(
         compared,
         search=search,
     )
-    disc.write_disc_results(out, rows, predictions, benchmark=benchmark)
-    sets = read["query"], read["reference"]
-    write_calibration(pathlib.Path(out), *sets, truth, ground_truth, search=search)
-    measured = Measured(ground_truth)
-    write_record(out, rows, truth, sets[1], queries=len(sets[0]), measured=measured)
+    sets, measured = (read["query"], read["reference"]), Measured(ground_truth)
+    with written_by_first(pathlib.Path(out)) as results:
+        disc.write_disc_results(results, rows, predictions, benchmark=benchmark)
+        write_calibration(results, *sets, truth, ground_truth, search=search)
+        write_record(results, rows, truth, sets[1], queries=len(sets[0]), measured=measured)
     return Evaluation(rows, predictions, [])

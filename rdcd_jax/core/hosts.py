@@ -12,6 +12,8 @@ import pathlib
 import signal
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -56,11 +58,14 @@ def guarded() -> None:
     JAX ends a process whose fellows are gone by an abort, which nothing within it can catch. The parent says what it
     means.
     """
+    parent = os.getpid()
     child = os.fork()
     if not child:
+        threading.Thread(target=_leave_without, args=(parent,), daemon=True).start()
         return
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: os.kill(child, number))
+    # A terminal sends Ctrl-C to both.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, number))
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     if code == -signal.SIGABRT:
@@ -71,6 +76,12 @@ def guarded() -> None:
         code = 128 - code
     sys.stdout.flush()
     os._exit(code)
+
+
+def _leave_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def join(*, preemptible: bool) -> None:
