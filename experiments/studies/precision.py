@@ -42,7 +42,9 @@ def run(benchmark: pathlib.Path, workdir: pathlib.Path, seed: int, dtype: str, s
         "schedule.epochs": 1,
         "schedule.warmup_epochs": 0,
         "evaluate.image_size": 96,
-        "evals.disc.data": benchmark,
+        "evals.pairs.queries": benchmark / "queries",
+        "evals.pairs.references": benchmark / "references",
+        "evals.pairs.ground_truth": benchmark / "ground_truth.csv",
     }
     words = [f"--config.{name}={value}" for name, value in fields.items()]
     config = load_config(f"rdcd:dim=64,data={benchmark / 'train'}", words)
@@ -53,7 +55,7 @@ def run(benchmark: pathlib.Path, workdir: pathlib.Path, seed: int, dtype: str, s
     return {
         "losses": losses,
         "last_loss": statistics.mean(losses[-LAST:]),
-        "uAP": figures["evaluate/disc/Flat/None/uAP"],
+        "uAP": figures["evaluate/pairs/Flat/None/uAP"],
         "images_per_second": statistics.median(r["images_per_second"] for r in rows if "loss" in r),
     }
 
