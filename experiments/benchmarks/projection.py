@@ -6,7 +6,7 @@ Nothing is measured here. A step takes at least as long as its arithmetic at the
 memory at the chip's bandwidth, and as its collectives at the links' bandwidth; the projection adds the larger of the
 first two and the third, as if nothing overlapped. Arithmetic and bytes grow with the images of a chip along the line
 through the compiled rows (experiments/results/compile_tpu.json). A ring of N chips brings each byte that is reduced
-2 (N - 1) / N times over a chip's links, and each that is gathered (N - 1) / N times.
+2 (N - 1) / N times over a chip's links, and each that is gathered (N - 1) / N times; groups of chips form a ring of rings.
 """
 
 import json
@@ -29,9 +29,9 @@ class Chip(NamedTuple):
     Attributes:
         flops: bfloat16 arithmetic a second.
         memory: bytes a second of its main memory.
-        link: bytes a second that it sends to others.
-        near: chips up to which these links reach.
-        far: bytes a second beyond.
+        link: bytes a second that it sends to others of its group.
+        near: chips of a group, which these links reach.
+        far: bytes a second that each sends to other groups.
     """
 
     flops: float
@@ -100,9 +100,12 @@ def step_ms(step: Step, chip: Chip, chips: int, batch: int) -> float:
     """The least time of a step."""
     images = batch / chips
     compute = max(step.flop.at(images) / chip.flops, step.memory.at(images) / chip.memory)
-    ring = (chips - 1) / chips
-    sent = ring * (2 * step.reduced + step.gathered * batch)
-    return 1e3 * (compute + sent / (chip.link if chips <= chip.near else chip.far))
+    sent = 2 * step.reduced + step.gathered * batch
+    near, groups = min(chips, chip.near), max(1, chips / chip.near)
+    # Within a group each chip passes all on; between groups its chips share that.
+    within = (near - 1) / near * sent / chip.link
+    between = (groups - 1) / groups * sent / (near * chip.far)
+    return 1e3 * (compute + within + between)
 
 
 def table(rows: dict[str, dict]) -> str:
