@@ -6,7 +6,8 @@ Nothing is measured here. A step takes at least as long as its arithmetic at the
 memory at the chip's bandwidth, and as its collectives at the links' bandwidth; the projection adds the larger of the
 first two and the third, as if nothing overlapped. Arithmetic and bytes grow with the images of a chip along the line
 through the compiled rows (experiments/results/compile_tpu.json). A ring of N chips brings each byte that is reduced
-2 (N - 1) / N times over a chip's links, and each that is gathered (N - 1) / N times; groups of chips form a ring of rings.
+2 (N - 1) / N times over a chip's links, and each that is gathered (N - 1) / N times; groups of chips form a ring of
+rings.
 """
 
 import json

@@ -8,6 +8,7 @@ from toy import add_toys, make_export, toy_config
 
 from experiments.benchmarks.compile_tpu import compiled_step
 from experiments.benchmarks.program_text import collectives, memory_bytes
+from experiments.benchmarks.projection import Chip, step_ms, step_of
 from experiments.benchmarks.tpu import described_devices
 from rdcd_jax.core.mesh import make_mesh
 from rdcd_jax.training.setup import optimization
@@ -80,3 +81,21 @@ ENTRY %main {
 }"""
     # The fusion reads 64 rows and writes 8, 8 are copied and 16 cut out, and 8 are put in.
     assert memory_bytes(text) == 4 * 8 * ((64 + 8) + 8 + 16 + 2 * 8)
+
+
+def test_a_projection_adds_what_chips_send():
+    chip = Chip(flops=1e12, memory=1e9, link=1e8, near=4, far=1e7)
+    rows = {
+        "v5e-4": {"chips": 4, "images_per_chip": 100, "flop": 1e9, "memory_bytes": 200e6},
+        "v5e-256": {"chips": 10, "images_per_chip": 50, "flop": 5e8, "memory_bytes": 100e6},
+    }
+    rows["v5e-4"]["collective_bytes"] = 1e6 + 400 * 1e3
+    rows["v5e-256"]["collective_bytes"] = 1e6 + 500 * 1e3
+    step = step_of(rows)
+    # Memory: 2 MB an image at 1 GB/s; arithmetic takes less.
+    assert step_ms(step, chip, 1, 50) == pytest.approx(100)
+    # Each of four chips sends three quarters of 2 MB that are reduced and of 0.2 MB that are gathered.
+    assert step_ms(step, chip, 4, 200) == pytest.approx(100 + 1e3 * 0.75 * 2.2e6 / 1e8)
+    # Two groups of four send half of 2.4 MB to each other over four links, too.
+    expected = 100 + 1e3 * (0.75 * 2.4e6 / 1e8 + 0.5 * 2.4e6 / 4e7)
+    assert step_ms(step, chip, 8, 400) == pytest.approx(expected)
