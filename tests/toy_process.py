@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 import pytest
 
@@ -17,6 +18,8 @@ join = hosts.join
 def join_and_add_toys(**options):
     """Joins, and only then imports JAX by way of the toys."""
     join(**options)
+    # As a machine that compiles what another has in its cache.
+    time.sleep(float(os.environ.get("LATE_SECONDS", "0")))
     import jax
     from toy import add_toys
 

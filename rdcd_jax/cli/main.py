@@ -64,8 +64,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _joins(options: argparse.Namespace) -> bool:
     """Whether this is one of several processes that share a verb's work and know of each other."""
-    alone = getattr(options, "dry_run", False) or getattr(options, "process", None) is not None
-    if alone or not hasattr(options, "distributed"):
+    numbered = getattr(options, "process", None) is not None
+    if numbered and options.distributed:
+        options.usage_error("--process is for processes that do not join; leave --distributed out")
+    if numbered or getattr(options, "dry_run", False) or not hasattr(options, "distributed"):
         return False
     if options.distributed is None:
         return hosts.named_cluster() is not None

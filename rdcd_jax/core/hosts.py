@@ -5,28 +5,45 @@ write instead goes nowhere.
 """
 
 import contextlib
+import errno
 import glob
+import hashlib
 import importlib.util
+import json
+import logging
 import os
 import pathlib
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from rdcd_jax.core.errors import UserError
 
 Tree = TypeVar("Tree")
+_log = logging.getLogger(__name__)
+# Meetings so far; their names must differ.
+_waits = 0
 
 # Seconds without a sign of life after which a process counts as dead, and those to wait for all at the start.
 HEARTBEAT_S, START_S = 40, 300
+# Seconds of waiting at the start after which people are told.
+_SILENT_S = 15
 # A CPU's collectives give up after so many seconds, 30 by default: less than the first process may take to evaluate.
 _CPU_PATIENCE = "--xla_cpu_collective_timeout_seconds"
 _PATIENCE_S = 24 * 3600
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+# Where a guarded process says that it has joined.
+_joined: int | None = None
+NOT_TOGETHER = (
+    f"the processes did not come together within {START_S} seconds. On a TPU slice, under Slurm or Open MPI nothing"
+    f" need be said; elsewhere set {_ADDRESS} (HOST:PORT of the first process), {_COUNT}, and {_INDEX}, another one in"
+    " each."
+)
 ENDED = (
     "another process of this run has ended, or does not answer; start all of them again with the same command, and the"
     " work goes on from what is kept."
@@ -35,8 +52,9 @@ ENDED = (
 
 def named_cluster(environment: dict[str, str] = os.environ) -> str | None:
     """The variable that tells that this process is one of several; None where nothing does."""
-    if _ADDRESS in environment:
-        return _ADDRESS
+    for variable in (_ADDRESS, _COUNT, _INDEX):
+        if variable in environment:
+            return variable
     # Also a step of one task has these.
     for count in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         if int(environment.get(count) or 1) > 1:
@@ -58,18 +76,21 @@ def guarded() -> None:
     JAX ends a process whose fellows are gone by an abort, which nothing within it can catch. The parent says what it
     means.
     """
-    parent = os.getpid()
+    global _joined
+    parent, (told, _joined) = os.getpid(), os.pipe()
     child = os.fork()
     if not child:
         threading.Thread(target=_leave_without, args=(parent,), daemon=True).start()
         return
+    os.close(_joined)
     # A terminal sends Ctrl-C to both.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, number))
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     if code == -signal.SIGABRT:
-        print(f"rdcd-jax: {ENDED}", file=sys.stderr)
+        # A process that is killed while it still waits for the others writes nothing here.
+        print(f"rdcd-jax: {ENDED if os.read(told, 1) else NOT_TOGETHER}", file=sys.stderr)
         code = 1
     elif code < 0:
         print(f"rdcd-jax: ended by signal {-code}.", file=sys.stderr)
@@ -102,6 +123,10 @@ def join(*, preemptible: bool) -> None:
     count, index = _number(_COUNT), _number(_INDEX)
     if (count is None) != (index is None):
         raise UserError(f"{_COUNT} and {_INDEX} go together; set both, or neither.")
+    _check_address(os.environ.get(_ADDRESS), index)
+    waiting = threading.Timer(_SILENT_S, _log.warning, ["Waiting for the other processes."])
+    waiting.daemon = True
+    waiting.start()
     try:
         jax.distributed.initialize(
             num_processes=count,
@@ -111,13 +136,34 @@ def join(*, preemptible: bool) -> None:
         )
     except (ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"The processes did not come together ({reason:.300}). On a TPU slice, under Slurm or Open MPI nothing need"
-            f" be said; elsewhere set {_ADDRESS} (HOST:PORT of the first process), {_COUNT} and {_INDEX}."
-        ) from error
+        raise UserError(f"{NOT_TOGETHER} ({reason:.300})") from error
+    finally:
+        waiting.cancel()
+    if _joined is not None:
+        os.write(_joined, b"1")
     if jax.process_count() > 1:
         shown = sys.excepthook
         sys.excepthook = lambda *error: (shown(*error), leave(1))
+    require_same("The command", sys.argv[1:])
+
+
+def _check_address(address: str | None, index: int | None) -> None:
+    """Refuses what JAX would crash on."""
+    if address is None:
+        return
+    _, _, port = address.rpartition(":")
+    if address == port or not port.isdecimal():
+        raise UserError(f"{_ADDRESS} is {address!r}, not HOST:PORT of the first process.")
+    if index == 0:
+        try:
+            with socket.socket(socket.AF_INET6) as trial:
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                trial.bind(("::", int(port)))
+        except (OSError, OverflowError) as error:
+            if getattr(error, "errno", None) not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise UserError(
+                    f"{_ADDRESS} is {address!r}: {error}; give another port."
+                ) from error
 
 
 def _number(name: str) -> int | None:
@@ -142,10 +188,14 @@ def is_first() -> bool:
 
 def wait(name: str) -> None:
     """Returns when all processes have come to the point of that name."""
+    global _waits
     if count() > 1:
-        from jax.experimental import multihost_utils
+        # Not by a collective of the devices: between CPUs the first of these must be met within 30 seconds.
+        from orbax.checkpoint import multihost
 
-        multihost_utils.sync_global_devices(name)
+        _waits += 1
+        meet = multihost.get_barrier_sync_fn()
+        meet(key=f"{name} {_waits}", timeout_ms=1000 * _PATIENCE_S)
 
 
 def from_first(tree: Tree) -> Tree:
@@ -154,7 +204,51 @@ def from_first(tree: Tree) -> Tree:
         return tree
     from jax.experimental import multihost_utils
 
+    wait("from first")
     return multihost_utils.broadcast_one_to_all(tree)
+
+
+def require_same(what: str, value: object) -> None:
+    """Refuses, in all processes, that one does not do the same.
+
+    Args:
+        what: a subject, such as "The config".
+        value: JSON values, the same in all.
+
+    Raises:
+        UserError: naming the first process whose value is not that of process 0.
+    """
+    if count() == 1:
+        return
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    digest = hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).digest()
+    wait("same")
+    every = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+    others = np.flatnonzero((every != every[0]).any(axis=1))
+    if len(others):
+        raise UserError(
+            f"{what} of process {others[0]} is another than that of process 0; all must be given the same, and see the"
+            " same files."
+        )
+
+
+def compiled_together(function: Callable) -> Callable:
+    """A jitted function that begins, the first time, when all processes have compiled it; see `wait`."""
+    if count() == 1:
+        return function
+    met = False
+
+    def call(*arguments):
+        nonlocal met
+        if not met:
+            function.lower(*arguments).compile()
+            wait("compiled")
+            met = True
+        return function(*arguments)
+
+    return call
 
 
 def preempted(step: int, received: list[int]) -> bool:

@@ -65,6 +65,8 @@ def embed_to_file(
     if process is not None and not has_share(out, len(images), process):
         # It may be late, and the others be done.
         return None
+    if process is None:
+        hosts.require_same("The set of images", [images.fingerprint(), model.fingerprint])
     found = None
     with open_parts(out, model, images, process or _of_joined()) as parts:
         if beam is None:
@@ -111,6 +113,8 @@ def embedded_sets(
     Yields:
         Descriptors and the images left out, by the sets' names.
     """
+    fingerprints = {name: each.fingerprint() for name, each in images.items()}
+    hosts.require_same("The set of images", [fingerprints, model.fingerprint])
     paths = {name: out / "descriptors" / f"{name}.npz" for name in images}
     with contextlib.ExitStack() as opened:
         parts: dict[str, Parts] = {}

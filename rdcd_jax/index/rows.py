@@ -102,6 +102,7 @@ class Rows:
             database = _stored_rows(manifest, self.segments(manifest))
             slabs = list(sharded.make_slabs(database, mesh, by_maxima))
             self._spread = manifest.segments, slabs
+        hosts.require_same("The index", [manifest.segments, list(queries.shape), k])
         queries = hosts.from_first(np.asarray(queries, np.float32))
         _, found = sharded.nearest_rows(queries, self._spread[1], wanted, mesh, by_maxima=by_maxima)
         rows_at = lambda positions: self._at(manifest, positions)  # noqa: E731

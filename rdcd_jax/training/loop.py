@@ -49,6 +49,7 @@ def train_and_evaluate(
     """
     with contextlib.ExitStack() as stack:
         run = set_up(config, pathlib.Path(workdir), stack)
+        hosts.wait("set up")
         checkpoints = stack.enter_context(
             Checkpoints(checkpoint_folder(run.workdir, config), keep=config.keep_checkpoints)
         )

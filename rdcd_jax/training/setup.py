@@ -109,6 +109,7 @@ def set_up(
         UserError: see `loop.train_and_evaluate`.
     """
     images, mesh = inputs(config)
+    hosts.require_same("The run", [config.to_dict(), images.fingerprint()])
     workdir.mkdir(parents=True, exist_ok=True)
     busy = f"{workdir}: another process trains in it; wait until it has ended, or give another workdir."
     stack.enter_context(held(workdir / f".lock{jax.process_index()}", busy))
@@ -143,7 +144,7 @@ def set_up(
         schedule=schedule,
         total_steps=total_steps,
         initial_state=lambda: replicate(first_state(config, learner, optimizer, feature_dim), mesh),
-        step=jax.jit(step, donate_argnums=0),
+        step=hosts.compiled_together(jax.jit(step, donate_argnums=0)),
         teacher_arrays=replicate(teacher.arrays, mesh),
         dropout=replicate(stream(config.seed, "dropout"), mesh),
         finish=Finish(config, student, images, workdir, results, views),

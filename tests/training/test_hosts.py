@@ -71,12 +71,13 @@ def slurm_variables(number, port):
 class Pair:
     """Two processes that run one command; ended with the block."""
 
-    def __init__(self, *words, variables=jax_variables):
+    def __init__(self, *words, variables=jax_variables, folders=(None, None)):
         port = free_port()
         self.processes = [
             subprocess.Popen(
                 [sys.executable, HERE / "toy_process.py", *map(str, words)],
                 env=os.environ | variables(number, port),
+                cwd=folders[number],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -216,6 +217,8 @@ def test_a_killed_process_ends_the_other_and_one_goes_on_alone(
     toys, images, features, tmp_path, killed
 ):
     changes = {"teacher.features": features, "schedule.max_steps": 0, "schedule.epochs": 1000}
+    # Small steps, so that rounding does not grow from one to the next.
+    changes["optimizer.learning_rate"] = 1e-3
     with started(images, tmp_path / "run", **changes) as pair:
         wait_for(tmp_path / "run" / "checkpoints" / "4")
         victim = random.randrange(2)
@@ -257,6 +260,36 @@ def test_sigterm_to_one_saves_all_after_the_same_step(images, features, tmp_path
     step = int(written[0][0].partition("after step ")[2].partition(";")[0])
     assert (tmp_path / "run" / "checkpoints" / str(step)).is_dir()
     assert metrics_of(tmp_path / "run")[-1]["step"] == step
+
+
+@pytest.mark.slow
+def test_processes_wait_for_one_that_is_late(student, benchmark, tmp_path):
+    def late(number, port):
+        # More than the 30 seconds after which CPUs give each other up.
+        return jax_variables(number, port) | {"LATE_SECONDS": str(45 * number)}
+
+    out = tmp_path / "late.npz"
+    words = ["embed", benchmark / "queries", f"--model={student}", f"--out={out}"]
+    written = run_pair(*words, variables=late)
+    assert "4 descriptors" in written[0][0]
+
+
+def test_processes_that_do_not_do_the_same_are_refused(student, benchmark, images, tmp_path):
+    """Each is given its own list of images, by one name."""
+    for number, folder in enumerate((benchmark / "queries", images)):
+        (tmp_path / str(number)).mkdir()
+        paths = sorted(map(str, folder.glob("*.jpg")))
+        (tmp_path / str(number) / "list.txt").write_text("\n".join(paths))
+    words = ["embed", "list.txt", f"--model={student}", f"--out={tmp_path / 'x.npz'}"]
+    folders = [tmp_path / "0", tmp_path / "1"]
+    with Pair(*words, folders=folders) as pair:
+        codes, written = pair.ended(timeout=120)
+    assert codes == [1, 1]
+    for _, err in written:
+        assert err.splitlines()[-1].startswith(
+            "rdcd-jax: The set of images of process 1 is another than that of process 0; all must"
+        )
+    assert not list(tmp_path.glob("x.npz*"))
 
 
 def test_embed_and_evaluate_use_all(toys, student, benchmark, tmp_path, capsys):
@@ -355,8 +388,14 @@ def test_a_machine_with_tpus_asks_for_the_others(monkeypatch):
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({}, "The processes did not come together"),
+        ({}, "the processes did not come together"),
         ({"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"}, "Number of processes must be defined"),
+        ({"JAX_COORDINATOR_ADDRESS": "127.0.0.1"}, "is '127.0.0.1', not HOST:PORT"),
+        ({"JAX_COORDINATOR_ADDRESS": ""}, "is '', not HOST:PORT"),
+        (
+            {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+            "coordinator_address should be defined",
+        ),
         ({"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_PROCESS_ID": "0"}, "go together"),
         (
             {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_NUM_PROCESSES": "two"},
@@ -377,6 +416,22 @@ def test_a_demanded_cluster_that_is_not_found_is_refused(variables, sentence, tm
     assert ended.stderr.startswith("rdcd-jax: ")
     assert sentence in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_port_in_use_is_named(tmp_path):
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::", 0))
+        taken.listen()
+        words = ["embed", tmp_path, "--model=rdcd-effb0-64", f"--out={tmp_path / 'x.npz'}"]
+        ended = subprocess.run(
+            [sys.executable, "-m", "rdcd_jax", *words],
+            env=os.environ | jax_variables(0, taken.getsockname()[1]),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert ended.returncode == 1
+    assert "already in use; give another port." in ended.stderr
 
 
 def wait_for(path, seconds=180):
