@@ -119,13 +119,13 @@ def _disc(options, images: bool, shared: dict) -> None:
     }
     if images:
         rows, _, unreadable = _from_images(options, disc_runs.evaluate_disc, shared)
-        if not hosts.is_first():
-            return
-        report_unreadable(len(unreadable), options.out / "unreadable.txt")
     else:
-        rows, _, _ = disc_runs.evaluate_disc_files(
+        rows, _, unreadable = disc_runs.evaluate_disc_files(
             options.queries, options.references, options.ground_truth, options.out, **shared
         )
+    if not hosts.is_first():
+        return
+    report_unreadable(len(unreadable), options.out / "unreadable.txt")
     print_rows(rows)
 
 
@@ -133,13 +133,14 @@ def _copydays(options, images: bool, shared: dict) -> None:
     from rdcd_jax.benchmarks import copydays_runs
 
     shared |= {"distractors": options.distractors}
+    unreadable = []
     if images:
         rows, unreadable = _from_images(options, copydays_runs.evaluate_copydays_run, shared)
-        if not hosts.is_first():
-            return
-        report_unreadable(len(unreadable), options.out / "unreadable.txt")
     else:
         rows = copydays_runs.evaluate_copydays_files(options.queries, options.out, **shared)
+    if not hosts.is_first():
+        return
+    report_unreadable(len(unreadable), options.out / "unreadable.txt")
     print_copydays_rows(rows)
     print(f"Every kind of attack by itself: {options.out / 'copydays_blocks.csv'}")
 

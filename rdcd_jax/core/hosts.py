@@ -144,7 +144,7 @@ def join(*, preemptible: bool) -> None:
     if jax.process_count() > 1:
         shown = sys.excepthook
         sys.excepthook = lambda *error: (shown(*error), leave(1))
-    require_same("The command", sys.argv[1:])
+    require_same("The command", lambda: sys.argv[1:])
 
 
 def _check_address(address: str | None, index: int | None) -> None:
@@ -208,12 +208,12 @@ def from_first(tree: Tree) -> Tree:
     return multihost_utils.broadcast_one_to_all(tree)
 
 
-def require_same(what: str, value: object) -> None:
+def require_same(what: str, value: Callable[[], object]) -> None:
     """Refuses, in all processes, that one does not do the same.
 
     Args:
         what: a subject, such as "The config".
-        value: JSON values, the same in all.
+        value: gives JSON values, the same in all; called only where there are several processes.
 
     Raises:
         UserError: naming the first process whose value is not that of process 0.
@@ -223,7 +223,7 @@ def require_same(what: str, value: object) -> None:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    digest = hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).digest()
+    digest = hashlib.sha256(json.dumps(value(), sort_keys=True, default=str).encode()).digest()
     wait("same")
     every = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
     others = np.flatnonzero((every != every[0]).any(axis=1))

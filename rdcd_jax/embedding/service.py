@@ -66,7 +66,7 @@ def embed_to_file(
         # It may be late, and the others be done.
         return None
     if process is None:
-        hosts.require_same("The set of images", [images.fingerprint(), model.fingerprint])
+        hosts.require_same("The set of images", lambda: [images.fingerprint(), model.fingerprint])
     found = None
     with open_parts(out, model, images, process or _of_joined()) as parts:
         if beam is None:
@@ -113,8 +113,10 @@ def embedded_sets(
     Yields:
         Descriptors and the images left out, by the sets' names.
     """
-    fingerprints = {name: each.fingerprint() for name, each in images.items()}
-    hosts.require_same("The set of images", [fingerprints, model.fingerprint])
+    hosts.require_same(
+        "The set of images",
+        lambda: [{n: each.fingerprint() for n, each in images.items()}, model.fingerprint],
+    )
     paths = {name: out / "descriptors" / f"{name}.npz" for name in images}
     with contextlib.ExitStack() as opened:
         parts: dict[str, Parts] = {}

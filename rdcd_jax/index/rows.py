@@ -96,17 +96,16 @@ class Rows:
         self, manifest: Manifest, queries: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Of several processes each keeps part of the rows on its devices, as they are stored."""
+        hosts.require_same("The index", lambda: [manifest.segments, list(queries.shape), k])
         mesh, wanted = make_mesh(), min(k + exact.MARGIN, len(manifest))
         by_maxima = sharded.selects_by_maxima(len(manifest), wanted, mesh)
         if self._spread is None or self._spread[0] != manifest.segments:
             database = _stored_rows(manifest, self.segments(manifest))
             slabs = list(sharded.make_slabs(database, mesh, by_maxima))
             self._spread = manifest.segments, slabs
-        hosts.require_same("The index", [manifest.segments, list(queries.shape), k])
         queries = hosts.from_first(np.asarray(queries, np.float32))
         _, found = sharded.nearest_rows(queries, self._spread[1], wanted, mesh, by_maxima=by_maxima)
-        rows_at = lambda positions: self._at(manifest, positions)  # noqa: E731
-        return ann.nearest_by(lambda _: found, rows_at, queries, k)
+        return self._scored_again(manifest, lambda _: found, queries, k)
 
     def _approximate(
         self, manifest: Manifest, queries: np.ndarray, k: int
@@ -114,8 +113,13 @@ class Rows:
         self.require_ann(manifest, k)
         if self._candidates is None or self._candidates[0] != manifest.segments:
             self._candidates = manifest.segments, load_scann(self._folder / ann.FOLDER)
-        rows_at = lambda positions: self._at(manifest, positions)  # noqa: E731
-        return ann.nearest_by(self._candidates[1], rows_at, queries, k)
+        return self._scored_again(manifest, self._candidates[1], queries, k)
+
+    def _scored_again(
+        self, manifest: Manifest, find: Callable, queries: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `ann.nearest_by`, by the rows on the disk."""
+        return ann.nearest_by(find, lambda positions: self._at(manifest, positions), queries, k)
 
     def require_ann(self, manifest: Manifest, k: int) -> None:
         """Refuses an approximate search that was not built of this very index, or gives fewer neighbours than `k`."""

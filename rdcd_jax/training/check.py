@@ -16,7 +16,6 @@ from rdcd_jax.images.sources import ImageSet, find_images
 from rdcd_jax.method.objective import TERMS, Objective
 from rdcd_jax.models.registry import refuse_image_size
 from rdcd_jax.training.evaluators import evaluations, layout_of
-from rdcd_jax.training.record import is_remote
 from rdcd_jax.training.schema import defaults, known_option
 from rdcd_jax.weights.onnx_model import KIND as ONNX_RUN
 
@@ -108,7 +107,7 @@ def _check_terms(config: ml_collections.ConfigDict, objective: Objective) -> Non
 
 def _check_checkpoint_dir(folder: str) -> None:
     """Refuses what orbax cannot write to."""
-    if not is_remote(folder):
+    if "://" not in folder:
         return
     if not folder.startswith("gs://"):
         raise UserError(

@@ -16,8 +16,8 @@ from orbax.checkpoint import v1 as ocp
 from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import file_sha256, write_json
+from rdcd_jax.images.remote import is_address
 from rdcd_jax.method.state import TrainState
-from rdcd_jax.training.record import is_remote
 
 # Where damaged checkpoints are kept, beside the folder of the sound ones.
 DAMAGED = "checkpoints-damaged"
@@ -39,7 +39,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: epath.Path, *, keep: int):
-        self._is_remote = is_remote(folder)
+        self._is_remote = is_address(str(folder))
         self._folder = folder if self._is_remote else folder.resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
         logging.getLogger("absl").addFilter(_not_orbax)

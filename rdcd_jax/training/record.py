@@ -162,11 +162,6 @@ def _comparable(config: dict) -> dict[str, object]:
     return flat(json.loads(json.dumps(present(flat(config)))))
 
 
-def is_remote(path: str | epath.Path) -> bool:
-    """Whether a path lies in a bucket."""
-    return "://" in str(path)
-
-
 def checkpoint_folder(workdir: pathlib.Path, config: Mapping) -> epath.Path:
     """Where a run's checkpoints lie."""
     return epath.Path(config.get("checkpoint_dir") or workdir / "checkpoints")

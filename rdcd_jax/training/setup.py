@@ -109,7 +109,7 @@ def set_up(
         UserError: see `loop.train_and_evaluate`.
     """
     images, mesh = inputs(config)
-    hosts.require_same("The run", [config.to_dict(), images.fingerprint()])
+    hosts.require_same("The run", lambda: [config.to_dict(), images.fingerprint()])
     workdir.mkdir(parents=True, exist_ok=True)
     busy = f"{workdir}: another process trains in it; wait until it has ended, or give another workdir."
     stack.enter_context(held(workdir / f".lock{jax.process_index()}", busy))
