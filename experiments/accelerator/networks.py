@@ -6,18 +6,16 @@ Random weights, the batch's own statistics. `max_difference` and `least_cosine` 
 eight images with the CPU's in float32.
 """
 
-import argparse
 import pathlib
 import sys
 import tempfile
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.accelerator.rows import Rows
+from experiments.accelerator.rows import opened
 from rdcd_jax import models
 from rdcd_jax.images.decode import resize_square
 from rdcd_jax.images.sources import find_images
@@ -96,12 +94,7 @@ def one_step(config: str, batch: int) -> dict:
 
 def main() -> int:
     """Makes the rows that are missing."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--seconds", type=float, default=120)
-    parser.add_argument("--small", action="store_true", help="small images and few networks")
-    options = parser.parse_args()
-    rows = Rows(options.out, time.monotonic() + options.seconds)
+    rows, options = opened(__doc__, 120)
     networks = ["efficientnet_b0"] if options.small else list(NETWORKS)
     size = 64 if options.small else 224
     for network in networks:

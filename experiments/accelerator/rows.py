@@ -1,5 +1,6 @@
 """Result files that grow by rows, so that a piece of work cut short goes on."""
 
+import argparse
 import json
 import pathlib
 import time
@@ -37,3 +38,18 @@ class Rows:
         self.rows[name] = found
         write_json(self._path, {"environment": environment(), "rows": self.rows})
         print(f"{name}: {found}", flush=True)
+
+
+def opened(about: str, seconds: float) -> tuple[Rows, argparse.Namespace]:
+    """The rows that a part's command line names, and its options: `seconds` and `small`.
+
+    Args:
+        about: the part, for --help.
+        seconds: it takes at most, unless the command line says otherwise.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--seconds", type=float, default=seconds)
+    parser.add_argument("--small", action="store_true", help="a trial on a CPU")
+    options = parser.parse_args()
+    return Rows(options.out, time.monotonic() + options.seconds), options

@@ -7,15 +7,13 @@ eager and compiled. FLOP and bytes of the JAX step are the compiler's own count,
 runs in a process of its own, so that the memory of one is free for the next.
 """
 
-import argparse
 import functools
 import json
-import pathlib
 import subprocess
 import sys
 import time
 
-from experiments.accelerator.rows import Rows
+from experiments.accelerator.rows import opened
 
 # bfloat16 and tf32 arithmetic, and memory bandwidth, of an H100 SXM.
 PEAK = {"bfloat16": 989e12, "float32": 495e12, "bytes": 3350e9}
@@ -136,12 +134,7 @@ def case(words: list[str]) -> None:
 
 def main() -> int:
     """Makes the rows that are missing."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--seconds", type=float, default=180)
-    parser.add_argument("--small", action="store_true", help="batches of 4 small images")
-    options = parser.parse_args()
-    rows = Rows(options.out, time.monotonic() + options.seconds)
+    rows, options = opened(__doc__, 180)
     for batch, dtype, program in CASES[:6] if options.small else CASES:
         batch, size, rounds = (4, 64, 1) if options.small else (batch, 224, 5)
         case_of = functools.partial(

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from experiments.benchmarks.plain_torch import Student, Teacher
-
-QUEUE, DIM, FEATURE = 65536, 128, 512
+from experiments.benchmarks.step import DIM, FEATURE, QUEUE
 
 
 class TorchStep:
