@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         pixels = np.stack(
             [
                 np.asarray(resize_square(images.decode(position), model.image_size))
-                for position in range(min(options.pixels, len(images)))
+                for position in range(min(options.images, len(images)))
             ]
         )
         expected = model.embed_batch(pixels)
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         {
             "model": options.model,
             "image_size": model.image_size,
-            "pictures compared": len(pixels),
+            "images compared": len(pixels),
             "benchmark": options.benchmark.resolve().name,
             "formats": formats,
             "environment": environment(),

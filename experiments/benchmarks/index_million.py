@@ -1,6 +1,6 @@
 """Measures the product's index with a million int8 descriptors: bytes, memory, recall and time.
 
-    python -m experiments.benchmarks.search_rows PICTURES POOL      (embeds views, once)
+    python -m experiments.benchmarks.search_rows IMAGES POOL      (embeds views, once)
     python -m experiments.benchmarks.index_million POOL OUT [--rows 1000000] [--dim 128] [--queries 1000]
 
 Builds the index OUT/index, a chunk at a time as images would be added, then searches it in a fresh process, whose

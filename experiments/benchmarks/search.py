@@ -1,6 +1,6 @@
 """Times exact and approximate search of real descriptors, beside FAISS doing the same.
 
-    python -m experiments.benchmarks.search_rows PICTURES POOL      (embeds views, once)
+    python -m experiments.benchmarks.search_rows IMAGES POOL      (embeds views, once)
     python -m experiments.benchmarks.search POOL [--sizes 100000 1000000] [--dims 64 128 256 512]
 
 Needs faiss-cpu (`pip install -e .[bench]`). For each number of rows and dimensions every method builds its index; then

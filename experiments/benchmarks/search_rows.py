@@ -1,6 +1,6 @@
 """Descriptors to search among: augmented views of real images, and more rows made from those.
 
-    python -m experiments.benchmarks.search_rows PICTURES POOL [--views 7] [--size 128]
+    python -m experiments.benchmarks.search_rows IMAGES POOL [--views 7] [--size 128]
 
 Embeds views (policy ADVANCED_NO_OVERLAY) of every image by the shipped 256-number student, whose first 64 and 128
 numbers are the smaller students, and by the teacher as onnxruntime runs it. View 0 of each image is for queries, the
@@ -43,13 +43,13 @@ def embed_views(source: str, pool: pathlib.Path, n_views: int, size: int) -> Non
     """Fills the pool with what is missing of the first `n_views` views of each image.
 
     Args:
-        source: the pixels, see `find_images`.
+        source: the images, see `find_images`.
         pool: the folder.
-        n_views: views of each pixels, the one for queries included.
+        n_views: views of each image, the one for queries included.
         size: their side in pixels.
 
     Raises:
-        UserError: no pixels, no teacher, or a pool of views of another size.
+        UserError: no images, no teacher, or a pool of views of another size.
     """
     from rdcd_jax.augment.policies import make_view
     from rdcd_jax.images.sources import find_images
@@ -95,7 +95,7 @@ def embed_views(source: str, pool: pathlib.Path, n_views: int, size: int) -> Non
                     for name, model in models.items()
                 }
                 with write_aside(path) as aside:
-                    np.savez(aside, pixels=np.asarray(positions), **found)
+                    np.savez(aside, images=np.asarray(positions), **found)
                 print(
                     f"view {number + 1} of {n_views}: {positions[-1] + 1} of {len(images)}",
                     flush=True,
@@ -127,7 +127,7 @@ def read_rows(pool: pathlib.Path, n_rows: int, dim: int, n_queries: int) -> Rows
     found = []
     for path in sorted(pool.glob("view*.npz")):
         with np.load(path) as part:
-            found.append((int(path.stem[4:7]), part["picture"], part[network][:, :dim]))
+            found.append((int(path.stem[4:7]), part["images"], part[network][:, :dim]))
     if len({number for number, _, _ in found}) < 3:
         raise UserError(f"{pool} holds too few views; embed at least 3 by search_rows.py.")
     queries = np.concatenate([rows for number, _, rows in found if number == 0])
@@ -185,7 +185,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pictures")
+    parser.add_argument("images")
     parser.add_argument("pool", type=pathlib.Path)
     parser.add_argument("--views", type=int, default=7)
     parser.add_argument("--size", type=int, default=128)
