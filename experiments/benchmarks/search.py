@@ -1,184 +1,123 @@
-"""Times exact and approximate search of real descriptors, beside FAISS doing the same.
+"""Times exact and approximate search of real descriptors, beside FAISS, usearch and hnswlib doing the same.
 
     python -m experiments.benchmarks.search_rows IMAGES POOL      (embeds views, once)
     python -m experiments.benchmarks.search POOL [--sizes 100000 1000000] [--dims 64 128 256 512]
 
-Needs faiss-cpu (`pip install -e .[bench]`). For each number of rows and dimensions every method builds its index; then
-each setting is run once, and those that none of the same method beats in both speed and recall take turns for the
-other rounds. All use every core and all queries at once. Each cell goes to experiments/results/bench_search.json when
-it is done, and the same command goes on with what is missing; the table (.md) and the plot (.png) beside it are drawn
-anew each time. A cell of other queries or rounds is measured again; so is any with --again, as it should be after a
-change of a method or its settings.
+Needs faiss-cpu, usearch and hnswlib (`pip install -e .[bench]`). For each number of rows and dimensions every method
+builds its index; each setting is run once, and those that none of the same method beats in both speed and recall take
+turns for the other rounds, but for peers far behind the best. All use every core and all queries at once. Each cell
+goes to experiments/results/bench_search.json when it is done, and the same command goes on with what is missing; the
+table (.md) and the plot (.png) beside it are drawn anew each time. A cell of other queries or rounds is measured again;
+so is any with --again, as it should be after a change of a method or its settings.
 """
 
 import argparse
-import functools
+import importlib.metadata
 import json
 import multiprocessing
 import os
 import pathlib
+import platform
+import re
 import statistics
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from experiments.benchmarks import search_plot
+from experiments.benchmarks.search_methods import APPROXIMATE, EXACT, REORDERED, Built, Find, K
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json
 from rdcd_jax.core.huge_pages import restart_with_huge_pages
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-K = 10
-# Which share of the leaves or lists is searched, in rising order.
-SHARES = (0.0025, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.035, 0.045)
-SHARES += (0.06, 0.07, 0.08, 0.1, 0.12, 0.17, 0.25, 0.35, 0.5)
-# How many are scored exactly, as multiples of K.
-REORDERED = (1.5, 3, 6)
-EF_SEARCH = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # A wider search than one that finds so much would tell nothing, nor one beyond which no more is found.
 ENOUGH, GAIN = 0.998, 0.0005
-# From queries to the scores of what was found, best first.
-Find = Callable[[np.ndarray], np.ndarray]
-# A method: seconds to build, bytes of the index, and its settings with what runs each.
-Built = tuple[float, int, Iterator[tuple[str, Find]]]
+# Peers that are slower by this than the best are timed once, and leave memory to the others.
+BEHIND = 2.0
+OURS = "ScaNN AH"
+PEERS = ("faiss-cpu", "usearch", "hnswlib")
 
 
-def jax_exact(rows: np.ndarray) -> Built:
-    """The exact search of this project on JAX."""
-    return _ours(rows, "jax")
+class Contest:
+    """Methods on one set of rows, and their figures so far."""
 
+    def __init__(self, queries: np.ndarray, exact: np.ndarray, rounds: int) -> None:
+        self.queries, self.exact, self.rounds = queries, exact, rounds
+        self.found: dict[str, dict] = {}
+        # What can still be run, by method and setting.
+        self._runs: dict[str, dict[str, Find]] = {}
 
-def scann_exact(rows: np.ndarray) -> Built:
-    """ScaNN's brute force, as this project calls it."""
-    return _ours(rows, "scann")
+    def enter(self, name: str, built: Built, n_rows: int) -> None:
+        """Times each setting of a method on so many rows once."""
+        from rdcd_jax.search.backends import recall_against_exact
 
+        seconds, n_bytes, settings = built
+        tried: dict[str, dict] = {}
+        self._runs[name] = {}
+        for setting, run in settings:
+            # Once unmeasured, since some compile or start threads.
+            run(self.queries[:64])
+            _timed(run, self.queries)
+            took, scores = _timed(run, self.queries)
+            recalls = [recall_against_exact(scores[:, :k], self.exact[:, :k]) for k in (1, K)]
+            tried[setting] = {"recall@1": recalls[0], f"recall@{K}": recalls[1], "times": [took]}
+            self._runs[name][setting] = run
+            if setting != "default" and _wide_enough(list(tried.values())):
+                break
+        self.found[name] = {
+            "build seconds": round(seconds, 2),
+            "bytes a descriptor": round(n_bytes / n_rows, 1),
+            "settings": tried,
+        }
 
-def scann_hashed(rows: np.ndarray) -> Built:
-    """ScaNN's tree, hashing and reordering, as this project calls it."""
-    from rdcd_jax.search.backends import make_search
-    from rdcd_jax.search.scann_backend import dims_per_block, scann_config_for
-
-    begun = time.perf_counter()
-    default = scann_config_for(len(rows), K)
-    search = make_search(rows, K, "scann_ah", scann_config=default)
-    seconds = time.perf_counter() - begun
-
-    def settings():
-        yield "default", lambda queries: search(queries)[0]
-        for share in SHARES:
-            for times in REORDERED:
-                stored = default.searching(share, round(times * K))
-                run = lambda queries, stored=stored: search(queries, scann_config=stored)[0]  # noqa: E731
-                yield (
-                    f"{stored.leaves_to_search} of {stored.leaves} leaves, reorder {stored.reorder}",
-                    run,
-                )
-
-    # Its own file would hold the same: the rows, their codes twice, the centres.
-    dim = rows.shape[1]
-    n_bytes = rows.nbytes + len(rows) * (dim // dims_per_block(dim) + 8) + default.leaves * 4 * dim
-    return seconds, n_bytes, settings()
-
-
-def faiss_flat(rows: np.ndarray) -> Built:
-    """FAISS's exact search."""
-    index, seconds, n_bytes = _faiss(rows, "Flat")
-    return seconds, n_bytes, iter([("exact", lambda queries: index.search(queries, K)[0])])
-
-
-def faiss_hnsw(rows: np.ndarray) -> Built:
-    """FAISS's graph, 32 links a row, efConstruction 100."""
-    import faiss
-
-    index, seconds, n_bytes = _faiss(rows, "HNSW32")
-
-    def settings():
-        for ef in EF_SEARCH:
-            wide = faiss.SearchParametersHNSW(efSearch=ef)
-            yield (
-                f"efSearch {ef}",
-                lambda queries, wide=wide: index.search(queries, K, params=wide)[0],
+    def let_go(self, own: str) -> None:
+        """Frees the indexes of peers that are far behind the best of them."""
+        quickest = {
+            name: min(
+                (
+                    min(values["times"])
+                    for values in each["settings"].values()
+                    if values["recall@1"] >= search_plot.TARGET
+                ),
+                default=float("inf"),
             )
+            for name, each in self.found.items()
+            if name != own
+        }
+        best = min(quickest.values(), default=float("inf"))
+        for name, seconds in quickest.items():
+            if seconds > BEHIND * best:
+                self._runs.pop(name, None)
 
-    return seconds, n_bytes, settings()
-
-
-def faiss_ivf(rows: np.ndarray, code: str, times: int = 2) -> Built:
-    """FAISS's lists (`times` the root of the rows) with product quantisation and exact scores for the best."""
-    import faiss
-
-    lists = times * round(len(rows) ** 0.5)
-    index, seconds, n_bytes = _faiss(rows, f"IVF{lists},{code},RFlat")
-
-    def settings():
-        for share in SHARES:
-            for times in REORDERED:
-                probes = max(1, round(share * lists))
-                inner = faiss.SearchParametersIVF(nprobe=probes)
-                stored = faiss.IndexRefineSearchParameters(k_factor=times, base_index_params=inner)
-                run = functools.partial(_searched, index, stored, inner)
-                yield f"{probes} of {lists} lists, refine {round(times * K)}", run
-
-    return seconds, n_bytes, settings()
-
-
-def _searched(index, parameters, _kept, queries: np.ndarray) -> np.ndarray:
-    # FAISS holds no reference to the inner parameters.
-    return index.search(queries, K, params=parameters)[0]
-
-
-def methods(dim: int) -> dict[str, Callable[[np.ndarray], Built]]:
-    """All methods by name; two bits a number in the fast scan, as ScaNN has, and in the usual codes."""
-    return {
-        "JAX exact": jax_exact,
-        "FAISS Flat": faiss_flat,
-        "ScaNN brute force": scann_exact,
-        "ScaNN AH": scann_hashed,
-        "FAISS HNSW": faiss_hnsw,
-        "FAISS IVF-PQ fast scan": functools.partial(faiss_ivf, code=f"PQ{dim // 2}x4fs"),
-        "FAISS IVF-PQ fast scan, twice the lists": functools.partial(
-            faiss_ivf, code=f"PQ{dim // 2}x4fs", times=4
-        ),
-        "FAISS IVF-PQ": functools.partial(faiss_ivf, code=f"PQ{dim // 4}"),
-    }
-
-
-def _ours(rows: np.ndarray, backend: str) -> Built:
-    from rdcd_jax.search.backends import make_search
-
-    begun = time.perf_counter()
-    search = make_search(rows, K, backend)
-    seconds = time.perf_counter() - begun
-    return seconds, rows.nbytes, iter([("exact", lambda queries: search(queries)[0])])
-
-
-def _faiss(rows: np.ndarray, factory: str):
-    import faiss
-
-    begun = time.perf_counter()
-    index = faiss.index_factory(rows.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-    if factory.startswith("HNSW"):
-        index.hnsw.efConstruction = 100
-    index.train(rows)
-    index.add(rows)
-    seconds = time.perf_counter() - begun
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "index"
-        faiss.write_index(index, str(path))
-        return index, seconds, path.stat().st_size
+    def finish(self) -> dict[str, dict]:
+        """Times what is still in the running in turns; gives all figures."""
+        keep = [
+            (self.found[name]["settings"][setting]["times"], runs[setting])
+            for name, runs in self._runs.items()
+            for setting in search_plot.unbeaten(self.found[name]["settings"], K, slack=1.1)
+        ]
+        for _ in range(self.rounds - 1):
+            for times, run in keep:
+                times.append(_timed(run, self.queries)[0])
+        self._runs.clear()
+        for each in self.found.values():
+            for values in each["settings"].values():
+                times = values.pop("times")
+                values["queries a second"] = round(len(self.queries) / statistics.median(times), 1)
+                values["rounds"] = len(times)
+        return self.found
 
 
 def measured_cell(pool: pathlib.Path, n_rows: int, dim: int, n_queries: int, rounds: int) -> dict:
     """All figures for one number of rows and dimensions."""
     import faiss
-    from search_rows import RULE, nearest_similarity, read_rows
 
-    from rdcd_jax.search.backends import knn, recall_against_exact
+    from experiments.benchmarks.search_rows import RULE, nearest_similarity, read_rows
+    from rdcd_jax.search.backends import knn
     from rdcd_jax.training.record import environment
 
     load = os.getloadavg()[0]
@@ -186,44 +125,18 @@ def measured_cell(pool: pathlib.Path, n_rows: int, dim: int, n_queries: int, rou
     data = read_rows(pool, n_rows, dim, n_queries)
     rows, queries = data.database, data.queries
     exact, _ = knn(queries, rows, K)
-    found, runs = {}, {}
-    for name, make in methods(dim).items():
-        seconds, n_bytes, settings = make(rows)
-        found[name] = {
-            "build seconds": round(seconds, 2),
-            "bytes a descriptor": round(n_bytes / n_rows, 1),
-            "settings": {},
-        }
-        for setting, run in settings:
-            # Once unmeasured, since some compile or start threads.
-            run(queries[:64])
-            _timed(run, queries)
-            took, scores = _timed(run, queries)
-            recalls = [recall_against_exact(scores[:, :k], exact[:, :k]) for k in (1, K)]
-            found[name]["settings"][setting] = {
-                "recall@1": recalls[0],
-                f"recall@{K}": recalls[1],
-                "times": [took],
-            }
-            runs[name, setting] = run
-            if setting != "default" and _wide_enough(list(found[name]["settings"].values())):
-                break
-        print(f"{n_rows} x {dim}: {name} built in {seconds:.1f} s", flush=True)
-    keep = [
-        (name, setting)
-        for name, each in found.items()
-        for setting in search_plot.unbeaten(each["settings"], K, slack=1.1)
-    ]
-    for _ in range(rounds - 1):
-        for name, setting in keep:
-            found[name]["settings"][setting]["times"].append(
-                _timed(runs[name, setting], queries)[0]
-            )
-    for each in found.values():
-        for values in each["settings"].values():
-            times = values.pop("times")
-            values["queries a second"] = round(len(queries) / statistics.median(times), 1)
-            values["rounds"] = len(times)
+    found: dict[str, dict] = {}
+    for methods in (EXACT, APPROXIMATE):
+        contest = Contest(queries, exact, rounds)
+        for name, make in methods.items():
+            built = make(rows)
+            contest.enter(name, built, n_rows)
+            del built
+            if methods is APPROXIMATE:
+                contest.let_go(own=OURS)
+            seconds = contest.found[name]["build seconds"]
+            print(f"{n_rows} x {dim}: {name} built in {seconds:.1f} s", flush=True)
+        found |= contest.finish()
     drawn = min(n_rows, data.real)
     similarity = {"real rows": nearest_similarity(rows[: data.real], queries, drawn)}
     if n_rows > data.real:
@@ -237,10 +150,16 @@ def measured_cell(pool: pathlib.Path, n_rows: int, dim: int, n_queries: int, rou
         "similarity of a query to its nearest row, quantiles 0.1, 0.25, 0.5, 0.75, 0.9": similarity,
         "load before": round(load, 2),
         "cores": os.cpu_count(),
-        "faiss": faiss.__version__,
+        "processor": _processor(),
+        "peers": {name: importlib.metadata.version(name) for name in PEERS},
         "environment": environment(),
         "methods": found,
     }
+
+
+def _processor() -> str:
+    found = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+    return found[1] if found else platform.processor()
 
 
 def _wide_enough(tried: list[dict]) -> bool:
@@ -325,7 +244,8 @@ def main() -> int:
             cells = dict(
                 sorted(cells.items(), key=lambda item: (item[1]["rows"], item[1]["dimensions"]))
             )
-            write_json(options.out, {"cells": cells})
+            summary = [search_plot.summary(cell) for cell in cells.values()]
+            write_json(options.out, {"cells": cells, "summary": summary})
             print(f"{name}: {minutes} minutes", flush=True)
     if cells:
         search_plot.draw(cells, options.out)

@@ -37,17 +37,30 @@ def best_at(method: dict, recall: float = TARGET) -> tuple[str, dict] | None:
     return max(able, key=lambda item: item[1]["queries a second"], default=None)
 
 
-def ratios(cell: dict) -> dict[str, float | None]:
-    """Exact JAX over FAISS Flat, and ScaNN over FAISS's best at the recall aimed at."""
-    speed = {
-        name: found[1]["queries a second"] if (found := best_at(method)) else None
+def summary(cell: dict) -> dict:
+    """One cell in a row: ScaNN over the best peer at the recall aimed at, exact JAX over FAISS's exact search."""
+    able = {
+        name: found[1]["queries a second"]
         for name, method in cell["methods"].items()
+        if (found := best_at(method))
     }
-    faiss = max(value for name, value in speed.items() if name.startswith("FAISS") and value)
-    hashed = speed["ScaNN AH"]
+    exact = ("JAX exact", "FAISS Flat", "ScaNN brute force")
+    peers = {name: speed for name, speed in able.items() if name not in (*exact, "ScaNN AH")}
+    peer = max(peers, key=peers.get, default=None)
+    scann = able.get("ScaNN AH")
     return {
-        "JAX exact / FAISS Flat": round(speed["JAX exact"] / speed["FAISS Flat"], 2),
-        "ScaNN AH / FAISS's best": hashed and round(hashed / faiss, 2),
+        "rows": cell["rows"],
+        "dim": cell["dimensions"],
+        "recall@1": TARGET,
+        "scann": scann,
+        "best_peer": peer,
+        "peer": peers.get(peer),
+        "scann_over_best_peer": round(scann / peers[peer], 2) if scann and peer else None,
+        "exact": able["JAX exact"],
+        "faiss_flat": able["FAISS Flat"],
+        "exact_over_faiss_flat": round(able["JAX exact"] / able["FAISS Flat"], 2),
+        "device": f"{cell['cores']} cores, {cell['processor']}",
+        "commit": cell["environment"]["git_revision"],
     }
 
 
@@ -67,11 +80,10 @@ def _table(cells: dict[str, dict]) -> str:
     for cell in cells.values():
         similarity = next(value for key, value in cell.items() if key.startswith("similarity"))
         lines += ["", f"## {cell['rows']:,} rows of {cell['dimensions']} numbers", ""]
+        row = summary(cell)
         lines += [
-            f"{name}: {'not reached' if value is None else value}  "
-            for name, value in ratios(cell).items()
-        ]
-        lines += [
+            f"Exact JAX / FAISS Flat: {row['exact_over_faiss_flat']}  ",
+            f"ScaNN AH / {row['best_peer']}: {row['scann_over_best_peer'] or 'not reached'}  ",
             f"{cell['real rows']:,} rows are descriptors of views"
             + (f"; {cell['other rows']}" if cell["other rows"] else "")
             + f". {cell['queries']:,} queries at once on {cell['cores']} cores. Similarity of a query to its"

@@ -21,6 +21,7 @@ import matplotlib
 import numpy as np
 
 from configs import sscd
+from experiments.studies.spectra import spectrum
 from rdcd_jax.benchmarks.disc_runs import evaluate_disc
 from rdcd_jax.core.files import write_aside, write_json, write_text
 from rdcd_jax.embedding.descriptors import read_descriptors
@@ -89,17 +90,10 @@ def is_evaluated(folder: pathlib.Path) -> bool:
 def figures(folder: pathlib.Path) -> dict:
     """What an evaluation left: how the references' descriptors are spread, and µAP in percent."""
     references = read_descriptors(folder / "descriptors" / "references.npz").descriptors
-    centre = references.mean(axis=0)
-    values = np.linalg.svd(references.astype(np.float64) - centre, compute_uv=False)
-    share = values[values > 0] ** 2 / np.sum(values**2)
-    held = np.cumsum(share)
     rows = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     return {
         "uAP": {row["score_norm"]: round(100 * row["uAP"], 2) for row in rows},
-        "effective_rank": round(float(np.exp(-np.sum(share * np.log(share)))), 1),
-        "directions": {f"{part:.0%}": int(np.searchsorted(held, part)) + 1 for part in (0.9, 0.99)},
-        "length_of_mean_descriptor": round(float(np.linalg.norm(centre)), 3),
-        "singular_values": [float(f"{value:.4g}") for value in values],
+        **spectrum(references),
     }
 
 

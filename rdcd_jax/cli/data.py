@@ -1,13 +1,13 @@
 """`rdcd-jax data ACTION`: prepares and inspects sets of images."""
 
 import os
-import pathlib
 
 from rdcd_jax.cli.options import (
     SOURCE,
     add_beam_option,
     add_ids_option,
     add_strict_option,
+    local_path,
     positive,
     report_unreadable,
     reported,
@@ -50,7 +50,7 @@ def _add_pack(actions) -> None:
         _pack,
     )
     parser.add_argument("source", help=SOURCE)
-    parser.add_argument("out", type=pathlib.Path, help="folder for the shards")
+    parser.add_argument("out", type=local_path, help="folder for the shards")
     parser.add_argument(
         "--short-side",
         type=positive,
@@ -147,7 +147,7 @@ def _add_check(actions) -> None:
         metavar="SOURCE",
         help="another set, such as the queries that a training set must not hold; may be repeated",
     )
-    parser.add_argument("--out", type=pathlib.Path, metavar="JSON", help="file for all of it")
+    parser.add_argument("--out", type=local_path, metavar="JSON", help="file for all of it")
     add_strict_option(parser)
     _add_workers(parser)
     add_ids_option(parser)
@@ -186,7 +186,7 @@ def _add_preview(actions) -> None:
         default="ADVANCED",
         help="its name, or steps such as 'hflip 0.5; resized_crop 1 scale=0.3,1 ratio=0.75,1.33' (ADVANCED)",
     )
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="a .png or .jpg file")
+    parser.add_argument("--out", required=True, type=local_path, help="a .png or .jpg file")
     parser.add_argument(
         "--image-size", type=positive, default=224, metavar="S", help="side of a view (224)"
     )

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from rdcd_jax.cli.options import verb
+from rdcd_jax.cli.options import local_path, verb
 
 
 def add_demo(verbs) -> None:
@@ -14,7 +14,7 @@ def add_demo(verbs) -> None:
         "rdcd-jax demo --out=demo-out",
         _demo,
     )
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("demo-out"))
+    parser.add_argument("--out", type=local_path, default=pathlib.Path("demo-out"))
 
 
 def _demo(options, rest) -> None:

@@ -1,12 +1,12 @@
 """`rdcd-jax duplicates`."""
 
 import argparse
-import pathlib
 
 from rdcd_jax.cli.options import (
     SHOWN,
     add_score_norm_option,
     add_sources,
+    local_path,
     reported,
     require_all,
     score,
@@ -34,7 +34,7 @@ def add_duplicates(verbs) -> None:
     add_sources(parser, "the images")
     parser.add_argument(
         "--index",
-        type=pathlib.Path,
+        type=local_path,
         help="of these images, in place of SOURCE: nothing is embedded",
     )
     parser.add_argument(
@@ -43,18 +43,18 @@ def add_duplicates(verbs) -> None:
     parser.add_argument("--model", help=f"a shipped student, ... ({_MODEL}); an index has its own")
     parser.add_argument("--threshold", type=score, help="the model's at 90%% precision without")
     add_score_norm_option(parser)
-    parser.add_argument("--out", type=pathlib.Path, help="a .csv, .json or .html file")
+    parser.add_argument("--out", type=local_path, help="a .csv, .json or .html file")
     parser.add_argument(
         "--keep", choices=_KEEP, default="largest", help="which image of a group to keep (largest)"
     )
     parser.add_argument(
         "--script",
-        type=pathlib.Path,
+        type=local_path,
         help="write a shell script that moves the others away; of two collections, those of SOURCE",
     )
     parser.add_argument(
         "--quarantine",
-        type=pathlib.Path,
+        type=local_path,
         metavar="FOLDER",
         help="where that script moves them (quarantine, beside the script)",
     )

@@ -1,7 +1,6 @@
 """`rdcd-jax embed`."""
 
 import argparse
-import pathlib
 
 from rdcd_jax.cli.options import (
     add_beam_option,
@@ -9,6 +8,7 @@ from rdcd_jax.cli.options import (
     add_embedding_options,
     add_sources,
     choice_of,
+    local_path,
     report_unreadable,
     reported,
     require_all,
@@ -30,7 +30,7 @@ def add_embed(verbs) -> None:
     parser.add_argument(
         "--model", required=True, help="a shipped student, an export folder, or KIND:PATH"
     )
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="an .npz or .h5 file")
+    parser.add_argument("--out", required=True, type=local_path, help="an .npz or .h5 file")
     parser.add_argument(
         "--process",
         type=_process,

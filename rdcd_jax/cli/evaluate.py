@@ -1,6 +1,5 @@
 """`rdcd-jax evaluate disc|ndec|copydays`: the papers' benchmarks."""
 
-import pathlib
 import sys
 
 from rdcd_jax.cli.options import (
@@ -8,6 +7,7 @@ from rdcd_jax.cli.options import (
     add_distributed_option,
     add_embedding_options,
     chosen_model,
+    local_path,
     report_unreadable,
     reported,
     verb,
@@ -62,7 +62,7 @@ def add_evaluate(verbs) -> None:
         metavar="SOURCE",
         help="of copydays: images beside the originals, 10,000 for CD10K; descriptors with --queries",
     )
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder for the results")
+    parser.add_argument("--out", required=True, type=local_path, help="folder for the results")
     parser.add_argument(
         "--codecs",
         default="Flat",

@@ -9,6 +9,7 @@ from rdcd_jax.cli.options import (
     add_score_norm_option,
     add_sources,
     add_strict_option,
+    local_path,
     positive,
     reported,
     require_all,
@@ -55,7 +56,7 @@ def _add_build(actions) -> None:
         default="rdcd-effb0-128",
         help="a shipped student, an export folder, ... (rdcd-effb0-128)",
     )
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="the index's folder")
+    parser.add_argument("--out", required=True, type=local_path, help="the index's folder")
     parser.add_argument(
         "--dtype", default="float32", help="numbers on disk: float32 (default), float16 or int8"
     )
@@ -104,7 +105,7 @@ def _add_add(actions) -> None:
         "rdcd-jax index add my.index FOLDER",
         _add,
     )
-    parser.add_argument("index", type=pathlib.Path)
+    parser.add_argument("index", type=local_path)
     add_sources(parser, "the images")
     add_moved_model(parser)
 
@@ -146,7 +147,7 @@ def _add_update(actions) -> None:
         "rdcd-jax index update my.index --dry-run",
         _update,
     )
-    parser.add_argument("index", type=pathlib.Path)
+    parser.add_argument("index", type=local_path)
     parser.add_argument(
         "sources",
         nargs="*",
@@ -212,7 +213,7 @@ def _add_remove(actions) -> None:
         "rdcd-jax index remove my.index holiday_0017 holiday_0018",
         _remove,
     )
-    parser.add_argument("index", type=pathlib.Path)
+    parser.add_argument("index", type=local_path)
     parser.add_argument(
         "ids",
         nargs="+",
@@ -247,7 +248,7 @@ def _add_ann(actions) -> None:
         "rdcd-jax index ann my.index",
         lambda options, rest: _ann(options),
     )
-    parser.add_argument("index", type=pathlib.Path)
+    parser.add_argument("index", type=local_path)
 
 
 def _ann(options) -> None:
@@ -264,7 +265,7 @@ def _print_recall(folder: pathlib.Path, recall: float) -> None:
 
 def _add_info(actions) -> None:
     parser = verb(actions, "info", "What an index holds.", "rdcd-jax index info my.index", _info)
-    parser.add_argument("index", type=pathlib.Path)
+    parser.add_argument("index", type=local_path)
 
 
 def _info(options, rest) -> None:
@@ -303,9 +304,9 @@ def _add_export(actions) -> None:
         "rdcd-jax index export my.index --format=parquet --out=my.parquet",
         _export,
     )
-    parser.add_argument("index", type=pathlib.Path)
+    parser.add_argument("index", type=local_path)
     parser.add_argument("--format", required=True, help="parquet, faiss or npz")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="the file")
+    parser.add_argument("--out", required=True, type=local_path, help="the file")
 
 
 def _export(options, rest) -> None:

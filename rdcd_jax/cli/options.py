@@ -2,11 +2,13 @@
 
 import argparse
 import contextlib
+import pathlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from rdcd_jax.core.errors import UserError, one_line
+from rdcd_jax.core.files import is_address
 
 SOURCE = (
     "a folder, a text file of paths, a .zip or .tar, packed shards (also in a bucket: gs://BUCKET/FOLDER),"
@@ -43,6 +45,15 @@ def verb(
         parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
         parser.set_defaults(run=run, usage_error=parser.error)
     return parser
+
+
+def local_path(text: str) -> pathlib.Path:
+    """An option's file or folder; a bucket must be mounted."""
+    if is_address(text):
+        raise argparse.ArgumentTypeError(
+            f"{text} is an address; give a path, such as one in a bucket that is mounted"
+        )
+    return pathlib.Path(text)
 
 
 def positive(text: str) -> int:

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from rdcd_jax.cli.options import verb
+from rdcd_jax.cli.options import local_path, verb
 from rdcd_jax.core.errors import UserError
 
 
@@ -21,7 +21,7 @@ def add_report(verbs) -> None:
         metavar="EVAL_DIR",
         help="a folder that `rdcd-jax evaluate` wrote",
     )
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("report.html"))
+    parser.add_argument("--out", type=local_path, default=pathlib.Path("report.html"))
     parser.add_argument(
         "--mistakes",
         type=int,

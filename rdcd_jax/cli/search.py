@@ -1,6 +1,5 @@
 """`rdcd-jax search`."""
 
-import pathlib
 import sys
 
 from rdcd_jax.cli.options import (
@@ -9,6 +8,7 @@ from rdcd_jax.cli.options import (
     add_moved_model,
     add_score_norm_option,
     add_sources,
+    local_path,
     positive,
     reported,
     require_all,
@@ -31,7 +31,7 @@ def add_search(verbs) -> None:
         "rdcd-jax search --index=my.index SUSPECTS --out=matches.html",
         _search,
     )
-    parser.add_argument("--index", required=True, type=pathlib.Path, help="made by index build")
+    parser.add_argument("--index", required=True, type=local_path, help="made by index build")
     add_sources(parser, "the queries")
     add_moved_model(parser)
     parser.add_argument("--k", type=positive, default=10, help="images for each query (10)")
@@ -53,7 +53,7 @@ def add_search(verbs) -> None:
         help="ann is the approximate search that index build --ann made (exact)",
     )
     parser.add_argument(
-        "--out", type=pathlib.Path, help="a .csv, .json or .html file for all matches"
+        "--out", type=local_path, help="a .csv, .json or .html file for all matches"
     )
 
 

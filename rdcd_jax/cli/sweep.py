@@ -1,9 +1,8 @@
 """`rdcd-jax sweep`."""
 
-import pathlib
 import sys
 
-from rdcd_jax.cli.options import verb
+from rdcd_jax.cli.options import local_path, verb
 from rdcd_jax.cli.train import add_config_option
 from rdcd_jax.core.errors import UserError
 
@@ -20,7 +19,7 @@ def add_sweep(verbs) -> None:
         _sweep,
     )
     add_config_option(parser)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs")
+    parser.add_argument("--out", type=local_path, required=True, help="folder of the runs")
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="only runs whose name contains this"
     )

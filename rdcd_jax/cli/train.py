@@ -1,9 +1,10 @@
 """`rdcd-jax train`."""
 
 import argparse
-import pathlib
+import signal
+import sys
 
-from rdcd_jax.cli.options import add_distributed_option, verb
+from rdcd_jax.cli.options import add_distributed_option, local_path, verb
 from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
 
@@ -18,7 +19,7 @@ def add_train(verbs) -> None:
         "\n  rdcd-jax train --config=rdcd:dim=128,data=FOLDER --workdir=runs/first --dry-run",
         _train,
     )
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run")
+    parser.add_argument("--workdir", type=local_path, required=True, help="folder of the run")
     parser.add_argument("--init-from", metavar="MODEL", help="model to start the student from")
     add_distributed_option(parser)
     add_config_option(parser)
@@ -66,14 +67,16 @@ def _train(options, rest) -> None:
     config = load_config(options.config, rest)
     state = train_and_evaluate(config, options.workdir, profile=options.profile)
     export = options.workdir / "export"
-    if not hosts.is_first():
-        return
-    if export.is_dir():
+    finished = export.is_dir()
+    if finished and hosts.is_first():
         print(f"The run is in {options.workdir}, its student in {export}.")
-    else:
+    elif hosts.is_first():
         print(
             f"Stopped and saved after step {int(state.step)}; the same command continues the run."
         )
+    if not finished:
+        # Neither a script nor a cluster may take it for done.
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _plan(options, overrides: list[str]) -> None:

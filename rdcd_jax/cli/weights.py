@@ -1,8 +1,6 @@
 """`rdcd-jax weights ACTION`."""
 
-import pathlib
-
-from rdcd_jax.cli.options import verb
+from rdcd_jax.cli.options import local_path, verb
 from rdcd_jax.core.errors import UserError
 
 
@@ -84,7 +82,7 @@ def _add_export(actions) -> None:
         required=True,
         help="torch, safetensors, onnx, onnx-float16, onnx-int8 or stablehlo",
     )
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="the file")
+    parser.add_argument("--out", required=True, type=local_path, help="the file")
     parser.add_argument(
         "--range-images",
         metavar="SOURCE",

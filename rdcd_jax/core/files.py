@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.leftovers import clear_leftovers, name_aside
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+]*://")
 # With fewer bytes a disk is full.
 _NO_ROOM = 2**16
 
@@ -126,6 +128,11 @@ def read_lines(
     except UnicodeDecodeError:
         raise UserError(f"{path}: {refusal}") from None
     return [line for line in lines if line]
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an address, such as gs://BUCKET/FOLDER, and not a path."""
+    return _ADDRESS.match(text) is not None
 
 
 def require_writable(path: str | os.PathLike) -> None:

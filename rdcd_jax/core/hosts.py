@@ -13,6 +13,8 @@ import json
 import logging
 import os
 import pathlib
+import secrets
+import select
 import signal
 import socket
 import sys
@@ -33,6 +35,8 @@ _waits = 0
 HEARTBEAT_S, START_S = 40, 300
 # Seconds of waiting at the start after which people are told.
 _SILENT_S = 15
+# Seconds until a network drive tells every process of a file that another one wrote.
+_LOOKS = 10
 # A CPU's collectives give up after so many seconds, 30 by default: less than the first process may take to evaluate.
 _CPU_PATIENCE = "--xla_cpu_collective_timeout_seconds"
 _PATIENCE_S = 24 * 3600
@@ -40,9 +44,9 @@ _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_
 # Where a guarded process says that it has joined.
 _joined: int | None = None
 NOT_TOGETHER = (
-    f"the processes did not come together within {START_S} seconds. On a TPU slice, under Slurm or Open MPI nothing"
-    f" need be said; elsewhere set {_ADDRESS} (HOST:PORT of the first process), {_COUNT}, and {_INDEX}, another one in"
-    " each."
+    "the processes did not come together. On a TPU slice, under Slurm or Open MPI nothing need be said; elsewhere set"
+    f" {_ADDRESS} (HOST:PORT of the first process), {_COUNT}, and {_INDEX}, another one in each, from 0. All are waited"
+    f" for {START_S} seconds."
 )
 ENDED = (
     "another process of this run has ended, or does not answer; start all of them again with the same command, and the"
@@ -83,11 +87,21 @@ def guarded() -> None:
         threading.Thread(target=_leave_without, args=(parent,), daemon=True).start()
         return
     os.close(_joined)
-    # A terminal sends Ctrl-C to both.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, number))
+    came: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        if not select.select([told], [], [], 0)[0]:
+            # Nothing reaches a process that waits for the others.
+            came.append(number)
+            os.kill(child, signal.SIGKILL)
+        elif number == signal.SIGTERM:
+            # A terminal sends Ctrl-C to both.
+            os.kill(child, number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
     _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
+    code = -came[0] if came else os.waitstatus_to_exitcode(status)
     if code == -signal.SIGABRT:
         # A process that is killed while it still waits for the others writes nothing here.
         print(f"rdcd-jax: {ENDED if os.read(told, 1) else NOT_TOGETHER}", file=sys.stderr)
@@ -151,8 +165,8 @@ def _check_address(address: str | None, index: int | None) -> None:
     """Refuses what JAX would crash on."""
     if address is None:
         return
-    _, _, port = address.rpartition(":")
-    if address == port or not port.isdecimal():
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"{_ADDRESS} is {address!r}, not HOST:PORT of the first process.")
     if index == 0:
         try:
@@ -232,6 +246,35 @@ def require_same(what: str, value: Callable[[], object]) -> None:
             f"{what} of process {others[0]} is another than that of process 0; all must be given the same, and see the"
             " same files."
         )
+
+
+def require_shared(folder: pathlib.Path) -> None:
+    """Refuses, in all processes, a folder that not all of them see: each would wait for files that never come.
+
+    Raises:
+        UserError: naming the first process that sees another folder than process 0.
+    """
+    if count() == 1:
+        return
+    mark = folder / ".joined"
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(secrets.token_hex(), encoding="utf-8")
+    wait("marked")
+
+    def seen() -> str:
+        # Network drives tell of a new file late.
+        for _ in range(_LOOKS):
+            if mark.is_file():
+                return mark.read_text(encoding="utf-8")
+            time.sleep(1)
+        return ""
+
+    try:
+        require_same(f"The folder {folder}", seen)
+    finally:
+        if is_first():
+            mark.unlink(missing_ok=True)
 
 
 def compiled_together(function: Callable) -> Callable:

@@ -67,6 +67,7 @@ def embed_to_file(
         return None
     if process is None:
         hosts.require_same("The set of images", lambda: [images.fingerprint(), model.fingerprint])
+        hosts.require_shared(pathlib.Path(out).parent)
     found = None
     with open_parts(out, model, images, process or _of_joined()) as parts:
         if beam is None:
@@ -117,6 +118,7 @@ def embedded_sets(
         "The set of images",
         lambda: [{n: each.fingerprint() for n, each in images.items()}, model.fingerprint],
     )
+    hosts.require_shared(out)
     paths = {name: out / "descriptors" / f"{name}.npz" for name in images}
     with contextlib.ExitStack() as opened:
         parts: dict[str, Parts] = {}

@@ -8,20 +8,12 @@ Training reads images in any order, which buckets are slow at; a disk is not.
 import hashlib
 import os
 import pathlib
-import re
 import shutil
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import cache_folder, write_aside
 from rdcd_jax.core.locks import held
 from rdcd_jax.images.records import index_path, is_shard, read_index
-
-_ADDRESS = re.compile(r"[a-z][a-z0-9+]*://")
-
-
-def is_address(text: str) -> bool:
-    """Whether a source is an address, such as gs://BUCKET/FOLDER, and not a path."""
-    return _ADDRESS.match(text) is not None
 
 
 def fetched(address: str) -> pathlib.Path:

@@ -12,13 +12,13 @@ from typing import Protocol
 from PIL import Image
 
 from rdcd_jax.core.errors import UnreadableImageError, UserError
-from rdcd_jax.core.files import read_lines
+from rdcd_jax.core.files import is_address, read_lines
 from rdcd_jax.images.archives import ARCHIVES, list_archive
 from rdcd_jax.images.decode import decode_rgb, size_of, to_rgb
 from rdcd_jax.images.folders import PLUGINS, is_image_name, list_folder
 from rdcd_jax.images.naming import escaped, ids_of
 from rdcd_jax.images.records import ids_sha256, is_shard, list_shards, list_tfds, require_all_shards
-from rdcd_jax.images.remote import fetched, is_address
+from rdcd_jax.images.remote import fetched
 from rdcd_jax.images.seen import is_blank
 
 # Before the name of a data set of tensorflow-datasets.

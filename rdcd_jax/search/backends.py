@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 
@@ -11,6 +12,7 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.mesh import local_mesh
 from rdcd_jax.search import exact, sharded
 from rdcd_jax.search.scann_backend import ScannConfig, make_scann, scann_config_for
+from rdcd_jax.search.sharded import StoredRows
 
 EXACT_BACKENDS = ("jax", "scann", "numpy")
 BACKENDS = (*EXACT_BACKENDS, "jax_approx", "scann_ah")
@@ -39,9 +41,9 @@ def knn(
 ) -> Neighbours:
     """Returns each query's k rows of largest inner product.
 
-    The exact backends (jax, scann, numpy) give the same answer, the order included: their float32
+    The exact backends (jax, scann, numpy) give the same answer, the order included: their
     candidates are scored again in float64, rounded to float32 and sorted by descending score, then
-    ascending index; queries whose k-th position float32 leaves open are compared with every row in
+    ascending index; queries whose k-th position the search leaves open are compared with every row in
     float64. So equal rows never lose their order and no tie at the k-th position is decided by chance.
     The approximate backends (jax_approx, scann_ah) may miss rows and give scores as their float32
     sums had them: measure them with `recall_against_exact` and name them beside any figure.
@@ -107,10 +109,15 @@ def make_search(
             f"choose k from 1 to {len(database)}."
         )
     complete = backend in EXACT_BACKENDS
-    wanted = min(k + exact.MARGIN, len(database)) if complete else k
+    mesh = mesh or local_mesh()
+    # A first look at half the bytes, whose rounding leaves more candidates open.
+    halved = backend == "jax" and sharded.multiplies_bfloat16(mesh)
+    margin = max(exact.MARGIN, k) if halved else exact.MARGIN
+    wanted = min(k + margin, len(database)) if complete else k
     longest = exact.longest_row(database)
     if backend in ("jax", "jax_approx"):
-        find = _make_jax(database, wanted, mesh or local_mesh(), backend == "jax_approx", keep)
+        rows = sharded.in_memory(database, ml_dtypes.bfloat16 if halved else None)
+        find = _make_jax(rows, wanted, mesh, backend == "jax_approx", keep)
     elif backend == "numpy":
         find = lambda queries, _: exact.blocked_neighbours(queries, database, wanted)  # noqa: E731
     else:
@@ -128,7 +135,8 @@ def make_search(
             )
         found = find(queries, scann_config)
         if complete:
-            return exact.settled_neighbours(queries, database, k, found[1], longest)
+            uncertain = exact.rounding(queries, longest, in_bfloat16=halved)
+            return exact.settled_neighbours(queries, database, k, found, uncertain)
         return exact.filled_neighbours(queries, database, found)
 
     return search
@@ -193,12 +201,12 @@ def recall_against_exact(scores: np.ndarray, exact_scores: np.ndarray) -> float:
     return float((scores >= least - rounding).mean())
 
 
-def _make_jax(database: np.ndarray, k: int, mesh: Mesh, approximate: bool, keep: bool):
+def _make_jax(database: StoredRows, k: int, mesh: Mesh, approximate: bool, keep: bool):
     by_maxima = not approximate and sharded.selects_by_maxima(len(database), k, mesh)
-    kept = list(sharded.make_slabs(sharded.in_memory(database), mesh, by_maxima)) if keep else None
+    kept = list(sharded.make_slabs(database, mesh, by_maxima)) if keep else None
 
     def find(queries: np.ndarray, _) -> tuple[np.ndarray, np.ndarray]:
-        found = kept or sharded.make_slabs(sharded.in_memory(database), mesh, by_maxima)
+        found = kept or sharded.make_slabs(database, mesh, by_maxima)
         return sharded.nearest_rows(
             queries, found, k, mesh, by_maxima=by_maxima, approximate=approximate
         )

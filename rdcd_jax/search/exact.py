@@ -80,49 +80,63 @@ def blocked_neighbours(
     return _scores_and_indices(np.sort(best, axis=1)[:, ::-1])
 
 
+def rounding(queries: np.ndarray, longest: float, *, in_bfloat16: bool = False) -> np.ndarray:
+    """Returns how far a search's inner products may lie from the true ones, [N].
+
+    Args:
+        queries: [N, D] float32.
+        longest: see `longest_row`.
+        in_bfloat16: both sides were rounded to bfloat16 before they were multiplied; the sums are in float32 always.
+    """
+    # One search's sums, those of its second look, and what the true ones lose where they are rounded to float32.
+    share = 32 * np.finfo(np.float32).eps * np.sqrt(queries.shape[1])
+    if in_bfloat16:
+        # Each number by 2^-8 of itself at most, so each side by that share of its length.
+        share += 2 * 2**-8 + 2**-16
+    return share * longest * np.linalg.norm(queries, axis=1)
+
+
 def settled_neighbours(
     queries: np.ndarray,
     database: np.ndarray,
     k: int,
-    candidates: np.ndarray,
-    longest: float | None = None,
+    found: tuple[np.ndarray, np.ndarray],
+    uncertain: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the k best of what an exhaustive search found, scored anew, lower index first among equals.
 
     A search in float32 rounds each product differently by backend and by position in a block, so equal
     rows come back with unequal scores. Scoring the few candidates again in float64 gives every
     backend the same answer. Where the worst candidate lies within rounding of the k-th, rows that
-    tie with it may have been left out, and the query is compared with the whole database.
+    belong before it may have been left out, and the query is compared with the whole database.
 
     Args:
         queries: [N, D] float32.
         database: [M, D] float32, k at most M.
         k: neighbours a query.
-        candidates: [N, C] integers, C at least k: the best C rows of the database by a float32
-            search, without repetition. -1 marks a position the search could not fill.
-        longest: see `longest_row`, where it is known already.
+        found: scores [N, C] and integers [N, C], C at least k: the best C rows of the database by the search, in any
+            order, without repetition. Minus infinity and -1 mark a position that it could not fill.
+        uncertain: [N], see `rounding`.
 
     Returns:
         scores [N, k] float32, descending, and indices [N, k] int64.
     """
+    searched, candidates = found
     n_candidates, dimensions = candidates.shape[1], queries.shape[1]
     keys = np.empty(candidates.shape, np.int64)
     step = max(1, _CACHED_ENTRIES // (n_candidates * dimensions))
     for i in range(0, len(queries), step):
         where = candidates[i : i + step].astype(np.int64)
         rows, block = (x.astype(np.float64) for x in (database[where], queries[i : i + step, None]))
-        found = np.where(where < 0, -np.inf, np.vecdot(rows, block)).astype(np.float32)
-        keys[i : i + step] = _keys(found, where)
-    scores, indices = _scores_and_indices(np.sort(keys, axis=1)[:, ::-1])
+        again = np.where(where < 0, -np.inf, np.vecdot(rows, block)).astype(np.float32)
+        keys[i : i + step] = _keys(again, where)
+    scores, indices = _scores_and_indices(np.sort(keys, axis=1)[:, : -k - 1 : -1])
 
-    unsettled = ~np.isfinite(scores[:, k - 1])
+    unsettled = ~np.isfinite(scores[:, -1])
     if n_candidates < len(database):
-        longest = longest_row(database) if longest is None else longest
-        rounding = 8 * np.finfo(np.float32).eps * np.sqrt(dimensions) * longest
-        gap = scores[:, k - 1] - scores[:, -1]
-        # Of a row left out and of the worst candidate, one search's rounding each, and a second look's each.
-        unsettled |= gap <= 4 * rounding * np.linalg.norm(queries, axis=1)
-    return _with_whole(queries, database, scores[:, :k], indices[:, :k], unsettled)
+        # No row that the search left out scored above its worst candidate.
+        unsettled |= scores[:, -1] - searched.min(axis=1) <= uncertain
+    return _with_whole(queries, database, scores, indices, unsettled)
 
 
 def filled_neighbours(

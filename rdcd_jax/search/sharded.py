@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import pathlib
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -12,12 +13,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 # Rows of the database on a device at a time, where only maxima of scores are kept and where all are.
-_WIDE, _NARROW = 262_144, 65_536
+_WIDE, _NARROW = 524_288, 65_536
 _QUERIES = 1024
 # Scores of so many rows stay in the core's cache until their maxima are taken.
-_BLOCK = 1024
-# Rows that one maximum stands for: of short descriptors, whose products are cheap, and of longer ones.
-_GROUPS, _SHORT = (32, 16), 128
+_BLOCK = 2048
+# Rows that one maximum stands for.
+_GROUP = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class StoredRows:
     Attributes:
         count: M.
         dim: D.
-        rows: gives those from one position up to another, [n, D] float32, float16 or int8.
+        rows: gives those from one position up to another, [n, D] float32, bfloat16, float16 or int8.
         scales: gives what they are to be multiplied by, [n] float32; None where nothing.
     """
 
@@ -40,9 +41,24 @@ class StoredRows:
         return self.count
 
 
-def in_memory(database: np.ndarray) -> StoredRows:
-    """Descriptors [M, D] that are in memory."""
-    return StoredRows(*database.shape, lambda start, stop: database[start:stop])
+def in_memory(database: np.ndarray, dtype: np.dtype | None = None) -> StoredRows:
+    """Descriptors [M, D] that are in memory, for the devices in another type than their own where one is given."""
+    dtype = dtype or database.dtype
+    return StoredRows(
+        *database.shape, lambda start, stop: database[start:stop].astype(dtype, copy=False)
+    )
+
+
+@functools.cache
+def multiplies_bfloat16(mesh: Mesh) -> bool:
+    """Whether the devices multiply bfloat16 in hardware; of CPUs few do, and the others lose by it."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return True
+    try:
+        flags = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +85,7 @@ def selects_by_maxima(n_rows: int, k: int, mesh: Mesh) -> bool:
     query, would cost more than it saves; so it would for a large k.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return on_cpu and 8 * k * max(_GROUPS) <= min(n_rows // mesh.size, _WIDE // 2)
+    return on_cpu and 8 * k * _GROUP <= min(n_rows // mesh.size, _WIDE // 2)
 
 
 def slab_width(n_rows: int, mesh: Mesh, by_maxima: bool) -> int:
@@ -196,11 +212,10 @@ def _found(queries, rows, scales, n_valid, k, *, approximate):
 def _found_by_maxima(queries, rows, scales, n_valid, k):
     """The same: the k best rows lie in the k groups of largest maxima."""
     n_blocks = rows.shape[0] // _BLOCK
-    group = _GROUPS[rows.shape[1] > _SHORT]
 
     def maxima(start, block):
         scores = _masked(_products(queries, *block), start + jnp.arange(_BLOCK), n_valid)
-        grouped = scores.reshape(len(queries), _BLOCK // group, group)
+        grouped = scores.reshape(len(queries), _BLOCK // _GROUP, _GROUP)
         return start + _BLOCK, grouped.max(axis=2)
 
     # Varying over the mesh, as n_valid does.
@@ -211,12 +226,12 @@ def _found_by_maxima(queries, rows, scales, n_valid, k):
     )
     _, found = jax.lax.scan(maxima, start, blocks)
     found = jnp.moveaxis(found, 0, 1).reshape(len(queries), -1)
-    _, groups = jax.lax.top_k(found, k)
+    _, groups = jax.lax.top_k(found, min(k, found.shape[1]))
 
     # One query at a time: its rows are gathered in the cache, not in memory.
     def again(each):
         query, groups = each
-        columns = (groups[:, None] * group + jnp.arange(group)[None, :]).reshape(-1)
+        columns = (groups[:, None] * _GROUP + jnp.arange(_GROUP)[None, :]).reshape(-1)
         own = None if scales is None else scales[columns]
         found = _products(query[None], rows[columns], own)[0]
         best, kept = jax.lax.top_k(_masked(found, columns, n_valid), k)
@@ -226,7 +241,18 @@ def _found_by_maxima(queries, rows, scales, n_valid, k):
 
 
 def _products(queries, rows, scales):
-    found = jnp.matmul(queries, rows.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
+    if rows.dtype == jnp.bfloat16:
+        queries, precision = queries.astype(rows.dtype), None
+    else:
+        rows, precision = rows.astype(jnp.float32), jax.lax.Precision.HIGHEST
+    # Written as a product with the transpose it would be slow in bfloat16: XLA's CPU code has no kernel for that.
+    found = jax.lax.dot_general(
+        queries,
+        rows,
+        (((1,), (1,)), ((), ())),
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
     return found if scales is None else found * scales[None, :]
 
 

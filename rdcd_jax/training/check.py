@@ -109,7 +109,7 @@ def _check_checkpoint_dir(folder: str) -> None:
     """Refuses what orbax cannot write to."""
     if "://" not in folder:
         return
-    if not folder.startswith("gs://"):
+    if not re.match("gs://[^/]+/[^/]", folder):
         raise UserError(
             f"config.checkpoint_dir is {folder!r}; checkpoints go to a folder, which may be a mounted bucket, or to"
             " gs://BUCKET/FOLDER."

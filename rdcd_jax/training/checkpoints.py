@@ -15,8 +15,7 @@ from orbax.checkpoint import v1 as ocp
 
 from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.files import file_sha256, write_json
-from rdcd_jax.images.remote import is_address
+from rdcd_jax.core.files import file_sha256, is_address, write_json
 from rdcd_jax.method.state import TrainState
 
 # Where damaged checkpoints are kept, beside the folder of the sound ones.
@@ -41,13 +40,24 @@ class Checkpoints:
     def __init__(self, folder: epath.Path, *, keep: int):
         self._is_remote = is_address(str(folder))
         self._folder = folder if self._is_remote else folder.resolve()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         logging.getLogger("absl").addFilter(_not_orbax)
         self._keep = keep
         self._checkpointer = self._opened()
         self._background = concurrent.futures.ThreadPoolExecutor(1)
         self._pending: concurrent.futures.Future | None = None
         self._saving = 0
+
+    def _make_folder(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except Exception as error:
+            if not self._is_remote:
+                raise
+            # What a bucket's client raises is of nearly any kind.
+            raise UserError(
+                f"{self._folder} cannot be written ({_told(error)}); make the bucket, or sign in to it."
+            ) from error
 
     def _opened(self) -> ocp.training.Checkpointer:
         return ocp.training.Checkpointer(

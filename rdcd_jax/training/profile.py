@@ -1,12 +1,14 @@
 """A window of steps, traced by JAX's profiler."""
 
 import contextlib
+import logging
 import pathlib
 from collections.abc import Callable, Iterator
 
 import jax
 
 FOLDER = "profile"
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -20,7 +22,7 @@ def profiled(workdir: pathlib.Path, window: tuple[int, int] | None) -> Iterator[
         window: the first step's number, counted from 0, and how many steps; None for none.
     """
     first, count = window or (-1, 0)
-    running = False
+    running, begun = False, window is None
 
     def stop() -> None:
         nonlocal running
@@ -29,11 +31,11 @@ def profiled(workdir: pathlib.Path, window: tuple[int, int] | None) -> Iterator[
         running = False
 
     def before(step: int, made: object) -> None:
-        nonlocal running
+        nonlocal running, begun
         if step == first and count:
             jax.block_until_ready(made)
             jax.profiler.start_trace(workdir / FOLDER)
-            running = True
+            running = begun = True
         elif step == first + count:
             # The device may be behind.
             jax.block_until_ready(made)
@@ -43,3 +45,7 @@ def profiled(workdir: pathlib.Path, window: tuple[int, int] | None) -> Iterator[
         yield before
     finally:
         stop()
+        if not begun:
+            _log.warning(
+                "Nothing was traced: step %d, where the profile was to begin, was not done.", first
+            )

@@ -111,6 +111,7 @@ def set_up(
     images, mesh = inputs(config)
     hosts.require_same("The run", lambda: [config.to_dict(), images.fingerprint()])
     workdir.mkdir(parents=True, exist_ok=True)
+    hosts.require_shared(workdir)
     busy = f"{workdir}: another process trains in it; wait until it has ended, or give another workdir."
     stack.enter_context(held(workdir / f".lock{jax.process_index()}", busy))
     results = stack.enter_context(hosts.written_by_first(workdir))

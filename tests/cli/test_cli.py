@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -57,6 +58,10 @@ def test_stdout_may_be_closed():
         (["embed", "--model=x", "--images=x", "--out=x.npz", "--batch-size=0"], "batch-size"),
         (["embed", "--model=x", "--images=x", "--out=x.npz", "--batch-size=x"], "batch-size"),
         (["evaluate", "fish", "--out=x"], "fish"),
+        (
+            ["embed", "--model=x", "sample:queries", "--out=gs://b/x.npz"],
+            "gs://b/x.npz is an address",
+        ),
         (["train", "--config=c.py"], "--workdir"),
         (["train", "--config=c.py", "--workdir=w", "--batch_size=3"], "--batch_size=3"),
         (["weights"], "list"),
@@ -183,6 +188,19 @@ def test_training_from_the_command_line(student, tmp_path, capsys):
     export = tmp_path / "run" / "export"
     assert main(["embed", *options(model=export, images=images, out=out)]) == 0
     assert read_descriptors(out).descriptors.shape == (16, 8)
+
+
+def test_a_training_that_was_stopped_does_not_end_as_one_that_is_done(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        "rdcd_jax.training.loop.train_and_evaluate",
+        lambda *_, **__: types.SimpleNamespace(step=3),
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["train", f"--config={CONFIGS / 'rdcd.py'}:smoke", f"--workdir={tmp_path}"])
+    assert ended.value.code == 143
+    assert "Stopped and saved after step 3; the same command" in capsys.readouterr().out
 
 
 def test_training_that_fails(student, tmp_path, fails):

@@ -56,7 +56,7 @@ def small_parts(monkeypatch):
         "_NARROW": 64,
         "_QUERIES": 25,
         "_BLOCK": 16,
-        "_GROUPS": (4, 4),
+        "_GROUP": 4,
     }.items():
         monkeypatch.setattr(sharded, name, value)
     jax.clear_caches()
@@ -68,13 +68,27 @@ def small_parts(monkeypatch):
 @pytest.mark.parametrize("by_maxima", [True, False])
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("k", [1, 30])
-def test_parts_make_no_difference(monkeypatch, small_parts, name, by_maxima, devices, k):
+@pytest.mark.parametrize("halved", [True, False])
+def test_parts_make_no_difference(monkeypatch, small_parts, name, by_maxima, devices, k, halved):
     monkeypatch.setattr(backends.sharded, "selects_by_maxima", lambda *_: by_maxima)
+    monkeypatch.setattr(backends.sharded, "multiplies_bfloat16", lambda _: halved)
     queries, database = (x.astype(np.float32) for x in made(name))
     k = min(k, len(database))
     assert len(jax.devices()) == 8
     _, indices = backends.knn(queries, database, k, "jax", mesh=make_mesh(devices))
     np.testing.assert_array_equal(indices, expected_neighbours(queries, database, k)[1])
+
+
+def test_what_bfloat16_cannot_tell_apart_is_told_apart(monkeypatch):
+    monkeypatch.setattr(backends.sharded, "multiplies_bfloat16", lambda _: True)
+    rng = np.random.default_rng(3)
+    # All rows are one in bfloat16, and so are the candidates that a search by it brings.
+    database = 1 + np.linspace(0, 2**-10, 2000, dtype=np.float32)[rng.permutation(2000)][:, None]
+    queries = np.array([[1.0], [-1.0]], np.float32)
+    scores, indices = backends.knn(queries, database, 5, "jax")
+    expected_scores, expected_indices = expected_neighbours(queries, database, 5)
+    np.testing.assert_array_equal(indices, expected_indices)
+    np.testing.assert_array_equal(scores, expected_scores.astype(np.float32))
 
 
 @pytest.mark.parametrize("n_rows", [1, 7, 1025, 3000])

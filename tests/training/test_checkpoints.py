@@ -9,6 +9,7 @@ from test_loop import assert_equal_states
 from toy import metrics_of, toy_config
 
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.training.checkpoints import Checkpoints
 from rdcd_jax.training.loop import train_and_evaluate
 
 
@@ -132,3 +133,15 @@ def test_a_run_whose_last_checkpoint_cannot_be_saved_says_so(config, tmp_path, m
             train_and_evaluate(config, tmp_path / "run")
     state = train_and_evaluate(config, tmp_path / "run")
     assert_equal_states(state, train_and_evaluate(config, tmp_path / "whole"))
+
+
+def test_a_bucket_that_cannot_be_written_is_named():
+    class Bucket:
+        def __str__(self):
+            return "gs://bucket/run"
+
+        def mkdir(self, **_):
+            raise RuntimeError("there is no such bucket")
+
+    with pytest.raises(UserError, match="gs://bucket/run cannot be written .there is no such bu"):
+        Checkpoints(Bucket(), keep=1)

@@ -251,7 +251,7 @@ def test_sigterm_to_one_saves_all_after_the_same_step(images, features, tmp_path
         wait_for(tmp_path / "run" / "checkpoints" / "2")
         pair.processes[1].send_signal(signal.SIGTERM)
         codes, written = pair.ended()
-    assert codes == [0, 0], written
+    assert codes == [143, 143], written
     assert "Stopped and saved after step" in written[0][0]
     step = int(written[0][0].partition("after step ")[2].partition(";")[0])
     assert (tmp_path / "run" / "checkpoints" / str(step)).is_dir()
@@ -286,6 +286,42 @@ def test_processes_that_do_not_do_the_same_are_refused(student, benchmark, image
             "rdcd-jax: The set of images of process 1 is another than that of process 0; all must"
         )
     assert not list(tmp_path.glob("x.npz*"))
+
+
+@pytest.mark.parametrize("verb", ["train", "embed"])
+def test_a_folder_that_not_all_see_is_refused(toys, student, images, tmp_path, verb):
+    """Each has a folder of its own, by one name."""
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders:
+        folder.mkdir()
+    name, fields = command(images)
+    words = {
+        "train": ["train", f"--config={name[0]}", "--workdir=w", *fields],
+        "embed": ["embed", images, f"--model={student}", "--out=w/x.npz"],
+    }[verb]
+    with Pair(*words, folders=folders) as pair:
+        codes, written = pair.ended(timeout=120)
+    assert codes == [1, 1]
+    for _, err in written:
+        assert "rdcd-jax: The folder w of process 1 is another than that of process 0" in err
+    assert not [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_waits_for_the_others_can_be_ended(tmp_path, number):
+    words = ["embed", "sample:queries", "--model=rdcd-effb0-64", f"--out={tmp_path / 'x.npz'}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rdcd_jax", *words],
+        env=os.environ | jax_variables(0, free_port()),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while "Waiting for the other processes" not in (said := process.stderr.readline()):
+        assert said
+    process.send_signal(number)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert said == f"rdcd-jax: ended by signal {number:d}.\n"
 
 
 def test_embed_and_evaluate_use_all(toys, student, benchmark, tmp_path, capsys):
@@ -354,9 +390,10 @@ def test_checkpoints_in_a_bucket(images, features, tmp_path, monkeypatch):
     assert rows[1][:2] == rows[0]
 
 
-def test_checkpoints_elsewhere_are_refused(toys, images, features, tmp_path):
-    config = toy_config(images, features, checkpoint_dir="s3://bucket/run")
-    with pytest.raises(UserError, match="config.checkpoint_dir is 's3://bucket/run'; checkpoints"):
+@pytest.mark.parametrize("folder", ["s3://bucket/run", "gs://", "gs://bucket", "gs://bucket/"])
+def test_checkpoints_elsewhere_are_refused(toys, images, features, tmp_path, folder):
+    config = toy_config(images, features, checkpoint_dir=folder)
+    with pytest.raises(UserError, match=f"config.checkpoint_dir is '{folder}'; checkpoints"):
         train_and_evaluate(config, tmp_path)
 
 
@@ -388,6 +425,9 @@ def test_a_machine_with_tpus_asks_for_the_others(monkeypatch):
         ({"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"}, "Number of processes must be defined"),
         ({"JAX_COORDINATOR_ADDRESS": "127.0.0.1"}, "is '127.0.0.1', not HOST:PORT"),
         ({"JAX_COORDINATOR_ADDRESS": ""}, "is '', not HOST:PORT"),
+        ({"JAX_COORDINATOR_ADDRESS": "localhost:0"}, "is 'localhost:0', not HOST:PORT"),
+        (jax_variables(1, 99999), "is '127.0.0.1:99999', not HOST:PORT"),
+        (jax_variables(1, 9) | {"JAX_COORDINATOR_ADDRESS": "http://a:9"}, "not HOST:PORT"),
         (
             {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
             "coordinator_address should be defined",

@@ -193,7 +193,7 @@ def test_eight_devices_agree_with_one(toys, images, features, tmp_path):
     assert int(train_and_evaluate(config, tmp_path / "8").step) == 4
 
 
-def test_a_window_of_steps_is_profiled(toys, images, features, tmp_path):
+def test_a_window_of_steps_is_profiled(toys, images, features, tmp_path, caplog):
     config = toy_config(images, features, **{"schedule.max_steps": 3})
     train_and_evaluate(config, tmp_path, profile=(1, 1))
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
@@ -202,6 +202,9 @@ def test_a_window_of_steps_is_profiled(toys, images, features, tmp_path):
     config.schedule.max_steps = 5
     train_and_evaluate(config, tmp_path, profile=(4, 100))
     assert len([*(tmp_path / "profile").rglob("*.xplane.pb")]) == 2
+    assert "Nothing was traced" not in caplog.text
+    train_and_evaluate(config, tmp_path, profile=(5, 1))
+    assert "Nothing was traced: step 5, where the profile" in caplog.text
 
 
 def test_batch_that_the_devices_cannot_share_is_refused(toys, images, features, tmp_path):
