@@ -135,8 +135,9 @@ def make_search(
             )
         found = find(queries, scann_config)
         if complete:
-            uncertain = exact.rounding(queries, longest, in_bfloat16=halved)
-            return exact.settled_neighbours(queries, database, k, found, uncertain)
+            return exact.settled_neighbours(
+                queries, database, k, found, longest, in_bfloat16=halved
+            )
         return exact.filled_neighbours(queries, database, found)
 
     return search

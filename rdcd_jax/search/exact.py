@@ -7,6 +7,8 @@ from rdcd_jax.core.errors import UserError
 # How many neighbours more than asked a float32 search should bring: enough that its rounding seldom
 # leaves open which of them are the best.
 MARGIN = 16
+# How many more a second look brings.
+_WIDER = 256
 _QUERIES = 1024
 _BLOCK_ENTRIES = 1 << 22
 # So many in float64 stay in a core's cache.
@@ -101,14 +103,16 @@ def settled_neighbours(
     database: np.ndarray,
     k: int,
     found: tuple[np.ndarray, np.ndarray],
-    uncertain: np.ndarray,
+    longest: float,
+    *,
+    in_bfloat16: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the k best of what an exhaustive search found, scored anew, lower index first among equals.
 
-    A search in float32 rounds each product differently by backend and by position in a block, so equal
-    rows come back with unequal scores. Scoring the few candidates again in float64 gives every
-    backend the same answer. Where the worst candidate lies within rounding of the k-th, rows that
-    belong before it may have been left out, and the query is compared with the whole database.
+    A search rounds each product differently by backend and by position in a block, so equal rows come back with
+    unequal scores. Scoring the few candidates again in float64 gives every backend the same answer. Where the worst
+    candidate lies within rounding of the k-th, rows that belong before it may have been left out: then more candidates
+    are sought in float32, and where these leave it open too, the query is compared with every row in float64.
 
     Args:
         queries: [N, D] float32.
@@ -116,11 +120,31 @@ def settled_neighbours(
         k: neighbours a query.
         found: scores [N, C] and integers [N, C], C at least k: the best C rows of the database by the search, in any
             order, without repetition. Minus infinity and -1 mark a position that it could not fill.
-        uncertain: [N], see `rounding`.
+        longest: see `longest_row`.
+        in_bfloat16: how the search multiplied, see `rounding`.
 
     Returns:
         scores [N, k] float32, descending, and indices [N, k] int64.
     """
+    uncertain = rounding(queries, longest, in_bfloat16=in_bfloat16)
+    best, unsettled = _scored_again(queries, database, k, found, uncertain)
+    if unsettled.any():
+        some = queries[unsettled]
+        wider = blocked_neighbours(some, database, min(k + _WIDER, len(database)))
+        again, still = _scored_again(some, database, k, wider, rounding(some, longest))
+        for whole, part in zip(best, _with_whole(some, database, *again, still), strict=True):
+            whole[unsettled] = part
+    return best
+
+
+def _scored_again(
+    queries: np.ndarray,
+    database: np.ndarray,
+    k: int,
+    found: tuple[np.ndarray, np.ndarray],
+    uncertain: np.ndarray,
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """The k best of the candidates by float64, and of which queries [N] another row may belong to them."""
     searched, candidates = found
     n_candidates, dimensions = candidates.shape[1], queries.shape[1]
     keys = np.empty(candidates.shape, np.int64)
@@ -131,12 +155,11 @@ def settled_neighbours(
         again = np.where(where < 0, -np.inf, np.vecdot(rows, block)).astype(np.float32)
         keys[i : i + step] = _keys(again, where)
     scores, indices = _scores_and_indices(np.sort(keys, axis=1)[:, : -k - 1 : -1])
-
     unsettled = ~np.isfinite(scores[:, -1])
     if n_candidates < len(database):
         # No row that the search left out scored above its worst candidate.
         unsettled |= scores[:, -1] - searched.min(axis=1) <= uncertain
-    return _with_whole(queries, database, scores, indices, unsettled)
+    return (scores, indices), unsettled
 
 
 def filled_neighbours(
