@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 
@@ -109,15 +108,14 @@ def make_search(
             f"choose k from 1 to {len(database)}."
         )
     complete = backend in EXACT_BACKENDS
-    mesh = mesh or local_mesh()
     # A first look at half the bytes, whose rounding leaves more candidates open.
-    halved = backend == "jax" and sharded.multiplies_bfloat16(mesh)
+    halved = backend == "jax" and sharded.multiplies_bfloat16(mesh or local_mesh())
     margin = max(exact.MARGIN, k) if halved else exact.MARGIN
     wanted = min(k + margin, len(database)) if complete else k
     longest = exact.longest_row(database)
     if backend in ("jax", "jax_approx"):
-        rows = sharded.in_memory(database, ml_dtypes.bfloat16 if halved else None)
-        find = _make_jax(rows, wanted, mesh, backend == "jax_approx", keep)
+        rows = sharded.in_memory(database, in_bfloat16=halved)
+        find = _make_jax(rows, wanted, mesh or local_mesh(), backend == "jax_approx", keep)
     elif backend == "numpy":
         find = lambda queries, _: exact.blocked_neighbours(queries, database, wanted)  # noqa: E731
     else:

@@ -41,9 +41,9 @@ class StoredRows:
         return self.count
 
 
-def in_memory(database: np.ndarray, dtype: np.dtype | None = None) -> StoredRows:
-    """Descriptors [M, D] that are in memory, for the devices in another type than their own where one is given."""
-    dtype = dtype or database.dtype
+def in_memory(database: np.ndarray, *, in_bfloat16: bool = False) -> StoredRows:
+    """Descriptors [M, D] that are in memory, for the devices in their own type or rounded to bfloat16."""
+    dtype = jnp.bfloat16 if in_bfloat16 else database.dtype
     return StoredRows(
         *database.shape, lambda start, stop: database[start:stop].astype(dtype, copy=False)
     )
