@@ -22,8 +22,9 @@ import numpy as np
 
 from configs import sscd
 from experiments.studies.spectra import spectrum
+from experiments.studies.students import some_training_images
 from rdcd_jax.benchmarks.disc_runs import evaluate_disc
-from rdcd_jax.core.files import write_aside, write_json, write_text
+from rdcd_jax.core.files import write_aside, write_json
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.training.fitting import recalibrate_batch_norm
@@ -122,8 +123,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="of each run")
     options = parser.parse_args()
     options.train = options.train or str(options.benchmark / "train")
-    paths = find_images(options.benchmark / "train").paths[::3][:3000]
-    write_text(options.out / "train3000.txt", "".join(f"{path}\n" for path in paths))
+    some_training_images(options.benchmark, options.out)
 
     configs = {
         f"entropy weight {weight:g}": run_config(options, weight) for weight in options.weights
