@@ -7,8 +7,8 @@ that learned RDCD's own terms on it.
 
 BENCHMARK is a DISC-shaped folder (minidisc); only its training images are trained on, and with --benchmark it is
 evaluated on the way, for the curve. The trunk starts from ImageNet (EfficientNet-Lite0) and sees larger views from
-stage to stage. OUT keeps the runs, which continue where they were stopped. The recipe `further` starts from the shipped
-student instead, so that a machine that has only the checkout goes on where the last one ended.
+stage to stage. OUT keeps the runs, which continue where they were stopped. The recipe `further` is one more stage, from
+the shipped student and counted after those that it has seen, so that a machine that has only the checkout goes on.
 
 `descriptors` trains the projectors (`configs/descriptor.py`) on the trunk of the last stage, or on another: `nested`,
 whose first 64 and 128 numbers are descriptors as well, and `dim64`, `dim128` and `dim256`, each for itself.
@@ -104,22 +104,20 @@ RECIPES = {
     "further": Recipe(
         "rdcd-effb0-256",
         320,
-        (Stage(224, 288, 12, 12, 6e-3, BROAD, 1.0), Stage(224, 288, 24, 24, 4e-3, BROAD, 1.0)),
+        (Stage(224, 288, 12, 12, 4e-3, BROAD, 1.0),),
     ),
 }
 STUDENTS = ROOT / "rdcd_jax" / "students"
 RESULT = ROOT / "experiments" / "results" / "students.json"
 
 
-def stage_config(options: argparse.Namespace, number: int):
-    """The config of a stage; all but the first start from the export of the one before."""
-    recipe = RECIPES[options.recipe]
-    stage = recipe.stages[number]
+def stage_config(options: argparse.Namespace, stage: Stage, start: str):
+    """The config of a stage that starts from a model, an export or a trunk."""
     packed = options.out / "pictures"
     config = distill.get_config(
         f"dim={DIMS[0]},image_size={stage.size},epochs={stage.epochs},data={packed}"
     )
-    config.init_from = str(options.out / f"stage{number}" / "export") if number else recipe.start
+    config.init_from = start
     config.data.policy = stage.policy
     config.objective.kld_lambda = stage.kld_lambda
     config.optimizer.learning_rate = stage.rate
@@ -156,9 +154,12 @@ def train(options: argparse.Namespace) -> None:
     """Runs what is not done yet of the stages."""
     recipe = RECIPES[options.recipe]
     pack_images(options.images, options.out / "pictures", short_side=recipe.short_side)
-    for number in range(len(recipe.stages)):
-        workdir = options.out / f"stage{number + 1}"
-        train_and_evaluate(stage_config(options, number), workdir)
+    seen = len(_before()["stages"]) if options.recipe == "further" else 0
+    start = recipe.start
+    for number, stage in enumerate(recipe.stages, seen + 1):
+        workdir = options.out / f"stage{number}"
+        train_and_evaluate(stage_config(options, stage, start), workdir)
+        start = str(workdir / "export")
         if not (workdir / "export").exists():
             print("Stopped; the same command goes on.")
             return
@@ -298,8 +299,7 @@ def ship(options: argparse.Namespace) -> None:
         about = card(found[name], calibration, images)
         write_json(STUDENTS / name / CARD, {**sizes, **about})
     # What was measured of the stages that a machine of before ran is kept.
-    before = json.loads(RESULT.read_text(encoding="utf-8"))
-    stages = {**before["stages"], **records(options.out, "stage*")}
+    stages = {**_before()["stages"], **records(options.out, "stage*")}
     draw_curve(stages)
     write_json(
         RESULT,
@@ -316,6 +316,11 @@ def ship(options: argparse.Namespace) -> None:
             "stages": stages,
         },
     )
+
+
+def _before() -> dict:
+    """The figures of what ships now."""
+    return json.loads(RESULT.read_text(encoding="utf-8"))
 
 
 def _last(workdir: pathlib.Path) -> dict:
