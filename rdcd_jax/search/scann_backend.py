@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import os
 import pathlib
 from collections.abc import Callable
 
 import numpy as np
 
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.search.scann_kernels import use_instructions
 
 # Below this ScaNN cannot build a tree of quantised rows.
 LEAST_ROWS = 16
@@ -62,6 +64,8 @@ def dims_per_block(dim: int) -> int:
 
 
 _MANY_ROWS = 500_000
+# More are no quicker: their distances to the leaves' centres do not fit the cache.
+_MOST_AT_ONCE = 2048
 # How many leaves each query sees, by the recall wanted: about as many among 100,000 rows as among a million.
 _SEARCHED = ((0.95, 16), (0.98, 32), (0.99, 48), (0.995, 80), (1.0, 256))
 
@@ -102,7 +106,9 @@ def make_scann(
                 "leaves_to_search": other.leaves_to_search,
                 "pre_reorder_num_neighbors": other.reorder,
             }
-        rows, scores = searcher.search_batched_parallel(queries, **stored)
+        rows, scores = searcher.search_batched_parallel(
+            queries, batch_size=_batch_size(len(queries)), **stored
+        )
         # Rows of too few neighbours are padded with index 0 and score NaN.
         missing = np.isnan(scores)
         return np.where(missing, -np.inf, scores), np.where(missing, -1, rows.astype(np.int64))
@@ -139,7 +145,9 @@ def load_scann(folder: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
         ) from error
 
     def find(queries: np.ndarray) -> np.ndarray:
-        rows, scores = searcher.search_batched_parallel(np.ascontiguousarray(queries, np.float32))
+        rows, scores = searcher.search_batched_parallel(
+            np.ascontiguousarray(queries, np.float32), batch_size=_batch_size(len(queries))
+        )
         return np.where(np.isnan(scores), -1, rows.astype(np.int64))
 
     return find
@@ -153,6 +161,7 @@ def _scann():
             "the ScaNN search backends need the scann package, which has wheels for Linux on "
             "x86-64 only; choose the backend jax or numpy."
         ) from error
+    use_instructions(scann_ops_pybind.scann_pybind.__file__)
     return scann_ops_pybind
 
 
@@ -177,6 +186,14 @@ def _hashed(database: np.ndarray, k: int, scann_config: ScannConfig):
     # Fine codes gain by doing so too; coarse ones find more without.
     stored = {"anisotropic_quantization_threshold": 0.2} if width == 2 else {}
     return builder.score_ah(width, **stored)
+
+
+def _batch_size(n_queries: int) -> int:
+    """How many queries a thread takes at once.
+
+    Those of one leaf read its rows together, so many at once are quicker, but no thread should be left without any.
+    """
+    return min(_MOST_AT_ONCE, max(1, -(-n_queries // (os.cpu_count() or 1))))
 
 
 def _require_sound(scann_config: ScannConfig, leaves: int, n_rows: int, k: int) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import pathlib
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -11,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from rdcd_jax.core.processor import instructions
 
 # Rows of the database on a device at a time, where only maxima of scores are kept and where all are.
 _WIDE, _NARROW = 524_288, 65_536
@@ -54,11 +55,7 @@ def multiplies_bfloat16(mesh: Mesh) -> bool:
     """Whether the devices multiply bfloat16 in hardware; of CPUs few do, and the others lose by it."""
     if mesh.devices.flat[0].platform != "cpu":
         return True
-    try:
-        flags = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(instructions())
 
 
 @dataclasses.dataclass(frozen=True)
