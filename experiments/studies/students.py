@@ -31,6 +31,7 @@ from rdcd_jax.images.sources import find_images
 from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.training.record import environment
 from rdcd_jax.training.results import portable, training_seconds
+from rdcd_jax.weights.engines import write_quantised
 from rdcd_jax.weights.library import FIRST_OF, export_model, load_model
 from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.shipped import CARD
@@ -287,6 +288,7 @@ def ship(options: argparse.Namespace) -> None:
     names = {f"rdcd-effb0-{dim}": dim for dim in DIMS}
     largest = next(iter(names))
     export_model(STUDENTS / largest, dataclasses.replace(model, name=largest), half=True)
+    write_quantised(STUDENTS / largest)
     whole = json.loads((STUDENTS / largest / CARD).read_text())
     found = {}
     for name, dim in names.items():

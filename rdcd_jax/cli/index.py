@@ -68,6 +68,11 @@ def _add_build(actions) -> None:
     )
     add_score_norm_option(parser)
     parser.add_argument(
+        "--engine",
+        default="auto",
+        help="what embeds: jax, onnxruntime-int8, or auto (default): the latter on CPUs where onnxruntime is installed",
+    )
+    parser.add_argument(
         "--ann",
         action="store_true",
         help="build an approximate search beside it, for search --engine=ann; of 100,000 images and more it is faster",
@@ -89,6 +94,7 @@ def _build(options, rest) -> None:
             image_size=options.image_size,
             calibration=calibration,
             normalised=options.score_norm == "auto",
+            engine=options.engine,
             on_progress=lambda done, total: report("Embedding", done, total),
         )
     _report(options.out, index)
@@ -276,7 +282,8 @@ def _info(options, rest) -> None:
     index = Index(options.index)
     found = index.manifest
     print(f"{options.index}: {len(index)} images, {index_bytes(options.index) / 1e6:.1f} MB")
-    print(f"model {found.model}, images of {found.image_size} pixels")
+    by = f", embedded by {found.engine}" if found.engine else ""
+    print(f"model {found.model}, images of {found.image_size} pixels{by}")
     if found.root:
         print(f"paths below {found.root}")
     print(f"descriptors of {found.dim} dimensions in {found.dtype}")

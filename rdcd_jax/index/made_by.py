@@ -9,15 +9,24 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.stream import has_fingerprint
 from rdcd_jax.index.manifest import Manifest
 from rdcd_jax.search.scoring import scoring_of
+from rdcd_jax.weights.engines import AUTO, can_run, with_engine
 from rdcd_jax.weights.library import load_model_of
 from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.onnx_model import OnnxModel
 
 
-def embedder_for(model: str | Model | OnnxModel, there: Manifest | None) -> Model | OnnxModel:
-    """The model to build by; of a shipped student the version that an index which is there was made by."""
+def embedder_for(
+    model: str | Model | OnnxModel, there: Manifest | None, engine: str
+) -> Model | OnnxModel:
+    """The model to build by, computed by an engine of `weights.engines`.
+
+    Of a shipped student it is the version that an index which is there was made by, and "auto" is that index's engine.
+    """
     if isinstance(model, str):
-        return load_model_of(model, there and there.fingerprint)
+        model = load_model_of(model, there and there.fingerprint)
+    if engine == AUTO and there is not None:
+        engine = there.engine or model.engine
+    model = with_engine(model, engine)
     if not model.spec:
         raise UserError(
             f"The model {model.name} lies nowhere that the index could find it again; export it, and load the export."
@@ -28,20 +37,25 @@ def embedder_for(model: str | Model | OnnxModel, there: Manifest | None) -> Mode
 def embedder_of(
     folder: pathlib.Path, manifest: Manifest, given: str | Model | OnnxModel | None
 ) -> Model | OnnxModel:
-    """The model of an index that is there; `given` where somebody says where it lies now.
+    """The model of an index that is there, by the engine that made it if this machine can run it.
+
+    `given` where somebody says where it lies now.
 
     Raises:
         UserError: it cannot be loaded.
     """
     if given is not None and not isinstance(given, str):
-        return given.at_size(manifest.image_size)
-    try:
-        found = load_model_of(given or manifest.model, manifest.fingerprint)
-    except UserError as error:
-        raise UserError(
-            f"{folder} was made by the model {manifest.model}, which cannot be loaded: {error} If it lies elsewhere by"
-            " now, say where (--model=, or Index.open(..., model=))."
-        ) from error
+        found = given
+    else:
+        try:
+            found = load_model_of(given or manifest.model, manifest.fingerprint)
+        except UserError as error:
+            raise UserError(
+                f"{folder} was made by the model {manifest.model}, which cannot be loaded: {error} If it lies elsewhere"
+                " by now, say where (--model=, or Index.open(..., model=))."
+            ) from error
+    if manifest.engine and can_run(found, manifest.engine):
+        found = with_engine(found, manifest.engine)
     return found.at_size(manifest.image_size)
 
 
@@ -65,6 +79,7 @@ def manifest_of(
         image_size=embedder.image_size,
         dim=embedder.dim,
         dtype=dtype,
+        engine=embedder.engine,
         calibration=meaning and dict(meaning),
         normalised=background is not None,
     )
@@ -72,13 +87,22 @@ def manifest_of(
 
 def require_like(folder: pathlib.Path, there: Manifest, new: Manifest) -> None:
     """Refuses to go on with an index that is made otherwise; where its model lies does not matter."""
-    names = ("image_size", "dim", "dtype")
+    names = ("image_size", "dim", "dtype", *(["engine"] if there.engine else []))
     for name in names if new.fingerprint == there.fingerprint else ("model", *names):
         ours, theirs = getattr(new, name), getattr(there, name)
         if ours != theirs:
             raise UserError(
                 f"{folder} is an index with {name} {theirs}, and this would have {ours}; give another folder."
             )
+
+
+def require_same_engine(folder: pathlib.Path, manifest: Manifest, embedder) -> None:
+    """Refuses to add descriptors by another engine than those that are there, which nothing would tell apart."""
+    if manifest.engine and manifest.engine != embedder.engine:
+        raise UserError(
+            f"{folder} was made by the engine {manifest.engine}, which this machine cannot run; install onnxruntime"
+            " (`pip install onnxruntime`) to add to it, or build another index."
+        )
 
 
 def require_same_model(folder: pathlib.Path, manifest: Manifest, embedder) -> None:

@@ -6,9 +6,10 @@ import pathlib
 
 from rdcd_jax.core.errors import MALFORMED, UserError
 
-FORMAT = 6
-# Format 3, of version 0.1, has no score normalisation; formats 3 and 4 have no paths, 5 nothing else of the files.
-READS = (3, 4, 5, FORMAT)
+FORMAT = 7
+# Format 3, of version 0.1, has no score normalisation; formats 3 and 4 have no paths, 5 nothing else of the files, 6
+# does not say by which engine it was made.
+READS = (3, 4, 5, 6, FORMAT)
 MANIFEST = "index.json"
 DTYPES = ("float32", "float16", "int8")
 # The way out of damage: a build goes on with the index that it finds.
@@ -25,6 +26,7 @@ class Manifest:
         image_size: side of the images that were embedded.
         dim: D.
         dtype: one of `DTYPES`.
+        engine: what computed the descriptors, see `weights.engines`; empty where an index of before does not say.
         calibration: what tells what a score means, see `calibration.read_calibration`; None where there is none.
         normalised: whether scores are normalised by the background.
         root: the folder that paths below it are kept from; empty for none.
@@ -38,6 +40,7 @@ class Manifest:
     image_size: int
     dim: int
     dtype: str
+    engine: str = ""
     calibration: dict | None = None
     normalised: bool = False
     root: str = ""
@@ -73,7 +76,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
         if not isinstance(sources, list) or not all(isinstance(each, str) for each in sources):
             raise ValueError("its sources are no list of texts")
         manifest = Manifest(**stored, sources=tuple(sources), segments=segments)
-        texts = (manifest.model, manifest.fingerprint, manifest.root)
+        texts = (manifest.model, manifest.fingerprint, manifest.engine, manifest.root)
         sound = all(isinstance(text, str) for text in texts)
         sound = sound and isinstance(manifest.calibration, dict | None)
         sound = sound and manifest.dtype in DTYPES and manifest.dim > 0 and manifest.image_size > 0

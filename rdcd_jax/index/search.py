@@ -19,6 +19,7 @@ from rdcd_jax.index.made_by import (
     embedder_of,
     manifest_of,
     require_like,
+    require_same_engine,
     require_same_model,
 )
 from rdcd_jax.index.manifest import DTYPES, MANIFEST, Manifest, read_manifest
@@ -31,6 +32,7 @@ from rdcd_jax.index.segments import Names, Segment
 from rdcd_jax.index.writing import Progress, add_images, listed, moved, update_images
 from rdcd_jax.search.background import BACKGROUND, read_background
 from rdcd_jax.search.scoring import Scoring, scoring_of
+from rdcd_jax.weights.engines import AUTO
 from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.onnx_model import OnnxModel
 
@@ -96,6 +98,7 @@ class Index:
         image_size: int | None = None,
         calibration: Mapping | None = None,
         normalised: bool = True,
+        engine: str = AUTO,
         on_progress: Progress | None = None,
     ) -> "Index":
         """Makes an index of images; the same call goes on with one that was ended.
@@ -109,6 +112,7 @@ class Index:
             calibration: what a score means, see `calibration.read_calibration`; for None the model's own, if it has
                 one, and an index that is there keeps its own.
             normalised: normalises scores by the model's background, if it has one.
+            engine: what computes the descriptors: "jax", "onnxruntime-int8" or "auto", see `engines.with_engine`.
             on_progress: called with images done and in all.
 
         Returns:
@@ -121,7 +125,7 @@ class Index:
             raise UserError(f"There is no dtype '{dtype}'; use one of {', '.join(DTYPES)}.")
         folder = pathlib.Path(folder)
         there = read_manifest(folder) if (folder / MANIFEST).exists() else None
-        embedder = embedder_for(model, there).at_size(image_size)
+        embedder = embedder_for(model, there, engine).at_size(image_size)
         if there is not None and there.normalised and not normalised:
             raise UserError(
                 f"{folder} is an index whose scores are normalised; leave normalisation out in the search, or give"
@@ -227,6 +231,7 @@ class Index:
     def _writer(self) -> Iterator[store.Writer]:
         with store.writer(self.folder) as writer:
             require_same_model(self.folder, writer.manifest, self.embedder)
+            require_same_engine(self.folder, writer.manifest, self.embedder)
             if self._given is not None and self.embedder.spec:
                 writer.change(model=self.embedder.spec)
             try:

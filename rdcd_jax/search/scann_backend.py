@@ -49,7 +49,7 @@ def scann_config_for(n_rows: int, k: int, recall: float = 0.99) -> ScannConfig:
     if not 0 <= recall <= 1:
         raise UserError(f"recall is {recall}; give a share from 0 to 1.")
     # More than is usual: as few of them are searched, and each is smaller.
-    times = 2 if n_rows < _MANY_ROWS else 4
+    times = 2 if n_rows < _MANY_ROWS else 6
     leaves = max(1, min(n_rows, times * round(math.sqrt(n_rows))))
     searched = next(searched for reached, searched in _SEARCHED if recall <= reached)
     # Leaves enough to hold several times k rows.

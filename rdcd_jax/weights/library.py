@@ -27,10 +27,17 @@ from rdcd_jax.weights.onnx_model import (
     load_onnx_model,
 )
 from rdcd_jax.weights.onnx_model import KIND as ONNX_RUN
-from rdcd_jax.weights.shipped import CARD, SHIPPED, VERSION, every_shipped, list_models
+from rdcd_jax.weights.shipped import (
+    CARD,
+    INT8_FILE,
+    SHIPPED,
+    VERSION,
+    WEIGHTS,
+    every_shipped,
+    list_models,
+)
 from rdcd_jax.weights.state_dicts import read_safetensors
 
-WEIGHTS = "weights.safetensors"
 # The card's entry of a student whose descriptor is the first dimensions of another's, in a folder beside its own.
 FIRST_OF = "first_of"
 # A network with random weights, as `random:NETWORK`.
@@ -147,7 +154,8 @@ def export_model(
     tensors = {name: np.ascontiguousarray(value, dtype) for name, value in tensors.items()}
     write_tensors(folder / WEIGHTS, tensors)
     # That of an export which stood there before would be taken for this one's.
-    (folder / BACKGROUND).unlink(missing_ok=True)
+    for other in (BACKGROUND, INT8_FILE):
+        (folder / other).unlink(missing_ok=True)
     if model.background is not None:
         write_background(folder / BACKGROUND, model.background)
     write_json(folder / CARD, {**model_card(model), **(about or {})})
@@ -177,7 +185,10 @@ def _load_export(folder: pathlib.Path, name: str | None = None) -> Model:
     )
     background = weights.with_name(BACKGROUND)
     rows = read_background(background, model.dim) if background.is_file() else None
-    return dataclasses.replace(model, card=card, background=rows)
+    int8 = weights.with_name(INT8_FILE)
+    return dataclasses.replace(
+        model, card=card, background=rows, int8=int8 if int8.is_file() else None
+    )
 
 
 def _load_file(path: pathlib.Path) -> Model:

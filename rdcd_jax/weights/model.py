@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import pathlib
 from collections.abc import Callable, Mapping
 
 import jax
@@ -16,7 +17,10 @@ from rdcd_jax.models.branches import reparameterised
 from rdcd_jax.models.descriptor import DescriptorNet, normalize_images
 from rdcd_jax.models.registry import refuse_image_size
 from rdcd_jax.weights import convert
-from rdcd_jax.weights.onnx_model import require_size
+from rdcd_jax.weights.onnx_model import OnnxModel, require_size, unit_length
+
+# What computes descriptors.
+JAX, INT8 = "jax", "onnxruntime-int8"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Model(Embeds):
         short_edge: images should keep their aspect, see `embedding.shapes`.
         background: [T, D] float32, descriptors of unrelated images, for score normalisation; None without.
         spec: what `load_model` loads it by, in any folder; empty for a model that lies nowhere.
+        int8: a file of the network in 8-bit integers; None without.
+        quantised: that file, where it is to compute the descriptors; None for JAX. See `engines.with_engine`.
     """
 
     name: str
@@ -42,6 +48,13 @@ class Model(Embeds):
     short_edge: bool = False
     background: np.ndarray | None = None
     spec: str = ""
+    int8: pathlib.Path | None = None
+    quantised: OnnxModel | None = None
+
+    @property
+    def engine(self) -> str:
+        """What computes the descriptors."""
+        return JAX if self.quantised is None else INT8
 
     @functools.cached_property
     def _embedded(self) -> Callable[[np.ndarray], jax.Array]:
@@ -95,8 +108,11 @@ class Model(Embeds):
     def embed_batch(self, images: np.ndarray) -> np.ndarray:
         """Maps images [B, H, W, 3] uint8 to descriptors [B, D] float32 of unit length.
 
-        All devices of this process share them; where B is no multiple of the devices, black images make it one.
+        By JAX all devices of this process share them; where B is no multiple of the devices, black images make it one.
         """
+        if self.quantised is not None:
+            # The file gives the largest of nested descriptors.
+            return unit_length(self.quantised.embed_batch(images)[:, : self.dim])
         count = len(images)
         lacking = -count % jax.local_device_count()
         if lacking:

@@ -33,6 +33,7 @@ class OnnxModel(Embeds):
         session: what runs the file.
         short_edge: images should keep their aspect, see `embedding.shapes`.
         spec: what `load_model` loads it by, in any folder.
+        engine: what computes its descriptors.
     """
 
     name: str
@@ -41,6 +42,7 @@ class OnnxModel(Embeds):
     session: "onnxruntime.InferenceSession"
     short_edge: bool = False
     spec: str = ""
+    engine: str = KIND
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -62,8 +64,7 @@ class OnnxModel(Embeds):
                 f"{self.path} does not embed images {list(images.shape)} of type uint8"
                 f" ({str(error).splitlines()[0]}); give a file that takes such images."
             ) from error
-        found = np.asarray(found, np.float32)
-        return found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
+        return unit_length(np.asarray(found, np.float32))
 
     def at_size(self, image_size: int | None, *, short_edge: bool = False) -> "OnnxModel":
         """The same model for images of another side, or of another short edge; itself for None."""
@@ -71,6 +72,11 @@ class OnnxModel(Embeds):
             return self
         require_size(image_size, short_edge)
         return dataclasses.replace(self, image_size=image_size, short_edge=short_edge)
+
+
+def unit_length(rows: np.ndarray) -> np.ndarray:
+    """Rows [B, D] divided by their lengths; zeros stay."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
 
 def require_size(size: int, short_edge: bool) -> None:

@@ -3,7 +3,8 @@
 import importlib.resources
 
 SHIPPED = importlib.resources.files("rdcd_jax") / "students"
-CARD = "model.json"
+# The files of a model's folder.
+CARD, WEIGHTS, INT8_FILE = "model.json", "weights.safetensors", "int8.onnx"
 # Between a shipped student's name and the version of this package that shipped it, where a later one ships another.
 VERSION = "@"
 

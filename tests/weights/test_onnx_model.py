@@ -1,9 +1,9 @@
 """ONNX files run by onnxruntime: as a model that embeds, and as a teacher on the host."""
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
+from onnx_support import make_onnx
 from toy import FEATURE, metrics_of, toy_config
 
 from rdcd_jax.augment.policies import make_view
@@ -14,27 +14,6 @@ from rdcd_jax.training.pipeline import Views, make_batches
 from rdcd_jax.weights.library import load_model
 
 pytest.importorskip("onnxruntime")
-
-
-def make_onnx(path, *, inputs=1, kind=TensorProto.UINT8):
-    """A file that embeds an image by its mean colour, turned into FEATURE dimensions; gives the matrix too."""
-    matrix = np.random.default_rng(0).standard_normal((3, FEATURE)).astype(np.float32)
-    names = [f"images{i}" for i in range(inputs)]
-    nodes = [
-        helper.make_node("Cast", [names[0]], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["float"], ["mean"], axes=[1, 2], keepdims=0),
-        helper.make_node("MatMul", ["mean", "matrix"], ["descriptor"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "mean_colour",
-        [helper.make_tensor_value_info(name, kind, ["b", "h", "w", 3]) for name in names],
-        [helper.make_tensor_value_info("descriptor", TensorProto.FLOAT, ["b", FEATURE])],
-        [numpy_helper.from_array(matrix, "matrix")],
-    )
-    opset = helper.make_opsetid("", 13)
-    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
-    return matrix
 
 
 def unit(rows):
