@@ -93,23 +93,32 @@ class Images:
         return np.asarray(resize_square(image, self.size))
 
 
+def torch_network(name: str):
+    """A network in PyTorch as it embeds fastest."""
+    import torch
+
+    from experiments.benchmarks.plain_torch import Student, Teacher
+    from tests.torch_support import import_timm
+
+    dim = NETWORKS[name]
+    network = Teacher() if dim is None else Student(dim, name)
+    if name == "fastvit_t12":
+        network = import_timm().utils.reparameterize_model(network.eval())
+    return network.eval().to(memory_format=torch.channels_last)
+
+
 def torch_runs(source: str, size: int):
     """The same in PyTorch."""
     import torch
-    from plain_torch import Student, Teacher
 
     from rdcd_jax.images.sources import find_images
     from rdcd_jax.models.descriptor import IMAGENET_MEAN, IMAGENET_STD
-    from tests.torch_support import import_timm
 
     images = Images(find_images(source), size)
     mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
 
-    def run(name: str, dim: int | None):
-        network = Teacher() if dim is None else Student(dim, name)
-        if name == "fastvit_t12":
-            network = import_timm().utils.reparameterize_model(network.eval())
-        network = network.eval().to(memory_format=torch.channels_last)
+    def run(name: str):
+        network = torch_network(name)
 
         @torch.inference_mode()
         def embed() -> int:
@@ -123,7 +132,7 @@ def torch_runs(source: str, size: int):
 
         return embed
 
-    return {name: run(name, dim) for name, dim in NETWORKS.items()}
+    return {name: run(name) for name in NETWORKS}
 
 
 def serve(make, source: str, size: int, pipe) -> None:

@@ -64,6 +64,22 @@ def summary(cell: dict) -> dict:
     }
 
 
+def summary_table(rows: list[dict]) -> str:
+    """What `summary` gives of all cells, in Markdown."""
+    lines = [
+        "| rows, dimensions | `scann_ah` | the best peer | ratio | `jax` | FAISS Flat | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        reached = "not reached" if row["scann"] is None else f"{row['scann']:,.0f}"
+        peer = "none" if row["peer"] is None else f"{row['peer']:,.0f} ({row['best_peer']})"
+        lines.append(
+            f"| {row['rows']:,} x {row['dim']} | {reached} | {peer} | {row['scann_over_best_peer'] or ''} |"
+            f" {row['exact']:,.0f} | {row['faiss_flat']:,.0f} | {row['exact_over_faiss_flat']} |"
+        )
+    return "\n".join(lines)
+
+
 def draw(cells: dict[str, dict], path: pathlib.Path) -> None:
     """Writes the table to `path` with the suffix .md, the plot to .png."""
     write_text(path.with_suffix(".md"), _table(cells))

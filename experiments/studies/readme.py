@@ -19,7 +19,7 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from experiments.benchmarks import projection
+from experiments.benchmarks import cost, projection, search_plot
 from experiments.benchmarks.projection import compiled_rows
 from rdcd_jax.benchmarks.disc_runs import evaluate_disc
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
@@ -144,17 +144,21 @@ def minidisc() -> dict:
 def tables() -> dict[str, str]:
     """All tables by name."""
     contenders = minidisc()
-    killed, full = (
-        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["verbs"]
-        for name in ("survive_index", "full_disk")
-    )
+    killed, full = (_result(name)["verbs"] for name in ("survive_index", "full_disk"))
+    costs = _result("cost")
     return {
         "models": models_table(contenders),
         "kinds": kinds_table(contenders),
         "faults": faults_table(killed, full),
         "compiled": compiled_table(compiled_rows()),
         "projected": projection.table(compiled_rows()),
+        "searched": search_plot.summary_table(_result("bench_search")["summary"]),
+        "cost": cost.table(costs["networks"], costs["settings"]["size"]),
     }
+
+
+def _result(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def pages() -> list[pathlib.Path]:
