@@ -167,7 +167,7 @@ def table(networks: dict[str, dict], size: int) -> str:
     """The result in Markdown."""
     lines = [
         "| network | parameters, M: here, published | multiply-adds, G, at the published size: here, published"
-        f" | at {size} | float16, int8, MB | ms an image of {size} pixels, one core: JAX | PyTorch | ONNX | ONNX int8 |",
+        f" | at {size} | float16, int8, MB | ms an image of {size} px, one core: JAX | PyTorch | ONNX | ONNX int8 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in networks.items():

@@ -3,7 +3,9 @@
 import argparse
 
 from rdcd_jax.cli.options import (
+    AUTO,
     SHOWN,
+    add_engine_option,
     add_score_norm_option,
     add_sources,
     local_path,
@@ -43,6 +45,7 @@ def add_duplicates(verbs) -> None:
     parser.add_argument("--model", help=f"a shipped student, ... ({_MODEL}); an index has its own")
     parser.add_argument("--threshold", type=score, help="the model's at 90%% precision without")
     add_score_norm_option(parser)
+    add_engine_option(parser)
     parser.add_argument("--out", type=local_path, help="a .csv, .json or .html file")
     parser.add_argument(
         "--keep", choices=_KEEP, default="largest", help="which image of a group to keep (largest)"
@@ -81,6 +84,7 @@ def _duplicates(options, rest) -> None:
             model=options.model or _MODEL,
             threshold=options.threshold,
             normalised=options.score_norm == "auto",
+            engine=options.engine,
             on_progress=lambda done, total: report("Embedding", done, total),
         )
     warn_left_out(groups.unreadable)
@@ -112,6 +116,8 @@ def _given(options: argparse.Namespace) -> tuple:
         return images, images
     if options.sources or options.images:
         options.usage_error("name the images once: SOURCE..., --images=SOURCE or --index=DIR")
+    if options.engine != AUTO:
+        options.usage_error("--engine is for images that are embedded; an index has its own")
     return None, Index(options.index, model=options.model)
 
 

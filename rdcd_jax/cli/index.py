@@ -5,6 +5,7 @@ import sys
 
 from rdcd_jax.cli.options import (
     SHOWN,
+    add_engine_option,
     add_moved_model,
     add_score_norm_option,
     add_sources,
@@ -67,11 +68,7 @@ def _add_build(actions) -> None:
         help="calibration.json of evaluate disc; the model's own without",
     )
     add_score_norm_option(parser)
-    parser.add_argument(
-        "--engine",
-        default="auto",
-        help="what embeds: jax, onnxruntime-int8, or auto (default): the latter on CPUs where onnxruntime is installed",
-    )
+    add_engine_option(parser)
     parser.add_argument(
         "--ann",
         action="store_true",

@@ -16,6 +16,8 @@ SOURCE = (
 )
 # Matches and groups printed; a file gets them all.
 SHOWN = 40
+# As `weights.engines` has it, whose import takes a second.
+AUTO = "auto"
 
 
 def verb(
@@ -136,6 +138,15 @@ def add_score_norm_option(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "none"),
         default="auto",
         help="none leaves similarities as they are; else the model's background, if it has one, normalises them",
+    )
+
+
+def add_engine_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --engine of verbs that embed many images."""
+    parser.add_argument(
+        "--engine",
+        default=AUTO,
+        help="what embeds: jax, onnxruntime-int8, or auto (default): the latter on CPUs where onnxruntime is installed",
     )
 
 

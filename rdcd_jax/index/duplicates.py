@@ -30,7 +30,7 @@ from rdcd_jax.index.results import require_savable
 from rdcd_jax.index.search import PRECISION, Index, Progress
 from rdcd_jax.report.gallery import Figure, Section, at, size_line, write_gallery
 from rdcd_jax.search.scoring import Scoring, scoring_of
-from rdcd_jax.weights.library import load_model
+from rdcd_jax.weights.engines import AUTO, load_by
 from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.onnx_model import OnnxModel
 
@@ -123,6 +123,7 @@ def find_duplicates(
     model: str | Model | OnnxModel = "rdcd-effb0-128",
     threshold: float | None = None,
     normalised: bool = True,
+    engine: str = AUTO,
     on_progress: Progress | None = None,
 ) -> Groups:
     """Groups the copies in a set, or finds what two sets share.
@@ -133,6 +134,8 @@ def find_duplicates(
         model: a model that `load_model` gave, or what it takes; an index has its own.
         threshold: least score of two copies; the model's own at 90 % precision for None.
         normalised: takes off a pair's similarity how near the two are to the model's background, where it has one.
+        engine: what computes descriptors: "jax", "onnxruntime-int8" or "auto", see `engines.load_by`; an index has its
+            own.
         on_progress: called with images done and in all.
 
     Raises:
@@ -160,7 +163,7 @@ def find_duplicates(
         if against is not None:
             sets.append(_of_images(images.embedder, against, on_progress))
     else:
-        embedder = load_model(model) if isinstance(model, str) else model
+        embedder = load_by(model, engine)
         background = getattr(embedder, "background", None) if normalised else None
         scoring = scoring_of(background, getattr(embedder, "card", {}).get("calibration"))
         name = f"model {embedder.name}"
@@ -315,7 +318,9 @@ def _embedded(embedder: Model | OnnxModel, images: ImageSet, on_progress: Progre
     if len(images) <= ROWS or images.in_memory:
         return embed_images(embedder, images, on_progress=on_progress)
     size = [embedder.image_size, embedder.short_edge, images.as_seen]
-    key = json.dumps([embedder.fingerprint, size, images.fingerprint(), images.paths])
+    key = json.dumps(
+        [embedder.fingerprint, embedder.engine, size, images.fingerprint(), images.paths]
+    )
     digest = hashlib.sha256(key.encode()).hexdigest()[:32]
     path = cache_folder() / "duplicates" / f"{digest}.npz"
     done = embed_to_file(

@@ -9,7 +9,7 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.stream import has_fingerprint
 from rdcd_jax.index.manifest import Manifest
 from rdcd_jax.search.scoring import scoring_of
-from rdcd_jax.weights.engines import AUTO, can_run, with_engine
+from rdcd_jax.weights.engines import AUTO, can_run, load_by, with_engine
 from rdcd_jax.weights.library import load_model_of
 from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.onnx_model import OnnxModel
@@ -22,11 +22,10 @@ def embedder_for(
 
     Of a shipped student it is the version that an index which is there was made by, and "auto" is that index's engine.
     """
-    if isinstance(model, str):
-        model = load_model_of(model, there and there.fingerprint)
-    if engine == AUTO and there is not None:
+    if engine == AUTO and there is not None and isinstance(model, str):
+        model = load_model_of(model, there.fingerprint)
         engine = there.engine or model.engine
-    model = with_engine(model, engine)
+    model = load_by(model, engine, there and there.fingerprint)
     if not model.spec:
         raise UserError(
             f"The model {model.name} lies nowhere that the index could find it again; export it, and load the export."

@@ -112,7 +112,7 @@ class Index:
             calibration: what a score means, see `calibration.read_calibration`; for None the model's own, if it has
                 one, and an index that is there keeps its own.
             normalised: normalises scores by the model's background, if it has one.
-            engine: what computes the descriptors: "jax", "onnxruntime-int8" or "auto", see `engines.with_engine`.
+            engine: what computes the descriptors: "jax", "onnxruntime-int8" or "auto", see `engines.load_by`.
             on_progress: called with images done and in all.
 
         Returns:

@@ -8,7 +8,7 @@ import jax
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import file_sha256, write_aside
-from rdcd_jax.weights.library import load_model
+from rdcd_jax.weights.library import load_model, load_model_of
 from rdcd_jax.weights.model import INT8, JAX, Model
 from rdcd_jax.weights.onnx_model import OnnxModel, load_onnx_model
 from rdcd_jax.weights.shipped import INT8_FILE, WEIGHTS
@@ -55,6 +55,24 @@ def with_engine(model: Model | OnnxModel, engine: str) -> Model | OnnxModel:
             f" {model.name} --format=onnx-int8` and give the file as onnxruntime:FILE."
         )
     return dataclasses.replace(model, quantised=_quantised(model, model.int8))
+
+
+def load_by(
+    model: str | Model | OnnxModel, engine: str, fingerprint: str | None = None
+) -> Model | OnnxModel:
+    """A model ready to be computed by an engine.
+
+    Args:
+        model: what `load_model` takes, or gave. One that was loaded already stays by its own engine under "auto".
+        engine: see `with_engine`.
+        fingerprint: see `load_model_of`.
+
+    Raises:
+        UserError: see `load_model` and `with_engine`.
+    """
+    if isinstance(model, str):
+        return with_engine(load_model_of(model, fingerprint), engine)
+    return model if engine == AUTO else with_engine(model, engine)
 
 
 def can_run(model: Model | OnnxModel, engine: str) -> bool:

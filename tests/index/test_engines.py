@@ -14,6 +14,7 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import file_sha256
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.index import Index
+from rdcd_jax.index.duplicates import find_duplicates
 from rdcd_jax.index.manifest import MANIFEST, read_manifest
 from rdcd_jax.weights import engines
 from rdcd_jax.weights.engines import INT8, JAX, MADE_FROM, with_engine
@@ -80,6 +81,24 @@ def test_without_onnxruntime(model, images, tmp_path, request):
         UserError, match=r"engine onnxruntime-int8, which this machine cannot run; inst"
     ):
         there.add(images)
+
+
+def test_a_model_that_was_loaded_stays_as_it_is(model, images, tmp_path):
+    loaded = load_model(str(model))
+    assert Index.build(tmp_path / "x", images, model=loaded).embedder.engine == JAX
+    assert Index.build(tmp_path / "y", images, model=loaded, engine=INT8).embedder.engine == INT8
+
+
+def test_duplicates_take_it_too(model, images, tmp_path, capsys):
+    quantised = with_engine(load_model(str(model)), INT8)
+    expected = [group.ids for group in find_duplicates(images, model=quantised, threshold=0.9)]
+    for engine, same in (("auto", True), (JAX, False)):
+        found = find_duplicates(images, model=str(model), threshold=0.9, engine=engine)
+        assert ([group.ids for group in found] == expected) is same
+    Index.build(tmp_path / "x", images, model=str(model))
+    with pytest.raises(SystemExit):
+        main(["duplicates", f"--index={tmp_path / 'x'}", "--engine=jax"])
+    assert "an index has its own" in capsys.readouterr().err
 
 
 def test_the_engine_of_an_index_stays(model, images, tmp_path):
