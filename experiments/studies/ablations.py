@@ -20,6 +20,7 @@ descriptors. `experiments.studies.findings` makes a page of these.
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -74,6 +75,20 @@ def _hard_negatives(weight: float) -> Fields:
     return {"objective.entropy_lambda": 2 * weight}
 
 
+def _framed(probability: float) -> Fields:
+    """ADVANCED with borders of one colour round some views."""
+    framed = f"frame {probability:g} scale=0.2,0.9 ratio=0.5,2"
+    return {
+        "data.policy": (
+            "hflip 0.5; rotate_by_one_of 0.05 degrees=90,180,270; overlay_text 0.1 size=0.1,0.3 opacity=0.1,1;"
+            " overlay_emoji 0.2 size=0.1,0.5 opacity=0.7,1; rotate 0.05 degrees=0,359;"
+            f" resized_crop 1 scale=0.08,1 ratio=0.75,1.3333; {framed};"
+            " jitter 0.8 brightness=0.2,1.8 contrast=0.2,1.8 saturation=0.2,1.8 hue=-0.2,0.2; grey 0.2;"
+            " blur 0.5 radius=1,5; jpeg 0.2 quality=0,100"
+        )
+    }
+
+
 QUEUED = {"objective.sscd_lambda": 0.0, "objective.moco_lambda": 1.0}
 STUDIES = {
     "terms": Study(
@@ -101,6 +116,11 @@ STUDIES = {
             f"temperature {value:g}": {"objective.sscd_temperature": value}
             for value in (0.07, 0.03, 0.05, 0.1, 0.2)
         },
+    ),
+    "frames": Study(
+        "Do borders round some training views help with framed copies, such as screenshots?",
+        "descriptor",
+        {f"a frame round {share:.0%} of views": _framed(share) for share in (0.0, 0.2)},
     ),
     "negatives": Study(
         "Where should negatives come from: the batch, or a queue of past keys?",
@@ -156,6 +176,10 @@ class Bench:
         config.evals.disc.data = ""
         config.seed = seed
         config.update_from_flattened_dict(fields)
+        if "data.policy" in fields:
+            # Features are of a policy's views.
+            digest = hashlib.sha256(config.data.policy.encode()).hexdigest()[:8]
+            config.data.cache = str(self.out / f"features-{digest}")
         config.bank.size = max(config.bank.size, config.batch_size)
         config.queue.size = max(config.queue.size, config.batch_size)
         return config

@@ -5,8 +5,8 @@
 The references of BENCHMARK, a DISC-shaped folder, are embedded whole and, beside, in the five parts that `search
 --variants=crops` takes of a query: six descriptors an image, of which the best score counts. Looked for are crops of
 every eighth reference (the middle half, third and quarter of the sides) and the benchmark's queries, of which the
-distractors show false alarms. Thresholds are the models' own of 90 % precision, for as many descriptors as are compared,
-scores normalised as in an index. The result goes to experiments/results/parts.json.
+distractors show false alarms. Thresholds are the models' own of 90 % precision, of as many descriptors as are compared;
+scores are normalised as in an index. The result goes to experiments/results/parts.json.
 """
 
 import argparse

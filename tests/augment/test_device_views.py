@@ -131,6 +131,16 @@ def test_resized_crop(images, size):
     assert_levels(ours, theirs, most=1, mean=0.2)
 
 
+def test_frame(images):
+    boxes = [(0, 0, 144, 112), (10, 20, 100, 110), (3, 7, 50, 60), (100, 90, 120, 112)]
+    boxes += [(0, 50, 144, 60), (1, 1, 143, 111)]
+    parts = np.float32([[a / 144, b / SIDE, (c - a) / 144, (d - b) / SIDE] for a, b, c, d in boxes])
+    colours = [(255, 255, 255), (0, 0, 0), (7, 80, 200), (1, 2, 3), (255, 0, 0), (0, 0, 0)]
+    ours = jax.jit(geometry.frame)(levels(images), parts, np.float32(colours))
+    theirs = [edits.frame(p, *each) for p, *each in zip(images, boxes, colours, strict=True)]
+    assert_levels(ours, theirs, most=1, mean=0.2)
+
+
 def test_crop_boxes():
     """Area, shape and position are as torchvision draws them, and as the host does."""
     rng = np.random.default_rng(0)

@@ -46,6 +46,15 @@ def test_geometry_and_grey_equal_torchvisions(image):
     same(v2.resized_crop(image, top, left, bottom - top, right - left, [24, 24]), want)
 
 
+def test_a_frame_holds_the_whole_image(image):
+    framed = edits.frame(image, (10, 20, 58, 52), (255, 0, 7))
+    assert framed.size == image.size
+    same(framed.crop((10, 20, 58, 52)), image.resize((48, 32), Image.Resampling.BILINEAR))
+    pixels = np.array(framed)
+    pixels[20:52, 10:58] = (255, 0, 7)
+    assert (pixels == (255, 0, 7)).all()
+
+
 @pytest.mark.parametrize("size", [(96, 64), (95, 64), (64, 64), (33, 50)])
 @pytest.mark.parametrize("degrees", [0, 37, 90, 180, 213.5, 270, -90, 450])
 def test_a_part_of_a_rotation_is_that_part_of_the_whole(image, size, degrees):

@@ -126,6 +126,27 @@ def resized_crop(images: jax.Array, box: jax.Array, size: int) -> jax.Array:
     return jnp.round(resize(images, rows, columns))
 
 
+def frame(images: jax.Array, box: jax.Array, colour: jax.Array) -> jax.Array:
+    """Reduces each image to a box of its own frame, and fills the rest with one colour.
+
+    Args:
+        images: [B, H, W, 3].
+        box: [B, 4], left, top, width and height as fractions of the image's.
+        colour: [B, 3], levels.
+
+    Returns:
+        [B, H, W, 3], bilinear and antialiased, whole levels.
+    """
+    height, width = images.shape[1:3]
+    left, top, across, down = box.T
+    # The frame as seen from the box: a stretch that begins before the image and ends behind it.
+    rows = resampling(height, height, -top / down * height, height / down)
+    columns = resampling(width, width, -left / across * width, width / across)
+    inside = (jnp.sum(rows, -1) > 0)[:, :, None] & (jnp.sum(columns, -1) > 0)[:, None, :]
+    reduced = jnp.round(resize(images, rows, columns))
+    return jnp.where(inside[..., None], reduced, colour[:, None, None])
+
+
 def crop_box(
     key: jax.Array, aspect: jax.Array, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> jax.Array:

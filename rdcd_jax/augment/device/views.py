@@ -139,6 +139,16 @@ def _resized_crop(state: _State, *, scale: Range, ratio: Range) -> jax.Array:
     return geometry.resized_crop(state.images, box, state.image_size)
 
 
+def _frame(state: _State, *, scale: Range, ratio: Range) -> jax.Array:
+    keys = state.keys(3)
+    box = geometry.crop_box(keys[0], state.aspect, scale, ratio)
+    drawn = state.whole(keys[1], 0, 255, (3,)).astype(jnp.float32)
+    white = jnp.full_like(drawn, 255)
+    levels = jnp.stack([white, jnp.zeros_like(drawn), drawn])
+    chosen = state.whole(keys[2], 0, len(levels) - 1)
+    return geometry.frame(state.images, box, levels[chosen, jnp.arange(len(drawn))])
+
+
 def _jitter(state: _State, **bounds: Range) -> jax.Array:
     order_key, *keys = state.keys(1 + len(bounds))
     changes = [getattr(colour, name) for name in bounds]
@@ -172,6 +182,7 @@ OPERATIONS: Mapping[str, Callable[..., jax.Array]] = {
     "overlay_text": _overlay_text,
     "overlay_emoji": _overlay_emoji,
     "resized_crop": _resized_crop,
+    "frame": _frame,
     "jitter": _jitter,
     "grey": _grey,
     "blur": _blur,

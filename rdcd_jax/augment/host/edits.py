@@ -119,6 +119,17 @@ def resized_crop(image: Image.Image, box: Box, size: int) -> Image.Image:
     return image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
 
 
+def frame(image: Image.Image, box: Box, colour: Sequence[int]) -> Image.Image:
+    """Reduces the image to `box` of its own frame and fills the rest with one colour, as borders and screenshots do.
+
+    Source: AugLy's pad, which makes the frame larger instead.
+    """
+    left, top, right, bottom = box
+    framed = Image.new("RGB", image.size, tuple(colour))
+    framed.paste(image.resize((right - left, bottom - top), Image.Resampling.BILINEAR), (left, top))
+    return framed
+
+
 def grey(image: Image.Image) -> Image.Image:
     """Removes colour; the image keeps three (equal) channels. Source: torchvision's rgb_to_grayscale."""
     return image.convert("L").convert("RGB")

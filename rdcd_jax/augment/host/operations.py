@@ -112,6 +112,15 @@ def _resized_crop(
     }
 
 
+def _frame(
+    rng: np.random.Generator, frame: Size, side: int, *, scale: Range, ratio: Range
+) -> Values:
+    box = edits.random_crop_box(*frame, scale=scale, ratio=ratio, rng=rng)
+    # White and black are most borders.
+    levels = ((255,) * 3, (0,) * 3, tuple(int(level) for level in rng.integers(256, size=3)))
+    return {"box": box, "colour": levels[rng.integers(len(levels))]}
+
+
 def _jitter(
     rng: np.random.Generator,
     frame: Size,
@@ -158,6 +167,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "overlay_text": Operation(_overlay_text, _write_text),
     "overlay_emoji": Operation(_overlay_emoji, _paste_emoji),
     "resized_crop": Operation(_resized_crop, edits.resized_crop),
+    "frame": Operation(_frame, edits.frame),
     "jitter": Operation(_jitter, jitter),
     "grey": Operation(_nothing, edits.grey),
     "blur": Operation(_blur, blur),
