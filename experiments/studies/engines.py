@@ -61,7 +61,7 @@ def measured(name: str, references: str, queries: ImageSet, pairs: list, rounds:
                 seconds[engine].append(time.perf_counter() - begun)
         indexes = {engine: Index(f"{folder}/{engine}0") for engine in models}
         result = {engine: found_by(index, queries, pairs) for engine, index in indexes.items()}
-        ours, theirs = (index.contents().descriptors for index in indexes.values())
+        ours, theirs = (index.contents().rows for index in indexes.values())
         indexes[INT8].embedder = indexes[JAX].embedder
         result["mixed"] = found_by(indexes[INT8], queries, pairs)
     cosines = np.sum(ours * theirs, axis=1)

@@ -7,8 +7,8 @@ from rdcd_jax.core.errors import UserError
 # How many neighbours more than asked a float32 search should bring: enough that its rounding seldom
 # leaves open which of them are the best.
 MARGIN = 16
-# How many more a second look brings.
-_WIDER = 256
+# Of how many rows a second look scores anew, for a query, those that could be among the best.
+_MOST_NEAR = 4096
 _QUERIES = 1024
 _BLOCK_ENTRIES = 1 << 22
 # So many in float64 stay in a core's cache.
@@ -111,8 +111,8 @@ def settled_neighbours(
 
     A search rounds each product differently by backend and by position in a block, so equal rows come back with
     unequal scores. Scoring the few candidates again in float64 gives every backend the same answer. Where the worst
-    candidate lies within rounding of the k-th, rows that belong before it may have been left out: then more candidates
-    are sought in float32, and where these leave it open too, the query is compared with every row in float64.
+    candidate lies within rounding of the k-th, rows that belong before it may have been left out: then every row is
+    looked at in float32, and what lies near the k-th is scored in float64 too.
 
     Args:
         queries: [N, D] float32.
@@ -130,11 +130,59 @@ def settled_neighbours(
     best, unsettled = _scored_again(queries, database, k, found, uncertain)
     if unsettled.any():
         some = queries[unsettled]
-        wider = blocked_neighbours(some, database, min(k + _WIDER, len(database)))
-        again, still = _scored_again(some, database, k, wider, rounding(some, longest))
-        for whole, part in zip(best, _with_whole(some, database, *again, still), strict=True):
+        least = best[0][unsettled, -1] - rounding(some, longest)
+        for whole, part in zip(best, _near_neighbours(some, database, k, least), strict=True):
             whole[unsettled] = part
     return best
+
+
+def _near_neighbours(
+    queries: np.ndarray, database: np.ndarray, k: int, least: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best rows by float64, which all have `least` [N] at least in float32."""
+    scores, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    for i in range(0, len(queries), _QUERIES):
+        block, part = queries[i : i + _QUERIES], slice(i, i + _QUERIES)
+        near = _rows_from(block, database, least[part])
+        few = np.asarray([rows is not None for rows in near])
+        if few.any():
+            candidates = _filled_up([rows for rows in near if rows is not None])
+            # That no other row could belong to the best is known.
+            found = np.full(candidates.shape, -np.inf, np.float32), candidates
+            best, _ = _scored_again(block[few], database, k, found, np.zeros(few.sum()))
+            scores[part][few], indices[part][few] = best
+        scores[part], indices[part] = _with_whole(
+            block, database, scores[part], indices[part], ~few
+        )
+    return scores, indices
+
+
+def _filled_up(rows: list[np.ndarray]) -> np.ndarray:
+    """Rows of different lengths in one array, -1 behind each."""
+    filled = np.full((len(rows), max(map(len, rows))), -1, np.int64)
+    for whole, part in zip(filled, rows, strict=True):
+        whole[: len(part)] = part
+    return filled
+
+
+def _rows_from(
+    queries: np.ndarray, database: np.ndarray, least: np.ndarray
+) -> list[np.ndarray | None]:
+    """Each query's rows whose float32 product is `least` [N] at least; None where there are too many."""
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    least = np.where(np.isfinite(least), least, np.inf)
+    counts = np.where(np.isfinite(least), 0, _MOST_NEAR + 1)
+    width = _BLOCK_ENTRIES // _QUERIES
+    for j in range(0, len(database), width):
+        who, where = np.nonzero(queries @ database[j : j + width].T >= least[:, None])
+        counts += np.bincount(who, minlength=len(queries))
+        # Of what has too many already no more are looked for.
+        least = np.where(counts > _MOST_NEAR, np.inf, least)
+        found.append((who, where + j))
+    who, where = (np.concatenate(each) for each in zip(*found, strict=True))
+    order = np.argsort(who, kind="stable")
+    parts = np.split(where[order], np.cumsum(np.bincount(who, minlength=len(queries)))[:-1])
+    return [None if count > _MOST_NEAR else rows for count, rows in zip(counts, parts, strict=True)]
 
 
 def _scored_again(

@@ -1,8 +1,10 @@
 """Search by inner product on JAX devices: each keeps part of the database, and their best are merged."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -18,8 +20,8 @@ _WIDE, _NARROW = 524_288, 65_536
 _QUERIES = 1024
 # Scores of so many rows stay in the core's cache until their maxima are taken.
 _BLOCK = 2048
-# Rows that one maximum stands for.
-_GROUP = 32
+# Rows that one maximum stands for: first of few rows, then of several such.
+_SMALL, _GROUP = 8, 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,26 +156,30 @@ def nearest_rows(
     best = [(np.full((step, k), -np.inf, np.float32), np.full((step, k), -1, np.int32))] * len(
         blocks
     )
-    # A caller's own mesh, such as a training run's that evaluates, may have fewer devices.
-    with jax.set_mesh(mesh):
+
+    def joined(so_far: tuple, block: jax.Array, slab: Slab) -> tuple:
+        position = np.asarray([slab.first, slab.count], np.int32)
+        options = {"k": k, "mesh": mesh, "by_maxima": by_maxima, "approximate": approximate}
+        # A caller's own mesh, such as a training run's that evaluates, may have fewer devices.
+        with jax.set_mesh(mesh):
+            found = merged(*so_far, block, slab.rows, slab.scales, position, **options)
+        return jax.block_until_ready(found) if by_maxima else found
+
+    with concurrent.futures.ThreadPoolExecutor(_threads(mesh)) as pool:
         for slab in slabs:
-            position = np.asarray([slab.first, slab.count], np.int32)
-            best = [
-                merged(
-                    *so_far,
-                    block,
-                    slab.rows,
-                    slab.scales,
-                    position,
-                    k=k,
-                    mesh=mesh,
-                    by_maxima=by_maxima,
-                    approximate=approximate,
-                )
-                for so_far, block in zip(best, blocks, strict=True)
-            ]
+            best = list(pool.map(joined, best, blocks, [slab] * len(blocks)))
     scores, rows = (np.concatenate(each)[: len(queries)] for each in zip(*best, strict=True))
     return scores, np.where(np.isneginf(scores), -1, rows.astype(np.int64))
+
+
+def _threads(mesh: Mesh) -> int:
+    """How many blocks of queries are searched at once.
+
+    XLA gives much of a block's work to one core of a CPU. Where devices exchange their best, all must do so in one
+    order.
+    """
+    alone_on_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+    return (os.cpu_count() or 1) if alone_on_cpu else 1
 
 
 @functools.partial(jax.jit, static_argnames=("k", "mesh", "by_maxima", "approximate"))
@@ -207,13 +213,16 @@ def _found(queries, rows, scales, n_valid, k, *, approximate):
 
 
 def _found_by_maxima(queries, rows, scales, n_valid, k):
-    """The same: the k best rows lie in the k groups of largest maxima."""
-    n_blocks = rows.shape[0] // _BLOCK
+    """The same: the k best rows lie in the k groups of largest maxima, and in the k small groups of largest maxima.
+
+    A small group is of rows that lie `_BLOCK // _SMALL` apart, since maxima of whole stretches are vectors' work.
+    """
+    n_blocks, n_queries = rows.shape[0] // _BLOCK, len(queries)
+    apart, parts = _BLOCK // _SMALL, _GROUP // _SMALL
 
     def maxima(start, block):
         scores = _masked(_products(queries, *block), start + jnp.arange(_BLOCK), n_valid)
-        grouped = scores.reshape(len(queries), _BLOCK // _GROUP, _GROUP)
-        return start + _BLOCK, grouped.max(axis=2)
+        return start + _BLOCK, scores.reshape(n_queries, _SMALL, apart).max(axis=1)
 
     # Varying over the mesh, as n_valid does.
     start = jnp.zeros_like(n_valid)
@@ -221,20 +230,30 @@ def _found_by_maxima(queries, rows, scales, n_valid, k):
         rows.reshape(n_blocks, _BLOCK, -1),
         None if scales is None else scales.reshape(n_blocks, _BLOCK),
     )
-    _, found = jax.lax.scan(maxima, start, blocks)
-    found = jnp.moveaxis(found, 0, 1).reshape(len(queries), -1)
-    _, groups = jax.lax.top_k(found, min(k, found.shape[1]))
+    _, small = jax.lax.scan(maxima, start, blocks)
+    small = small.reshape(n_blocks, n_queries, parts, apart // parts)
+    large = jnp.moveaxis(small.max(axis=2), 0, 1).reshape(n_queries, -1)
+    _, groups = jax.lax.top_k(large, min(k, large.shape[1]))
+    block, within = jnp.divmod(groups, apart // parts)
+    # [queries, groups, small ones of a group]
+    who = jnp.arange(n_queries)[:, None, None]
+    within = within[:, :, None]
+    part = jnp.arange(parts)[None, None, :]
+    own = small[block[:, :, None], who, part, within].reshape(n_queries, -1)
+    first = (block[:, :, None] * _BLOCK + part * (apart // parts) + within).reshape(n_queries, -1)
+    _, kept = jax.lax.top_k(own, groups.shape[1])
+    first = jnp.take_along_axis(first, kept, axis=1)
 
     # One query at a time: its rows are gathered in the cache, not in memory.
     def again(each):
-        query, groups = each
-        columns = (groups[:, None] * _GROUP + jnp.arange(_GROUP)[None, :]).reshape(-1)
+        query, first = each
+        columns = (first[:, None] + jnp.arange(0, _BLOCK, apart)[None, :]).reshape(-1)
         own = None if scales is None else scales[columns]
         found = _products(query[None], rows[columns], own)[0]
         best, kept = jax.lax.top_k(_masked(found, columns, n_valid), k)
         return best, columns[kept]
 
-    return jax.lax.map(again, (queries, groups))
+    return jax.lax.map(again, (queries, first))
 
 
 def _products(queries, rows, scales):

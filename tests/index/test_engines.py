@@ -56,7 +56,7 @@ def test_auto_takes_it_where_it_is(model, images, tmp_path, capsys):
     assert "embedded by onnxruntime-int8" in capsys.readouterr().out
     quantised = with_engine(load_model(str(model)), INT8)
     found = Index(tmp_path / "x")
-    np.testing.assert_allclose(found.contents().descriptors, quantised.embed(images), atol=1e-6)
+    np.testing.assert_allclose(found.contents().rows, quantised.embed(images), atol=1e-6)
     assert found.embedder.engine == INT8
     assert [match.score for match in found.search(images, k=1)] == pytest.approx([1] * 40)
 
@@ -64,7 +64,7 @@ def test_auto_takes_it_where_it_is(model, images, tmp_path, capsys):
 def test_jax_where_it_is_asked_for_or_nothing_else_is_there(model, images, tmp_path):
     by_jax = Index.build(tmp_path / "x", images, model=str(model), engine=JAX)
     expected = load_model(str(model)).embed(images)
-    np.testing.assert_allclose(by_jax.contents().descriptors, expected, atol=1e-6)
+    np.testing.assert_allclose(by_jax.contents().rows, expected, atol=1e-6)
     # It stays so, whoever goes on with it.
     assert Index.build(tmp_path / "x", images, model=str(model)).embedder.engine == JAX
     (model / INT8_FILE).unlink()

@@ -30,7 +30,7 @@ DIM = 8
 class Sized(Embedder):
     """A function as a model that indexes can be made with."""
 
-    dim, spec = DIM, "sums"
+    dim, spec, engine = DIM, "sums", "jax"
 
     def at_size(self, size):
         return self
@@ -409,8 +409,8 @@ def test_an_image_of_zeros_is_left_out(tmp_path, monkeypatch):
     Image.fromarray(np.tile(np.arange(0, 240, 30, np.uint8), (8, 1))).save(images / "stripes.png")
     Image.new("RGB", (8, 8)).save(images / "blank.png")
     monkeypatch.setattr(
-        "rdcd_jax.index.made_by.load_model_of",
-        lambda spec, fingerprint: Sized(embed, 8, name="sums"),
+        "rdcd_jax.index.made_by.load_by",
+        lambda spec, engine, fingerprint: Sized(embed, 8, name="sums"),
     )
     index = Index.build(tmp_path / "x", images, model="sums")
     assert len(index) == index.added.added == 4

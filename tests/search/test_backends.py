@@ -57,6 +57,7 @@ def small_parts(monkeypatch):
         "_QUERIES": 25,
         "_BLOCK": 16,
         "_GROUP": 4,
+        "_SMALL": 2,
     }.items():
         monkeypatch.setattr(sharded, name, value)
     jax.clear_caches()
