@@ -92,6 +92,20 @@ def test_what_bfloat16_cannot_tell_apart_is_told_apart(monkeypatch):
     np.testing.assert_array_equal(scores, expected_scores.astype(np.float32))
 
 
+@pytest.mark.parametrize("name", ["heavy ties", "exact duplicates"])
+@pytest.mark.parametrize("most", [3, 60, 10_000])
+def test_however_many_rows_are_near_the_last_the_answer_is_the_same(name, most, monkeypatch):
+    """All queries, some or none have more rows near their last neighbour than are scored for each."""
+    monkeypatch.setattr(backends.exact, "_MOST_NEAR", most)
+    monkeypatch.setattr(backends.exact, "_BLOCK_ENTRIES", 1024 * 100)
+    monkeypatch.setattr(backends.exact, "_QUERIES", 1024)
+    queries, database = (x.astype(np.float32) for x in made(name))
+    scores, indices = backends.knn(queries, database, 4, "jax")
+    expected_scores, expected_indices = expected_neighbours(queries, database, 4)
+    np.testing.assert_array_equal(indices, expected_indices)
+    np.testing.assert_array_equal(scores, expected_scores)
+
+
 @pytest.mark.parametrize("n_rows", [1, 7, 1025, 3000])
 def test_devices_keep_a_part_each(n_rows):
     database = np.arange(2.0 * n_rows, dtype=np.float32).reshape(n_rows, 2)
