@@ -1,9 +1,9 @@
 """What `index build --engine=onnxruntime-int8` costs in what is found and gains in time, against JAX.
 
-    python -m experiments.studies.engines BENCHMARK [--rounds 3]
+    python -m experiments.studies.engines BENCHMARK [--rounds 3] [--models rdcd-effb0-128 ...]
 
 An index of the references of BENCHMARK, a DISC-shaped folder, is built by both engines in turns and searched for its
-queries, for every shipped student: as `index build` and `search` do it by default. Measured are the images a second of
+queries, for every student: as `index build` and `search` do it by default. Measured are the images a second of
 the builds, from files and after one that is not counted; the cosine between an image's two descriptors; µAP over the
 ten nearest; and what is found from the model's own threshold of 90 % precision on, and how much of it is right.
 `mixed` are JAX's queries among descriptors by 8-bit integers, as where an index is searched on a machine without
@@ -84,12 +84,13 @@ def main() -> None:
     )
     parser.add_argument("benchmark", type=pathlib.Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--models", nargs="+", default=list_models())
     options = parser.parse_args()
     layout = find_disc_layout(options.benchmark)
     pairs = list(read_ground_truth(layout.ground_truth).pairs)
     queries = find_images(layout.queries)
     models = {}
-    for name in list_models():
+    for name in options.models:
         models[name] = measured(name, layout.references, queries, pairs, options.rounds)
         print(name, models[name], flush=True)
     write_json(
