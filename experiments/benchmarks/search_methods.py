@@ -13,22 +13,8 @@ import numpy as np
 
 K = 10
 # Which share of the leaves or lists is searched, in rising order.
-SHARES = (
-    0.0025,
-    0.004,
-    0.005,
-    0.006,
-    0.0075,
-    0.009,
-    0.01,
-    0.0125,
-    0.015,
-    0.02,
-    0.025,
-    0.03,
-    0.035,
-    0.045,
-)
+SHARES = (0.0025, 0.004, 0.005, 0.006, 0.0075, 0.009, 0.01, 0.0125, 0.015, 0.02, 0.025)
+SHARES += (0.03, 0.035, 0.045)
 SHARES += (0.06, 0.07, 0.08, 0.1, 0.12, 0.17, 0.25, 0.35, 0.5)
 # How many are scored exactly, as multiples of K.
 REORDERED = (1.5, 2, 3, 6)
