@@ -105,7 +105,7 @@ RECIPES = {
     "further": Recipe(
         "rdcd-effb0-256",
         320,
-        (Stage(224, 288, 12, 12, 4e-3, BROAD, 1.0),),
+        (Stage(224, 288, 4, 4, 3e-3, BROAD, 1.0),),
     ),
 }
 STUDENTS = ROOT / "rdcd_jax" / "students"
