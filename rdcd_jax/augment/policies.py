@@ -157,6 +157,20 @@ def find_policy(policy: str | Sequence[Step]) -> Policy:
     return tuple(policy)
 
 
+def written(policy: Sequence[Step]) -> str:
+    """A policy as the text that `find_policy` reads."""
+    return "; ".join(
+        " ".join(
+            [
+                step.operation,
+                str(step.probability),
+                *(f"{name}={','.join(map(str, values))}" for name, values in step.ranges.items()),
+            ]
+        )
+        for step in policy
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class View:
     """Makes one view of an image; what `make_view` returns, a class so that it can be pickled."""

@@ -59,6 +59,7 @@ def relational_kl(
     bank: jax.Array,
     *,
     temperature: float,
+    teacher_temperature: float | None = None,
     student_bank: jax.Array | None = None,
 ) -> jax.Array:
     """How far the student's relations to a bank are from the teacher's own.
@@ -68,19 +69,21 @@ def relational_kl(
         teacher: [B, F] teacher features of the same views. Takes no gradient.
         bank: [K, F] past teacher features. Takes no gradient.
         temperature: of both softmaxes (0.04 in the paper).
+        teacher_temperature: of the teacher's softmax, where that is another.
         student_bank: [K, D] the student's own descriptors, row i of the image of the bank's row i, for the student to
             be compared with; the bank itself where not given. Takes no gradient.
 
     Returns:
-        Scalar, batch mean of KL(softmax(teacher . bank / T) || softmax(student . student_bank / T)).
+        Scalar, batch mean of KL(softmax(teacher . bank / Tt) || softmax(student . student_bank / T)).
 
     Source: RDCD's relational self-supervised distillation, in CompRess's single-queue form (Koohpayegani et al. 2020);
     with `student_bank` its two-queue form. SEED (Fang et al. 2021) has the same loss, with one queue and a temperature
     for each side.
     """
     student_bank = bank if student_bank is None else student_bank
+    teacher_temperature = teacher_temperature or temperature
     teacher, bank, student_bank = jax.lax.stop_gradient((teacher, bank, student_bank))
-    targets = jax.nn.log_softmax(_product(teacher, bank.T) / temperature)
+    targets = jax.nn.log_softmax(_product(teacher, bank.T) / teacher_temperature)
     predictions = jax.nn.log_softmax(_product(student, student_bank.T) / temperature)
     return jnp.mean(optax.losses.kl_divergence_with_log_targets(predictions, targets))
 

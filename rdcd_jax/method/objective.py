@@ -81,6 +81,11 @@ class Objective:
     kld_temperature: float = option(
         0.04, "Temperature of the softmaxes of a relational KL.", above=0
     )
+    kld_teacher_temperature: float = option(
+        0.0,
+        "Temperature of the teacher's softmax alone, as SEED has one for each side; 0 takes kld_temperature.",
+        at_least=0,
+    )
     bank_includes_batch: bool = option(
         False, "Puts the batch's own teacher features in front of the bank."
     )
@@ -129,6 +134,14 @@ class Objective:
         """Whether a term is on the teacher's features."""
         return self.needs("teacher")
 
+    @property
+    def relational_temperatures(self) -> dict[str, float]:
+        """Those of `losses.relational_kl`."""
+        return {
+            "temperature": self.kld_temperature,
+            "teacher_temperature": self.kld_teacher_temperature or None,
+        }
+
     def loss(self, seen: Seen) -> tuple[jax.Array, Metrics]:
         """The loss, and every term's share of it by name."""
         total, metrics = jnp.zeros((), seen.feature.dtype), {}
@@ -174,7 +187,7 @@ def relational(objective: Objective, seen: Seen) -> Metrics:
     if objective.bank_includes_batch:
         bank = jnp.concatenate([seen.teacher, bank])
     found = losses.relational_kl(
-        seen.feature, seen.teacher, bank, temperature=objective.kld_temperature
+        seen.feature, seen.teacher, bank, **objective.relational_temperatures
     )
     return {"relational_kl": found}
 
@@ -192,8 +205,8 @@ def compress(objective: Objective, seen: Seen) -> Metrics:
             query,
             seen.teacher,
             seen.bank,
-            temperature=objective.kld_temperature,
             student_bank=queue,
+            **objective.relational_temperatures,
         )
     return {"compress_kl": found}
 

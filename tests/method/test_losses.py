@@ -94,7 +94,7 @@ def test_relational_kl(vectors, precision, case):
             np.testing.assert_allclose(bank, expected, rtol=0, atol=rtol)
 
 
-def test_relational_kl_with_a_bank_for_each_side():
+def test_relational_kl_with_a_bank_and_a_temperature_for_each_side():
     # Dyadic numbers, so that float32 holds the inputs exactly.
     student = np.array([[0.5, -0.25], [1.0, 0.75], [-0.5, 0.5]])
     own = np.array([[1.0, 0.0], [0.25, -1.0], [0.5, 0.5], [-0.75, 0.125]])
@@ -104,11 +104,13 @@ def test_relational_kl_with_a_bank_for_each_side():
     def softmax(x):
         return np.exp(x) / np.exp(x).sum(1, keepdims=True)
 
-    p, q = softmax(teacher @ bank.T / 0.25), softmax(student @ own.T / 0.25)
+    p, q = softmax(teacher @ bank.T / 0.5), softmax(student @ own.T / 0.25)
     golden = np.mean(np.sum(p * np.log(p / q), axis=1))
 
     def loss(student, teacher, bank, own):
-        return losses.relational_kl(student, teacher, bank, temperature=0.25, student_bank=own)
+        return losses.relational_kl(
+            student, teacher, bank, temperature=0.25, teacher_temperature=0.5, student_bank=own
+        )
 
     arrays = [jnp.asarray(x, jnp.float32) for x in (student, teacher, bank, own)]
     np.testing.assert_allclose(loss(*arrays), golden, rtol=1e-6)

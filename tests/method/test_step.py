@@ -209,6 +209,17 @@ def test_bank_may_include_the_batch(vectors):
     assert losses[1] != pytest.approx(losses[0], rel=1e-3)
 
 
+def test_the_teacher_may_have_a_temperature_of_its_own(vectors):
+    data = vectors("e_trajectory")
+    batch = toy_batch(data, 0, jnp.float32)
+    found = []
+    for temperature in (0.0, 0.5, 1.0):
+        changes = {"kld_temperature": 0.5, "kld_teacher_temperature": temperature}
+        state, step, _ = toy_run(data, jnp.float32, **changes)
+        found.append(float(step(state, None, batch, jax.random.key(0))[1]["relational_kl"]))
+    assert found[0] == found[1] != pytest.approx(found[2], rel=1e-3)
+
+
 def test_compress_compares_rows_of_the_same_images(vectors):
     data = vectors("e_trajectory")
     changes = {"moco_lambda": 0.0, "kld_lambda": 0.0, "compress_lambda": 2.0}

@@ -1,0 +1,1 @@
+"""What each part of the method does, asked by runs that differ in one setting."""

@@ -1,0 +1,190 @@
+"""A study's runs: what they share, how each is trained, and what it comes to."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+
+import ml_collections
+import numpy as np
+
+from configs import baselines, descriptor
+from experiments.ablations.studies import Fields, Study
+from experiments.studies.spectra import spectrum
+from experiments.studies.students import some_training_images
+from rdcd_jax.benchmarks.disc import evaluate_descriptors
+from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
+from rdcd_jax.benchmarks.settings import Settings
+from rdcd_jax.core.files import write_json
+from rdcd_jax.core.progress import Reporter
+from rdcd_jax.embedding.descriptors import Descriptors, read_descriptors
+from rdcd_jax.embedding.service import embed_to_file
+from rdcd_jax.images.pack import pack_images
+from rdcd_jax.images.sources import find_images
+from rdcd_jax.training.fitting import featured, whitened_projector
+from rdcd_jax.training.loop import train_and_evaluate
+from rdcd_jax.training.results import training_seconds
+from rdcd_jax.weights.library import export_model, load_model
+from rdcd_jax.weights.model import Model
+
+TRUNK = "rdcd-effb0-256"
+# How descriptors are compared: as they are, and whitened by the training images.
+FORMS = ("", " with SN", " whitened", " whitened, with SN")
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much a run may cost.
+
+    Attributes:
+        full: whether students are trained as the paper trains them, on an accelerator; else for minutes on a CPU.
+        teacher: the teacher's model; empty for the config's own.
+    """
+
+    full: bool = False
+    teacher: str = ""
+
+
+class Bench:
+    """What the runs of a study share: the training images, the benchmark, and where everything lies."""
+
+    def __init__(
+        self, study: Study, benchmark: pathlib.Path, out: pathlib.Path, budget: Budget
+    ) -> None:
+        self.study, self.budget = study, budget
+        self.frozen = study.trains == "descriptor"
+        self.layout = find_disc_layout(benchmark)
+        self.truth = read_ground_truth(self.layout.ground_truth)
+        self.out = out
+        self.sets = {
+            "queries": self.layout.queries,
+            "references": self.layout.references,
+            "training": some_training_images(benchmark, out),
+        }
+        self.training = self.layout.training
+        if not (self.frozen or budget.full):
+            self.training = out / "pictures"
+            pack_images(self.layout.training, self.training, short_side=192)
+
+    def config(self, fields: Fields, seed: int) -> ml_collections.ConfigDict:
+        """The config of a run."""
+        shared = f"dim={self.study.dims[-1]},data={self.training}"
+        if self.frozen:
+            start = whitened_start(self.out / "start", self.sets["training"])
+            config = descriptor.get_config(f"init_from={start},{shared}")
+            config.data.cache = str(self.out / "features")
+        elif self.budget.full:
+            config = baselines.get_config(shared)
+            config.data.views = config.data.keep = "device"
+            config.student.dtype = "bfloat16"
+        else:
+            images = len(find_images(self.training))
+            config = baselines.get_config(
+                f"images={images},image_size=64,epochs=6,start=efficientnet-lite0,{shared}"
+            )
+            config.teacher.model = "onnxruntime"
+        config.objective.nested_dims = self.study.dims
+        config.evals.disc.data = ""
+        config.seed = seed
+        config.update_from_flattened_dict(fields)
+        config.teacher.model = self.budget.teacher or config.teacher.model
+        if "data.policy" in fields:
+            # Features are of a policy's views.
+            config.data.cache = str(self.out / f"features-{digest_of(config.data.policy)}")
+        if config.teacher.features == "cached":
+            config.teacher.features = str(self.teacher_features(config.teacher.model))
+        config.bank.size = max(config.bank.size, config.batch_size)
+        config.queue.size = max(config.queue.size, config.batch_size)
+        return config
+
+    def teacher_features(self, spec: str) -> pathlib.Path:
+        """The teacher's features of the training images, for all runs."""
+        path = self.out / f"teacher-{digest_of(spec)}.npz"
+        if not path.exists():
+            embed_to_file(load_model(spec), str(self.training), path)
+        return path
+
+    def descriptors(self, model: Model, folder: pathlib.Path) -> dict[str, Descriptors]:
+        """The benchmark's descriptors, from features of the trunk that lie in `folder` or are computed now."""
+        made = {}
+        for name, source in self.sets.items():
+            path = folder / f"{name}.npz"
+            if not path.exists():
+                with Reporter(f"Features of {name}", len(find_images(source))) as reporter:
+                    embed_to_file(
+                        featured(model),
+                        str(source),
+                        path,
+                        on_progress=lambda _, done, total: reporter.update(done),
+                    )
+            found = read_descriptors(path)
+            made[name] = dataclasses.replace(found, descriptors=projected(model, found.descriptors))
+        return made
+
+
+def digest_of(text: str) -> str:
+    """A short name for what a text says."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def whitened_start(folder: pathlib.Path, images: pathlib.Path) -> pathlib.Path:
+    """The shipped trunk with the whitening of its features as projector, as untrained as a descriptor can be."""
+    if not folder.exists():
+        model = load_model(TRUNK)
+        whitened_projector(model, find_images(images))
+        export_model(folder, dataclasses.replace(model, background=None))
+    return folder
+
+
+def projected(model: Model, features: np.ndarray) -> np.ndarray:
+    """What a model's projector makes of features [N, F], [N, D] before their normalisation."""
+    projector = model.module.projector
+    return features @ np.asarray(projector.kernel[...]) + np.asarray(projector.bias[...])
+
+
+def shortened(descriptors: Descriptors, dim: int) -> Descriptors:
+    """The first dimensions, at unit length."""
+    rows = descriptors.descriptors[:, :dim]
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return dataclasses.replace(descriptors, descriptors=rows)
+
+
+def figures(sets: dict[str, Descriptors], bench: Bench) -> dict[str, dict]:
+    """By size of descriptor what a run came to."""
+    found = {}
+    for dim in bench.study.dims:
+        queries, references, training = (
+            shortened(sets[name], dim) for name in ("queries", "references", "training")
+        )
+        settings = Settings.written(True, codecs=f"Flat;PCAW{dim},L2norm,Flat")
+        rows, _ = evaluate_descriptors(queries, references, training, bench.truth, settings)
+        measured = {}
+        for row, suffix in zip(rows, FORMS, strict=True):
+            measured[f"µAP{suffix}"] = round(100 * row.metrics.average_precision, 2)
+            recall = row.metrics.recall_at_p90
+            measured[f"recall at P90{suffix}"] = None if recall is None else round(100 * recall, 2)
+        found[str(dim)] = {**measured, **spectrum(references.descriptors)}
+    return found
+
+
+def run(bench: Bench, fields: Fields, seed: int) -> dict | None:
+    """Trains and measures a run, or finds that done, maybe by another study; None where it was stopped."""
+    config = bench.config(fields, seed)
+    workdir = bench.out / "runs" / digest_of(config.to_json(sort_keys=True))
+    path = workdir / "figures.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    state = train_and_evaluate(config, workdir)
+    if not (workdir / "export").exists():
+        return None
+    model = load_model(str(workdir / "export"))
+    sets = bench.descriptors(model, bench.out / "benchmark" if bench.frozen else workdir)
+    found = {
+        "seed": seed,
+        "fields": dict(fields),
+        "steps": int(state.step),
+        "seconds": training_seconds(workdir),
+        "dims": figures(sets, bench),
+    }
+    write_json(path, found)
+    return found

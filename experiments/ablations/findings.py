@@ -1,0 +1,133 @@
+"""Writes docs/findings.md and its plot from the result files of `experiments.ablations` alone.
+
+python -m experiments.ablations.findings
+"""
+
+import json
+import pathlib
+import statistics
+import sys
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.ablations.studies import STUDIES
+from rdcd_jax.core.files import write_aside, write_text
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "experiments" / "results" / "ablations"
+PAGE = ROOT / "docs" / "findings.md"
+PLOT = ROOT / "docs" / "spectra.png"
+
+TITLE = """# Findings
+
+What each part of the method does: runs that differ in one setting. `python -m experiments.ablations.findings` makes
+this page from the files of `experiments/results/ablations`, which come of
+`python -m experiments.ablations STUDY BENCHMARK OUT`.
+
+The benchmark is a small one of DISC's kind (400 copies, 11,344 references), so a copy is a quarter of a point.
+A cell is a mean ± the sample standard deviation over seeds, in percent, then the difference from the first row. *Same*
+means that the seeds of the two rows overlap: the worst of the higher is not above the best of the lower. µAP and recall
+at 90 % precision (*recall at P90*) are without score normalisation. The effective rank says over how many directions
+descriptors are spread, at most their dimensions.
+"""
+# The study whose singular values are drawn.
+SPECTRA = "collapse"
+BUDGETS = {
+    "descriptor": "The trunk stays as it is, and the projector is trained on cached features of views",
+    "student": "The whole student is trained, from ImageNet's trunk, on small views",
+}
+
+
+def main() -> int:
+    """Writes the page and the plot."""
+    paths = {name: RESULTS / f"{name}.json" for name in STUDIES}
+    found = {
+        name: json.loads(path.read_text(encoding="utf-8"))
+        for name, path in paths.items()
+        if path.exists()
+    }
+    sections = [section(name, result) for name, result in found.items()]
+    lacking = [name for name in STUDIES if name not in found]
+    if lacking:
+        sections.append(unanswered(lacking))
+    if SPECTRA in found:
+        sections.append(f"## How descriptors are spread\n\n![Singular values]({PLOT.name})\n")
+        draw(found[SPECTRA])
+    write_text(PAGE, "\n".join([TITLE, *sections]))
+    return 0
+
+
+def unanswered(names: list[str]) -> str:
+    """The questions that no result file answers yet."""
+    lines = [f"- {STUDIES[name].question} `{name}`" for name in names]
+    return "\n".join(["## Asked, and not measured yet", "", *lines, ""])
+
+
+def section(name: str, result: dict) -> str:
+    """A study's question, budget and tables."""
+    runs = result["runs"]
+    each = [run for some in runs.values() for run in some]
+    seconds = statistics.mean(run["seconds"] for run in each)
+    first = next(iter(runs.values()))
+    about = (
+        f"{BUDGETS[result['trains']]}: {first[0]['steps']} steps of {result['config']['batch_size']} images,"
+        f" {len(first)} seeds, {seconds / 60:.1f} minutes a run (`ablations {name}`)."
+    )
+    tables = [table(runs, measure) for measure in STUDIES[name].measures]
+    return "\n\n".join([f"## {result['question']}", about, *tables]) + "\n"
+
+
+def table(runs: dict[str, list[dict]], measure: str) -> str:
+    """One measure of all settings at all sizes."""
+    base = next(iter(runs))
+    dims = runs[base][0]["dims"]
+    lines = [
+        "| " + " | ".join([measure.replace("_", " "), *(f"{dim}-d" for dim in dims)]) + " |",
+        "|---" * (1 + len(dims)) + "|",
+    ]
+    for name, some in runs.items():
+        cells = [name]
+        for dim in dims:
+            values, against = (
+                [run["dims"][dim][measure] or 0.0 for run in each] for each in (some, runs[base])
+            )
+            cells.append(spread(values) + ("" if name == base else f", {effect(values, against)}"))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """Mean, and the sample standard deviation of several."""
+    mean = f"{statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
+
+
+def effect(values: list[float], against: list[float]) -> str:
+    """The difference of the means, or *same* where the seeds overlap."""
+    lower, higher = sorted((values, against), key=statistics.mean)
+    if min(higher) <= max(lower):
+        return "*same*"
+    return f"{statistics.mean(values) - statistics.mean(against):+.1f}"
+
+
+def draw(result: dict) -> None:
+    """Draws the singular values of every size of descriptor, averaged over seeds, one panel a size."""
+    runs = result["runs"]
+    dims = next(iter(runs.values()))[0]["dims"]
+    figure = Figure(figsize=(3 * len(dims), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(dims), sharey=True, squeeze=False)[0]
+    for axes, dim in zip(panels, dims, strict=True):
+        for name, some in runs.items():
+            mean = np.mean([run["dims"][dim]["singular_values"] for run in some], axis=0)
+            axes.semilogy(np.arange(1, len(mean) + 1), mean, label=name)
+        axes.set(title=f"{dim}-d", xlabel="direction")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("singular value")
+    panels[0].legend(title="hard negatives", fontsize="small")
+    with write_aside(PLOT) as aside:
+        figure.savefig(aside, format="png", dpi=90)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
