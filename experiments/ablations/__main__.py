@@ -16,7 +16,7 @@ runs and what they share; the same command goes on where it ended.
 
 Written to experiments/results/ablations/STUDY.json (with --full, STUDY-full.json): for each setting, seed and size µAP
 and recall at 90 % precision in percent, of descriptors as they are and whitened, without and with score normalisation
-by every third training image (3,000), and the spectrum of the references' descriptors.
+by every third training image (3,000), and stored as int8 and as bits; and the spectrum of the references' descriptors.
 `python -m experiments.ablations.findings` makes a page of these.
 """
 

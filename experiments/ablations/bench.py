@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
@@ -12,7 +13,7 @@ from configs import baselines, descriptor
 from experiments.ablations.studies import Fields, Study
 from experiments.studies.spectra import spectrum
 from experiments.studies.students import some_training_images
-from rdcd_jax.benchmarks.disc import evaluate_descriptors
+from rdcd_jax.benchmarks.disc import DiscRow, evaluate_descriptors
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
 from rdcd_jax.benchmarks.settings import Settings
 from rdcd_jax.core.files import write_json
@@ -21,6 +22,7 @@ from rdcd_jax.embedding.descriptors import Descriptors, read_descriptors
 from rdcd_jax.embedding.service import embed_to_file
 from rdcd_jax.images.pack import pack_images
 from rdcd_jax.images.sources import find_images
+from rdcd_jax.search.int8 import quantised
 from rdcd_jax.training.fitting import featured, whitened_projector
 from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.training.results import training_seconds
@@ -29,7 +31,7 @@ from rdcd_jax.weights.model import Model
 
 TRUNK = "rdcd-effb0-256"
 # How descriptors are compared: as they are, and whitened by the training images.
-FORMS = ("", " with SN", " whitened", " whitened, with SN")
+COMPARED = ("", " with SN", " whitened", " whitened, with SN")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +151,22 @@ def shortened(descriptors: Descriptors, dim: int) -> Descriptors:
     return dataclasses.replace(descriptors, descriptors=rows)
 
 
+def as_int8(descriptors: Descriptors) -> Descriptors:
+    """Rounded to 255 levels, as an index of int8 holds them."""
+    levels, scales = quantised(descriptors.descriptors)
+    return dataclasses.replace(descriptors, descriptors=levels * scales[:, None])
+
+
+def as_bits(descriptors: Descriptors) -> Descriptors:
+    """The signs alone; their inner product is 1 - 2 / D times the Hamming distance."""
+    rows = descriptors.descriptors
+    signs = np.where(rows > 0, np.float32(1), np.float32(-1)) / np.float32(rows.shape[1] ** 0.5)
+    return dataclasses.replace(descriptors, descriptors=signs)
+
+
+STORED = {" int8": as_int8, " binary": as_bits}
+
+
 def figures(sets: dict[str, Descriptors], bench: Bench) -> dict[str, dict]:
     """By size of descriptor what a run came to."""
     found = {}
@@ -158,13 +176,22 @@ def figures(sets: dict[str, Descriptors], bench: Bench) -> dict[str, dict]:
         )
         settings = Settings.written(True, codecs=f"Flat;PCAW{dim},L2norm,Flat")
         rows, _ = evaluate_descriptors(queries, references, training, bench.truth, settings)
-        measured = {}
-        for row, suffix in zip(rows, FORMS, strict=True):
-            measured[f"µAP{suffix}"] = round(100 * row.metrics.average_precision, 2)
-            recall = row.metrics.recall_at_p90
-            measured[f"recall at P90{suffix}"] = None if recall is None else round(100 * recall, 2)
+        measured = named(rows, COMPARED)
+        for form, stored in STORED.items():
+            rows, _ = evaluate_descriptors(stored(queries), stored(references), None, bench.truth)
+            measured |= named(rows, (form,))
         found[str(dim)] = {**measured, **spectrum(references.descriptors)}
     return found
+
+
+def named(rows: list[DiscRow], forms: Sequence[str]) -> dict[str, float | None]:
+    """What rows say in percent, by measure and form."""
+    measured = {}
+    for row, form in zip(rows, forms, strict=True):
+        measured[f"µAP{form}"] = round(100 * row.metrics.average_precision, 2)
+        recall = row.metrics.recall_at_p90
+        measured[f"recall at P90{form}"] = None if recall is None else round(100 * recall, 2)
+    return measured
 
 
 def run(bench: Bench, fields: Fields, seed: int) -> dict | None:

@@ -25,7 +25,8 @@ What each part of the method does: runs that differ in one setting. `python -m e
 this page from the files of `experiments/results/ablations`, which come of
 `python -m experiments.ablations STUDY BENCHMARK OUT`.
 
-The benchmark is a small one of DISC's kind (400 copies, 11,344 references), so a copy is a quarter of a point.
+The benchmark is a small one of DISC's kind (400 copies among 600 queries, 1,600 references), so one copy is a
+quarter of a point of recall.
 A cell is a mean ± the sample standard deviation over seeds, in percent, then the difference from the first row. *Same*
 means that the seeds of the two rows overlap: the worst of the higher is not above the best of the lower. µAP and recall
 at 90 % precision (*recall at P90*) are without score normalisation. The effective rank says over how many directions

@@ -133,6 +133,15 @@ STUDIES = {
             )
         },
     ),
+    "binary": Study(
+        "What do descriptors find as bits, one for each dimension, and can they be trained for it?",
+        "descriptor",
+        {
+            f"weight {weight:g}": {"objective.binary_lambda": weight}
+            for weight in (0.0, 3.0, 10.0, 30.0)
+        },
+        measures=("recall at P90", "recall at P90 int8", "recall at P90 binary", "µAP binary"),
+    ),
     "frames": Study(
         "Do borders round some training views help with framed copies, such as screenshots?",
         "descriptor",

@@ -116,6 +116,20 @@ def sscd_info_nce(descriptors: jax.Array, labels: jax.Array, *, temperature: flo
     return jnp.sum(terms) / len(labels)
 
 
+def quantization(descriptors: jax.Array) -> jax.Array:
+    """How far descriptors are from their signs, for descriptors that are to be stored as bits.
+
+    Args:
+        descriptors: [N, D] of unit length.
+
+    Returns:
+        Scalar in [0, 1), the mean of 1 - <x, sign(x)> / sqrt(D), which is 1 minus the cosine between the two.
+
+    Source: the quantisation error of deep hashing (Zhu et al. 2016, Deep Hashing Network), in its cosine form.
+    """
+    return 1 - jnp.mean(jnp.sum(jnp.abs(descriptors), axis=-1)) / descriptors.shape[-1] ** 0.5
+
+
 def _same_image(labels: jax.Array) -> jax.Array:
     """[N, N]: whether two views show some of the same image."""
     if labels.ndim == 1:

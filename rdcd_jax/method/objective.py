@@ -64,10 +64,10 @@ class Objective:
 
     loss = moco_lambda * (InfoNCE + hn_lambda * hard negative) + kld_lambda * relational KL
            + sscd_lambda * (SSCD's InfoNCE + entropy_lambda * entropy term) + regress_lambda * regression
-           + compress_lambda * relational KL of the descriptor
+           + compress_lambda * relational KL of the descriptor + binary_lambda * quantization
 
     RDCD has the first two; the others are SSCD's own objective, a regression of the teacher's feature, and a
-    distillation of the compact descriptor itself, for warm starts and baselines.
+    distillation of the compact descriptor itself, for warm starts and baselines, and what brings it near to bits.
     """
 
     moco_lambda: float = option(
@@ -103,6 +103,11 @@ class Objective:
         0.0,
         "Weight of the relational KL between the descriptor against the queue of past keys and the teacher's feature"
         " against the bank. Row i of either is of the same image, so both have one size.",
+        at_least=0,
+    )
+    binary_lambda: float = option(
+        0.0,
+        "Weight of 1 - cosine between the descriptor and its signs, for descriptors that are to be stored as bits.",
         at_least=0,
     )
     nested_dims: tuple[int, ...] = option(
@@ -211,10 +216,18 @@ def compress(objective: Objective, seen: Seen) -> Metrics:
     return {"compress_kl": found}
 
 
+def binary(objective: Objective, seen: Seen) -> Metrics:
+    """The descriptor comes near to its signs."""
+    return {
+        "quantization": sum(losses.quantization(d) for (d,) in objective.nested(seen.descriptor))
+    }
+
+
 TERMS = (
     Term("sscd_lambda", sscd, frozenset({"both"})),
     Term("moco_lambda", moco, frozenset({"key"})),
     Term("kld_lambda", relational, frozenset({"teacher", "bank"})),
     Term("regress_lambda", regression, frozenset({"teacher"})),
     Term("compress_lambda", compress, frozenset({"key", "teacher", "bank"})),
+    Term("binary_lambda", binary, frozenset()),
 )

@@ -120,6 +120,16 @@ def test_relational_kl_with_a_bank_and_a_temperature_for_each_side():
         np.testing.assert_array_equal(each, 0)
 
 
+def test_quantization():
+    x = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    signs = np.sign(x) / 8**0.5
+    value, gradient = jax.value_and_grad(losses.quantization)(x)
+    np.testing.assert_allclose(value, np.mean(1 - np.sum(x * signs, axis=1)), rtol=1e-5)
+    np.testing.assert_allclose(gradient, -signs / 5, rtol=1e-5)
+    assert abs(losses.quantization(jnp.asarray(signs))) < 1e-6
+
+
 @pytest.mark.parametrize("case", range(4))
 def test_sscd(vectors, precision, case):
     name, dtype, rtol, gtol = precision
