@@ -8,11 +8,13 @@ builds its index; each setting is run once, and those that none of the same meth
 turns for the other rounds, but for peers far behind the best. All use every core and all queries at once. Each cell
 goes to experiments/results/bench_search.json when it is done, and the same command goes on with what is missing; the
 table (.md) and the plot (.png) beside it are drawn anew each time. A cell of other queries or rounds is measured again;
-so is any with --again, as it should be after a change of a method or its settings.
+so is any with --again, as it should be after a change of a method or its settings. --exact measures the exact methods
+alone again, of cells that are there: minutes instead of half an hour.
 """
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import multiprocessing
 import os
@@ -112,13 +114,14 @@ class Contest:
         return self.found
 
 
-def measured_cell(pool: pathlib.Path, n_rows: int, dim: int, n_queries: int, rounds: int) -> dict:
-    """All figures for one number of rows and dimensions."""
+def measured_cell(
+    pool: pathlib.Path, n_rows: int, dim: int, n_queries: int, rounds: int, only_exact: bool
+) -> dict:
+    """All figures for one number of rows and dimensions, or those of exact methods."""
     import faiss
 
     from experiments.benchmarks.search_rows import RULE, nearest_similarity, read_rows
     from rdcd_jax.search.backends import knn
-    from rdcd_jax.training.record import environment
 
     load = os.getloadavg()[0]
     faiss.omp_set_num_threads(os.cpu_count() or 1)
@@ -126,7 +129,7 @@ def measured_cell(pool: pathlib.Path, n_rows: int, dim: int, n_queries: int, rou
     rows, queries = data.database, data.queries
     exact, _ = knn(queries, rows, K)
     found: dict[str, dict] = {}
-    for methods in (EXACT, APPROXIMATE):
+    for methods in (EXACT,) if only_exact else (EXACT, APPROXIMATE):
         contest = Contest(queries, exact, rounds)
         for name, make in methods.items():
             built = make(rows)
@@ -148,13 +151,28 @@ def measured_cell(pool: pathlib.Path, n_rows: int, dim: int, n_queries: int, rou
         "real rows": data.real,
         "other rows": RULE if n_rows > data.real else None,
         "similarity of a query to its nearest row, quantiles 0.1, 0.25, 0.5, 0.75, 0.9": similarity,
+        **_circumstances(load),
+        "methods": found,
+    }
+
+
+def _circumstances(load: float) -> dict:
+    """Where and with what a cell was measured."""
+    from rdcd_jax.training.record import environment
+
+    return {
         "load before": round(load, 2),
         "cores": os.cpu_count(),
         "processor": _processor(),
         "peers": {name: importlib.metadata.version(name) for name in PEERS},
         "environment": environment(),
-        "methods": found,
     }
+
+
+def with_exact(cell: dict, measured: dict) -> dict:
+    """A cell whose exact methods were measured again, and in what circumstances."""
+    apart = {name: measured[name] for name in ("load before", "processor", "environment")}
+    return {**cell, "methods": cell["methods"] | measured["methods"], "exact methods": apart}
 
 
 def _processor() -> str:
@@ -195,6 +213,28 @@ def _cell_process(pipe, *arguments) -> None:
         pipe.send(str(error))
 
 
+def _in_own_process(*arguments) -> dict:
+    """A cell's figures, measured in a process that ends with it.
+
+    Raises:
+        UserError: that process could not measure it, or was killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_cell_process, args=(theirs, *arguments))
+    process.start()
+    # Ours alone, so that a process that is killed is noticed.
+    theirs.close()
+    try:
+        found = ours.recv()
+    except EOFError:
+        found = "the measuring process ended; is there memory enough?"
+    process.join()
+    if isinstance(found, str):
+        raise UserError(found)
+    return found
+
+
 def main() -> int:
     """Measures the missing cells, each in a process of its own, and draws all."""
     restart_with_huge_pages()
@@ -209,6 +249,7 @@ def main() -> int:
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--exact", action="store_true")
     parser.add_argument(
         "--out", type=pathlib.Path, default=ROOT / "experiments" / "results" / "bench_search.json"
     )
@@ -218,35 +259,28 @@ def main() -> int:
         if options.out.is_file()
         else {}
     )
-    context = multiprocessing.get_context("spawn")
-    for n_rows in options.sizes:
-        for dim in options.dims:
-            name, about = f"{n_rows} x {dim}", [options.queries, options.rounds]
-            if name in cells and cells[name]["asked"] == about and not options.again:
-                continue
-            ours, theirs = context.Pipe()
-            begun = time.perf_counter()
-            arguments = (theirs, options.pool, n_rows, dim, *about)
-            process = context.Process(target=_cell_process, args=arguments)
-            process.start()
-            # Ours alone, so that a process that is killed is noticed.
-            theirs.close()
-            try:
-                stored = ours.recv()
-            except EOFError:
-                stored = f"{name}: the measuring process ended; is there memory enough?"
-            process.join()
-            if isinstance(stored, str):
-                print(f"bench_search: {stored}", file=sys.stderr)
-                return 1
-            minutes = round((time.perf_counter() - begun) / 60, 1)
-            cells[name] = {**stored, "asked": about, "minutes": minutes}
-            cells = dict(
-                sorted(cells.items(), key=lambda item: (item[1]["rows"], item[1]["dimensions"]))
-            )
-            summary = [search_plot.summary(cell) for cell in cells.values()]
-            write_json(options.out, {"cells": cells, "summary": summary})
-            print(f"{name}: {minutes} minutes", flush=True)
+    for n_rows, dim in itertools.product(options.sizes, options.dims):
+        name, about = f"{n_rows} x {dim}", [options.queries, options.rounds]
+        done = name in cells and cells[name]["asked"] == about
+        if done != options.exact and not (done and options.again):
+            continue
+        begun = time.perf_counter()
+        try:
+            found = _in_own_process(options.pool, n_rows, dim, *about, options.exact)
+        except UserError as error:
+            print(f"bench_search: {name}: {error}", file=sys.stderr)
+            return 1
+        minutes = round((time.perf_counter() - begun) / 60, 1)
+        if options.exact:
+            cells[name] = with_exact(cells[name], found)
+        else:
+            cells[name] = {**found, "asked": about, "minutes": minutes}
+        cells = dict(
+            sorted(cells.items(), key=lambda item: (item[1]["rows"], item[1]["dimensions"]))
+        )
+        summary = [search_plot.summary(cell) for cell in cells.values()]
+        write_json(options.out, {"cells": cells, "summary": summary})
+        print(f"{name}: {minutes} minutes", flush=True)
     if cells:
         search_plot.draw(cells, options.out)
     return 0

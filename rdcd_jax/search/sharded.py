@@ -221,8 +221,15 @@ def _found_by_maxima(queries, rows, scales, n_valid, k):
     apart, parts = _BLOCK // _SMALL, _GROUP // _SMALL
 
     def maxima(start, block):
-        scores = _masked(_products(queries, *block), start + jnp.arange(_BLOCK), n_valid)
-        return start + _BLOCK, scores.reshape(n_queries, _SMALL, apart).max(axis=1)
+        def largest(scores):
+            return scores.reshape(n_queries, _SMALL, apart).max(axis=1)
+
+        def of_valid(scores):
+            return largest(_masked(scores, start + jnp.arange(_BLOCK), n_valid))
+
+        # Of most blocks all rows count, and a mask takes longer than the maxima.
+        whole = start + _BLOCK <= n_valid
+        return start + _BLOCK, jax.lax.cond(whole, largest, of_valid, _products(queries, *block))
 
     # Varying over the mesh, as n_valid does.
     start = jnp.zeros_like(n_valid)
