@@ -1,0 +1,110 @@
+"""Whether a second look at each image, at its mirror image, finds more: the mean of both descriptors.
+
+    python -m experiments.studies.test_time BENCHMARK OUT [--models NAME ...]
+
+BENCHMARK is a DISC-shaped folder. A second look costs as much as the first: for queries alone, or for references too.
+OUT keeps the descriptors. Written to experiments/results/test_time.json: µAP and recall at 90 % precision in percent,
+without and with score normalisation by every third training image (3,000).
+"""
+
+import argparse
+import dataclasses
+import pathlib
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from experiments.studies.students import some_training_images
+from rdcd_jax.benchmarks.disc import evaluate_descriptors
+from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
+from rdcd_jax.benchmarks.settings import Settings
+from rdcd_jax.core.files import write_json
+from rdcd_jax.embedding.codecs import unit_rows
+from rdcd_jax.embedding.descriptors import Descriptors, read_descriptors, write_descriptors
+from rdcd_jax.embedding.stream import embed_images
+from rdcd_jax.images.sources import ImageSet, find_images
+from rdcd_jax.training.record import environment
+from rdcd_jax.weights.library import load_model
+from rdcd_jax.weights.shipped import list_models
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RESULT = ROOT / "experiments" / "results" / "test_time.json"
+# Which sets are looked at twice.
+LOOKS = {
+    "once": (),
+    "queries twice": ("queries",),
+    "all twice": ("queries", "references", "training"),
+}
+
+
+class Mirrored(ImageSet):
+    """Images seen in a mirror."""
+
+    def decode(self, position: int, *, min_side_hint: int | None = None) -> Image.Image:
+        """As `ImageSet.decode`."""
+        return ImageOps.mirror(super().decode(position, min_side_hint=min_side_hint))
+
+
+def looks(name: str, source: str, folder: pathlib.Path) -> tuple[Descriptors, Descriptors]:
+    """A model's descriptors of a set's images, and of their mirror images."""
+    found = []
+    for kind in (ImageSet, Mirrored):
+        path = folder / f"{kind.__name__}.npz"
+        if not path.exists():
+            images = find_images(source)
+            fields = {
+                field.name: getattr(images, field.name) for field in dataclasses.fields(images)
+            }
+            folder.mkdir(parents=True, exist_ok=True)
+            write_descriptors(path, embed_images(load_model(name), kind(**fields))[0])
+        found.append(read_descriptors(path))
+    return tuple(found)
+
+
+def main() -> None:
+    """Measures every model, and writes the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("benchmark", type=pathlib.Path)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--models", nargs="+", default=[*list_models(), "onnxruntime"])
+    options = parser.parse_args()
+    layout = find_disc_layout(options.benchmark)
+    truth = read_ground_truth(layout.ground_truth)
+    options.out.mkdir(parents=True, exist_ok=True)
+    sources = {
+        "queries": layout.queries,
+        "references": layout.references,
+        "training": some_training_images(options.benchmark, options.out),
+    }
+    result: dict[str, dict] = {}
+    for name in options.models:
+        seen = {
+            part: looks(name, str(source), options.out / name / part)
+            for part, source in sources.items()
+        }
+        for look, twice in LOOKS.items():
+            sets = {}
+            for part, (once, mirrored) in seen.items():
+                rows = once.descriptors + mirrored.descriptors * np.float32(part in twice)
+                sets[part] = dataclasses.replace(once, descriptors=unit_rows(rows))
+            rows, _ = evaluate_descriptors(*sets.values(), truth, Settings.written(True))
+            found = {}
+            for row, suffix in zip(rows, ("", " with SN"), strict=True):
+                found[f"µAP{suffix}"] = round(100 * row.metrics.average_precision, 2)
+                found[f"recall at P90{suffix}"] = round(100 * row.metrics.recall_at_p90, 2)
+            result.setdefault(name, {})[look] = found
+            print(name, look, found, flush=True)
+    write_json(
+        RESULT,
+        {
+            "benchmark": options.benchmark.resolve().name,
+            "environment": environment(),
+            "percent": result,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
