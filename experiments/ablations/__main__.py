@@ -5,8 +5,8 @@
 BENCHMARK is a DISC-shaped folder (minidisc); only its training images are trained on. STUDY is a name of
 `studies.STUDIES`, which trains one of two:
 
-    descriptor  the trunk of `rdcd-effb0-256` stays as it is, its projector starts from whitening and is trained on
-                cached features of views (`configs/descriptor.py`): a minute a run on two cores
+    descriptor  the trunk of `rdcd-effb0-256` stays as it is, its projector starts from whitening and is trained for 25
+                epochs on cached features of views (`configs/descriptor.py`): a minute a run on two cores
     student     a student from ImageNet's trunk, all of it trained for six epochs of 64-pixel views
                 (`configs/baselines.py`), ten minutes a run on two cores; with --full as the paper trains it, on an
                 accelerator

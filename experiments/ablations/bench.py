@@ -73,7 +73,7 @@ class Bench:
         shared = f"dim={self.study.dims[-1]},data={self.training}"
         if self.frozen:
             start = whitened_start(self.out / "start", self.sets["training"])
-            config = descriptor.get_config(f"init_from={start},{shared}")
+            config = descriptor.get_config(f"init_from={start},epochs=25,{shared}")
             config.data.cache = str(self.out / "features")
         elif self.budget.full:
             config = baselines.get_config(shared)

@@ -56,7 +56,8 @@ def _relations(weight: float, **objective: float) -> Fields:
 
 
 def _temperatures(student: float, teacher: float) -> Fields:
-    return _relations(10.0, kld_temperature=student, kld_teacher_temperature=teacher)
+    apart = {} if teacher == student else {"kld_teacher_temperature": teacher}
+    return _relations(10.0, kld_temperature=student, **apart)
 
 
 STUDIES = {

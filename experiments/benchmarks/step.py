@@ -154,9 +154,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--result", type=pathlib.Path, default=RESULT)
     options = parser.parse_args()
-    os.environ.update(
-        asking(os.environ)
-    )  # As the command line does; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 is obeyed.
+    # As the command line does; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 is obeyed.
+    os.environ.update(asking(os.environ))
     context = multiprocessing.get_context("spawn")
     pipes, compile_seconds = {}, {}
     for name, make in {"jax": jax_parts, "torch": torch_parts}.items():
@@ -177,7 +176,9 @@ def main() -> None:
         name: {part: options.batch / statistics.median(found) for part, found in parts.items()}
         for name, parts in times.items()
     }
+    ratios = {part: round(speeds["jax"][part] / speeds["torch"][part], 3) for part in PARTS}
     result = {
+        "ratio": ratios["step"],
         "settings": {
             "batch": options.batch,
             "size": options.size,
@@ -188,9 +189,7 @@ def main() -> None:
             name: {part: round(speed, 2) for part, speed in parts.items()}
             for name, parts in speeds.items()
         },
-        "jax / torch": {
-            part: round(speeds["jax"][part] / speeds["torch"][part], 3) for part in PARTS
-        },
+        "jax / torch": ratios,
         "seconds of each round": times,
         "seconds to compile in JAX, without a cache": compile_seconds["jax"],
     }
