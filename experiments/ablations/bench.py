@@ -30,6 +30,8 @@ from rdcd_jax.weights.library import export_model, load_model
 from rdcd_jax.weights.model import Model
 
 TRUNK = "rdcd-effb0-256"
+# Where runs of a descriptor keep what they start from.
+START = "start"
 # How descriptors are compared: as they are, and whitened by the training images.
 COMPARED = ("", " with SN", " whitened", " whitened, with SN")
 
@@ -72,7 +74,7 @@ class Bench:
         """The config of a run."""
         shared = f"dim={self.study.dims[-1]},data={self.training}"
         if self.frozen:
-            start = whitened_start(self.out / "start", self.sets["training"])
+            start = whitened_start(self.out / START, self.sets["training"])
             config = descriptor.get_config(f"init_from={start},epochs=25,{shared}")
             config.data.cache = str(self.out / "features")
         elif self.budget.full:
@@ -106,15 +108,19 @@ class Bench:
             embed_to_file(load_model(spec), str(self.training), path)
         return path
 
-    def descriptors(self, model: Model, folder: pathlib.Path) -> dict[str, Descriptors]:
-        """The benchmark's descriptors, from features of the trunk that lie in `folder` or are computed now."""
+    def descriptors(self, model: Model, workdir: pathlib.Path) -> dict[str, Descriptors]:
+        """The benchmark's descriptors by a run's model, from features that are there or are computed now."""
+        trunk, folder = model, workdir
+        if self.frozen:
+            # The features are those of the start, for all runs.
+            trunk, folder = load_model(str(self.out / START)), self.out / "benchmark"
         made = {}
         for name, source in self.sets.items():
             path = folder / f"{name}.npz"
             if not path.exists():
                 with Reporter(f"Features of {name}", len(find_images(source))) as reporter:
                     embed_to_file(
-                        featured(model),
+                        featured(trunk),
                         str(source),
                         path,
                         on_progress=lambda _, done, total: reporter.update(done),
@@ -205,7 +211,7 @@ def run(bench: Bench, fields: Fields, seed: int) -> dict | None:
     if not (workdir / "export").exists():
         return None
     model = load_model(str(workdir / "export"))
-    sets = bench.descriptors(model, bench.out / "benchmark" if bench.frozen else workdir)
+    sets = bench.descriptors(model, workdir)
     found = {
         "seed": seed,
         "fields": dict(fields),
