@@ -14,13 +14,14 @@ experiments/results/cost.json.
 """
 
 import argparse
-import multiprocessing
+import functools
 import os
 import pathlib
 import statistics
 import tempfile
 import time
 
+from experiments.benchmarks import turns
 from experiments.benchmarks.embedding import NETWORKS, model_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -70,24 +71,25 @@ def onnx_runs(folder: str, form: str):
     }
 
 
-def serve(make, arguments: tuple, size: int, pipe) -> None:
-    """Times what is asked for on one core, in a process of its own."""
+def on_one_core(make, arguments: tuple, size: int, count: int):
+    """Functions that embed so many images one by one, by network, and give the median of their seconds."""
     os.sched_setaffinity(0, {0})
     import numpy as np
 
     image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8)
-    runs = make(*arguments)
-    for run in runs.values():
-        run(image)
-    pipe.send(None)
-    while (asked := pipe.recv()) is not None:
-        name, count = asked
+
+    def seconds(run) -> float:
         times = []
         for _ in range(count):
             begun = time.perf_counter()
-            runs[name](image)
+            run(image)
             times.append(time.perf_counter() - begun)
-        pipe.send(statistics.median(times))
+        return statistics.median(times)
+
+    runs = make(*arguments)
+    for run in runs.values():
+        run(image)
+    return {name: functools.partial(seconds, run) for name, run in runs.items()}, None
 
 
 def published(name: str) -> dict:
@@ -143,23 +145,18 @@ def counted(name: str, size: int, folder: pathlib.Path) -> dict:
 
 def timed(makers: dict, size: int, rounds: int, count: int) -> dict[str, dict[str, float]]:
     """Milliseconds an image by network and by what computes it."""
-    context = multiprocessing.get_context("spawn")
-    pipes = {}
-    for name, (make, arguments) in makers.items():
-        pipes[name], theirs = context.Pipe()
-        context.Process(target=serve, args=(make, arguments, size, theirs), daemon=True).start()
-        pipes[name].recv()
-    found = {network: {name: [] for name in pipes} for network in NETWORKS}
-    for _ in range(rounds):
-        for network, times in found.items():
-            for name, pipe in pipes.items():
-                pipe.send((network, count))
-                times[name].append(pipe.recv())
-    for pipe in pipes.values():
-        pipe.send(None)
+    pinned = {
+        name: functools.partial(on_one_core, make, arguments, size, count)
+        for name, (make, arguments) in makers.items()
+    }
+    with turns.contest(pinned) as contenders:
+        times = contenders.rounds(NETWORKS, rounds)
     return {
-        network: {name: round(1000 * statistics.median(each), 2) for name, each in times.items()}
-        for network, times in found.items()
+        network: {
+            name: round(1000 * statistics.median(found[network]), 2)
+            for name, found in times.items()
+        }
+        for network in NETWORKS
     }
 
 

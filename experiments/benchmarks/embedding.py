@@ -12,13 +12,13 @@ compared. The result goes to experiments/results/bench_embed.json.
 import argparse
 import functools
 import json
-import multiprocessing
 import os
 import pathlib
 import statistics
 import tempfile
 import time
 
+from experiments.benchmarks import turns
 from rdcd_jax.core.huge_pages import asking
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -135,14 +135,18 @@ def torch_runs(source: str, size: int):
     return {name: run(name) for name in NETWORKS}
 
 
-def serve(make, source: str, size: int, pipe) -> None:
-    """Times what is asked for, in a process of its own."""
-    runs = make(source, size)
-    pipe.send(None)
-    while (name := pipe.recv()) is not None:
+def timed(make, source: str, size: int):
+    """Functions that give the descriptors a second, by network."""
+
+    def speed(run) -> float:
         begun = time.perf_counter()
-        count = runs[name]()
-        pipe.send(count / (time.perf_counter() - begun))
+        count = run()
+        return count / (time.perf_counter() - begun)
+
+    runs = make(source, size)
+    for run in runs.values():
+        run()
+    return {name: functools.partial(speed, run) for name, run in runs.items()}, None
 
 
 def main() -> None:
@@ -152,33 +156,20 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=288)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    os.environ.update(
-        asking(os.environ)
-    )  # As the command line does; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 is obeyed.
-    context = multiprocessing.get_context("spawn")
-    pipes = {}
+    # As the command line does; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 is obeyed.
+    os.environ.update(asking(os.environ))
     makers = {
         "jax": jax_runs,
         "torch": torch_runs,
         "onnx": functools.partial(onnx_runs, "onnx"),
         "onnx-int8": functools.partial(onnx_runs, "onnx-int8"),
     }
-    for name, make in makers.items():
-        pipes[name], theirs = context.Pipe()
-        # Not a daemon: torch's loader has children of its own.
-        context.Process(target=serve, args=(make, options.images, options.size, theirs)).start()
-        pipes[name].recv()
-    speeds = {name: {network: [] for network in NETWORKS} for name in pipes}
-    # The first round compiles and warms up, and is left out.
-    for number in range(options.rounds + 1):
-        for network in NETWORKS:
-            for name, pipe in pipes.items():
-                pipe.send(network)
-                speed = pipe.recv()
-                if number:
-                    speeds[name][network].append(speed)
-    for pipe in pipes.values():
-        pipe.send(None)
+    ready = {
+        name: functools.partial(timed, make, options.images, options.size)
+        for name, make in makers.items()
+    }
+    with turns.contest(ready) as contenders:
+        speeds = contenders.rounds(NETWORKS, options.rounds)
     medians = {
         name: {network: statistics.median(found) for network, found in each.items()}
         for name, each in speeds.items()

@@ -12,13 +12,14 @@ pools never share the cores. The result goes to experiments/results/bench_step.j
 """
 
 import argparse
+import functools
 import json
-import multiprocessing
 import os
 import pathlib
 import statistics
 import time
 
+from experiments.benchmarks import turns
 from rdcd_jax.core.huge_pages import asking
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -131,19 +132,22 @@ def torch_parts(batch: int, size: int):
     }
 
 
-def serve(make, batch: int, size: int, pipe) -> None:
-    """Times the parts that are asked for, in a process of its own."""
+def timed(make, batch: int, size: int):
+    """Functions that time each part, and the seconds that compiling each took."""
     made = make(batch, size)
     runs, compile_seconds = made if isinstance(made, tuple) else (made, {})
+
+    def seconds(run) -> float:
+        # The first of two, which is not timed, brings the memory back.
+        run()
+        begun = time.perf_counter()
+        run()
+        return time.perf_counter() - begun
+
     for run in runs.values():
         run()
         run()
-    pipe.send(compile_seconds)
-    while (name := pipe.recv()) is not None:
-        runs[name]()
-        begun = time.perf_counter()
-        runs[name]()
-        pipe.send(time.perf_counter() - begun)
+    return {name: functools.partial(seconds, run) for name, run in runs.items()}, compile_seconds
 
 
 def main() -> None:
@@ -156,22 +160,12 @@ def main() -> None:
     options = parser.parse_args()
     # As the command line does; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 is obeyed.
     os.environ.update(asking(os.environ))
-    context = multiprocessing.get_context("spawn")
-    pipes, compile_seconds = {}, {}
-    for name, make in {"jax": jax_parts, "torch": torch_parts}.items():
-        pipes[name], theirs = context.Pipe()
-        context.Process(
-            target=serve, args=(make, options.batch, options.size, theirs), daemon=True
-        ).start()
-        compile_seconds[name] = pipes[name].recv()
-    times = {name: {part: [] for part in PARTS} for name in pipes}
-    for _ in range(options.rounds):
-        for part in PARTS:
-            for name, pipe in pipes.items():
-                pipe.send(part)
-                times[name][part].append(pipe.recv())
-    for pipe in pipes.values():
-        pipe.send(None)
+    makers = {
+        name: functools.partial(timed, make, options.batch, options.size)
+        for name, make in {"jax": jax_parts, "torch": torch_parts}.items()
+    }
+    with turns.contest(makers) as contenders:
+        times = contenders.rounds(PARTS, options.rounds)
     speeds = {
         name: {part: options.batch / statistics.median(found) for part, found in parts.items()}
         for name, parts in times.items()
@@ -191,7 +185,7 @@ def main() -> None:
         },
         "jax / torch": ratios,
         "seconds of each round": times,
-        "seconds to compile in JAX, without a cache": compile_seconds["jax"],
+        "seconds to compile in JAX, without a cache": contenders.about["jax"],
     }
     print(json.dumps(result, indent=2))
     slow = {
