@@ -61,6 +61,15 @@ def trained(folder: pathlib.Path) -> dict:
     return found
 
 
+def table(seconds_of: dict[str, dict[str, float]]) -> str:
+    """The result in Markdown."""
+    lines = ["| seconds | the first time on a machine | later |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {each['first']} | {each['later']} |" for name, each in seconds_of.items()
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measures all, and writes the result."""
     parser = argparse.ArgumentParser(

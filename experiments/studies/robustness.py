@@ -33,6 +33,8 @@ RESULT = ROOT / "experiments" / "results" / "robustness.json"
 PLOT = ROOT / "docs" / "robustness.png"
 SEED = 0
 GREY = (128, 128, 128)
+# An edit is borne where this percentage of copies is found, and so are all that are milder.
+BORNE = 80.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +145,25 @@ def found_by(
         for kind, edit in EDITS.items()
     }
     return {"threshold": round(threshold, 4), "found": percent}
+
+
+def table(contended: Mapping[str, dict], axes: Mapping[str, str]) -> str:
+    """The strongest edit of each kind that each contender bears, in Markdown."""
+    lines = [
+        "| | " + " | ".join(f"{kind}: {axis}" for kind, axis in axes.items()) + " |",
+        "|---" * (1 + len(axes)) + "|",
+    ]
+    for name, result in contended.items():
+        cells = [name]
+        for kind in axes:
+            borne = "none"
+            for strength, percent in result["found"][kind].items():
+                if percent < BORNE:
+                    break
+                borne = strength
+            cells.append(borne)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def draw(contended: Mapping[str, dict]) -> None:
