@@ -74,7 +74,7 @@ STUDIES = {
     "hard_negatives": Study(
         "How much should hard negatives weigh, where the descriptor alone is trained?",
         "descriptor",
-        {f"weight {weight:g}": _hard_negatives(weight) for weight in (5.0, 0.0, 2.5, 10.0)},
+        {f"weight {weight:g}": _hard_negatives(weight) for weight in (5.0, 0.0, 2.5, 10.0, 20.0)},
     ),
     "collapse": Study(
         "Do descriptors of any size collapse without hard negatives?",
