@@ -7,14 +7,14 @@ BENCHMARK is a DISC-shaped folder (minidisc); only its training images are train
 
     descriptor  the trunk of `rdcd-effb0-256` stays as it is, its projector starts from whitening and is trained for 25
                 epochs on cached features of views (`configs/descriptor.py`): a minute a run on two cores
-    student     a student from ImageNet's trunk, all of it trained for six epochs of 64-pixel views
-                (`configs/baselines.py`), ten minutes a run on two cores; with --full as the paper trains it, on an
-                accelerator
+    student     all of a student for six epochs of 64-pixel views (`configs/baselines.py`), from ImageNet's trunk but
+                where the study says otherwise: ten minutes a run on two cores. With --full as the paper trains it,
+                from fresh weights on an accelerator
 
 The sizes of one descriptor are its first dimensions, each of them trained, so a run has figures for all. OUT keeps the
 runs and what they share; the same command goes on where it ended.
 
-Written to experiments/results/ablations/STUDY.json (with --full, STUDY-full.json): for each setting, seed and size µAP
+Written to experiments/results/ablations/STUDY.json (STUDY-full.json with --full): for each setting, seed and size µAP
 and recall at 90 % precision in percent, of descriptors as they are and whitened, without and with score normalisation
 by every third training image (3,000), and stored as int8 and as bits; and the spectrum of the references' descriptors.
 `python -m experiments.ablations.findings` makes a page of these.
@@ -55,6 +55,8 @@ def main() -> None:
             stored = {dim: each["µAP"] for dim, each in found["dims"].items()}
             print(f"{name}, seed {seed}: µAP {stored}", flush=True)
     suffix = "-full" if options.full else ""
+    if options.teacher:
+        suffix += f"-{pathlib.Path(options.teacher).stem}"
     write_json(
         RESULTS / f"{options.study}{suffix}.json",
         {
@@ -62,7 +64,7 @@ def main() -> None:
             "trains": study.trains,
             "benchmark": options.benchmark.resolve().name,
             "environment": environment(),
-            # Of the first setting; the others' fields stand beside their runs.
+            # Of the first setting; the fields of each stand with its runs.
             "config": portable(bench.config(next(iter(study.settings.values())), 0).to_dict()),
             "runs": runs,
         },

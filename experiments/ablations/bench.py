@@ -4,18 +4,19 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
 
 from configs import baselines, descriptor
 from experiments.ablations.studies import Fields, Study
+from experiments.studies.percent import in_percent
 from experiments.studies.spectra import spectrum
 from experiments.studies.students import some_training_images
-from rdcd_jax.benchmarks.disc import DiscRow, evaluate_descriptors
+from rdcd_jax.benchmarks.disc import evaluate_descriptors
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
 from rdcd_jax.benchmarks.settings import Settings
+from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json
 from rdcd_jax.core.progress import Reporter
 from rdcd_jax.embedding.descriptors import Descriptors, read_descriptors
@@ -25,7 +26,8 @@ from rdcd_jax.images.sources import find_images
 from rdcd_jax.search.int8 import quantised
 from rdcd_jax.training.fitting import featured, whitened_projector
 from rdcd_jax.training.loop import train_and_evaluate
-from rdcd_jax.training.results import training_seconds
+from rdcd_jax.training.record import environment
+from rdcd_jax.training.results import portable, training_seconds
 from rdcd_jax.weights.library import export_model, load_model
 from rdcd_jax.weights.model import Model
 
@@ -38,7 +40,7 @@ COMPARED = ("", " with SN", " whitened", " whitened, with SN")
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How much a run may cost.
+    """How much a run may cost, and who teaches.
 
     Attributes:
         full: whether students are trained as the paper trains them, on an accelerator; else for minutes on a CPU.
@@ -50,13 +52,21 @@ class Budget:
 
 
 class Bench:
-    """What the runs of a study share: the training images, the benchmark, and where everything lies."""
+    """What the runs of a study share: the training images, the benchmark, and where everything lies.
+
+    Raises:
+        UserError: a full budget for a study of the descriptor alone, which has one budget.
+    """
 
     def __init__(
         self, study: Study, benchmark: pathlib.Path, out: pathlib.Path, budget: Budget
     ) -> None:
         self.study, self.budget = study, budget
         self.frozen = study.trains == "descriptor"
+        if self.frozen and budget.full:
+            raise UserError("This study trains the descriptor alone; leave --full out.")
+        out = out / benchmark.resolve().name
+        out.mkdir(parents=True, exist_ok=True)
         self.layout = find_disc_layout(benchmark)
         self.truth = read_ground_truth(self.layout.ground_truth)
         self.out = out
@@ -182,42 +192,35 @@ def figures(sets: dict[str, Descriptors], bench: Bench) -> dict[str, dict]:
         )
         settings = Settings.written(True, codecs=f"Flat;PCAW{dim},L2norm,Flat")
         rows, _ = evaluate_descriptors(queries, references, training, bench.truth, settings)
-        measured = named(rows, COMPARED)
+        measured = in_percent(rows, COMPARED)
         for form, stored in STORED.items():
             rows, _ = evaluate_descriptors(stored(queries), stored(references), None, bench.truth)
-            measured |= named(rows, (form,))
+            measured |= in_percent(rows, (form,))
         found[str(dim)] = {**measured, **spectrum(references.descriptors)}
     return found
-
-
-def named(rows: list[DiscRow], forms: Sequence[str]) -> dict[str, float | None]:
-    """What rows say in percent, by measure and form."""
-    measured = {}
-    for row, form in zip(rows, forms, strict=True):
-        measured[f"µAP{form}"] = round(100 * row.metrics.average_precision, 2)
-        recall = row.metrics.recall_at_p90
-        measured[f"recall at P90{form}"] = None if recall is None else round(100 * recall, 2)
-    return measured
 
 
 def run(bench: Bench, fields: Fields, seed: int) -> dict | None:
     """Trains and measures a run, or finds that done, maybe by another study; None where it was stopped."""
     config = bench.config(fields, seed)
-    workdir = bench.out / "runs" / digest_of(config.to_json(sort_keys=True))
+    # Not by where things lie, so that OUT can be moved.
+    known_by = json.dumps(portable(config.to_dict()), sort_keys=True, default=list)
+    workdir = bench.out / "runs" / digest_of(known_by)
     path = workdir / "figures.json"
+    asked = {"seed": seed, "fields": dict(fields)}
     if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+        return asked | json.loads(path.read_text(encoding="utf-8"))
     state = train_and_evaluate(config, workdir)
     if not (workdir / "export").exists():
         return None
     model = load_model(str(workdir / "export"))
     sets = bench.descriptors(model, workdir)
     found = {
-        "seed": seed,
-        "fields": dict(fields),
+        "batch_size": config.batch_size,
         "steps": int(state.step),
         "seconds": training_seconds(workdir),
+        "environment": environment(),
         "dims": figures(sets, bench),
     }
     write_json(path, found)
-    return found
+    return asked | found

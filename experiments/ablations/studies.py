@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from rdcd_jax.augment.policies import ADVANCED, Step, written
+from rdcd_jax.augment.policies import ADVANCED, Step, policy_text
 
 Fields = Mapping[str, int | float | bool | str]
 
@@ -36,7 +36,7 @@ def _framed(probability: float) -> Fields:
     """ADVANCED with borders of one colour round some views."""
     frame = Step("frame", probability, {"scale": (0.2, 0.9), "ratio": (0.5, 2)})
     after = 1 + [step.operation for step in ADVANCED].index("resized_crop")
-    return {"data.policy": written((*ADVANCED[:after], frame, *ADVANCED[after:]))}
+    return {"data.policy": policy_text((*ADVANCED[:after], frame, *ADVANCED[after:]))}
 
 
 def _queue(size: int, **objective: float) -> Fields:

@@ -22,6 +22,10 @@ COMPILED = ROOT / "experiments" / "results" / "compile_tpu.json"
 CHIPS = (1, 4, 16, 64, 256, 1024)
 # Global batches of the table: the second is as long as half of the queue.
 BATCHES = (4096, 32768)
+# The paper's run: DISC2021's training images, so many times, on these.
+IMAGES, EPOCHS = 1_000_000, 100
+IMAGES_A_CHIP = 128
+REPRODUCED = (("H100", 8), ("v5e", 16))
 
 
 class Chip(NamedTuple):
@@ -127,6 +131,28 @@ def table(rows: dict[str, dict]) -> str:
             share = together / (chips * alone)
             cells.append(f"{together:,.0f} ({100 * share:.0f} %)")
         lines.append(f"| {chips:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def reproduction_table(rows: dict[str, dict], decoded: float) -> str:
+    """What the paper's run asks of the machines of `REPRODUCED` at the least, as Markdown.
+
+    Args:
+        rows: the compiled ones.
+        decoded: images that a core decodes in a second.
+    """
+    step = step_of(rows)
+    lines = [
+        "| | batch | images a second, at most | hours, at least | cores that decode so many |",
+        "|---|---|---|---|---|",
+    ]
+    for kind, chips in REPRODUCED:
+        batch = chips * IMAGES_A_CHIP
+        speed = 1e3 * batch / step_ms(step, KINDS[kind], chips, batch)
+        hours = IMAGES * EPOCHS / speed / 3600
+        lines.append(
+            f"| {chips} x {kind} | {batch:,} | {speed:,.0f} | {hours:.2f} | {speed / decoded:.0f} |"
+        )
     return "\n".join(lines)
 
 

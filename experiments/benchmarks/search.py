@@ -171,7 +171,7 @@ def _circumstances(load: float) -> dict:
 
 def with_exact(cell: dict, measured: dict) -> dict:
     """A cell whose exact methods were measured again, and in what circumstances."""
-    apart = {name: measured[name] for name in ("load before", "processor", "environment")}
+    apart = {name: measured[name] for name in ("load before", "processor", "peers", "environment")}
     return {**cell, "methods": cell["methods"] | measured["methods"], "exact methods": apart}
 
 
@@ -262,6 +262,8 @@ def main() -> int:
     for n_rows, dim in itertools.product(options.sizes, options.dims):
         name, about = f"{n_rows} x {dim}", [options.queries, options.rounds]
         done = name in cells and cells[name]["asked"] == about
+        if options.exact and not done:
+            print(f"{name}: not measured yet by these queries and rounds, so left out", flush=True)
         if done != options.exact and not (done and options.again):
             continue
         begun = time.perf_counter()

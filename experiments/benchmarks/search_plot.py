@@ -61,6 +61,7 @@ def summary(cell: dict) -> dict:
         "exact_over_faiss_flat": round(able["JAX exact"] / able["FAISS Flat"], 2),
         "device": f"{cell['cores']} cores, {cell['processor']}",
         "commit": cell["environment"]["git_revision"],
+        "exact_commit": cell.get("exact methods", cell)["environment"]["git_revision"],
     }
 
 

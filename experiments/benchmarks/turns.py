@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from multiprocessing.connection import Connection
 
 # Gives what a contender measures, by name of the part, and what else is to be known of it.
@@ -21,7 +21,7 @@ class Contest:
     about: Mapping[str, object]
     _pipes: Mapping[str, Connection]
 
-    def rounds(self, parts: Iterable[str], count: int) -> dict[str, dict[str, list[float]]]:
+    def rounds(self, parts: Collection[str], count: int) -> dict[str, dict[str, list[float]]]:
         """What each contender measured of each part in so many rounds, in which all take turns."""
         found = {name: {part: [] for part in parts} for name in self._pipes}
         for _ in range(count):
@@ -38,16 +38,19 @@ def contest(makers: Mapping[str, Maker]) -> Iterator[Contest]:
 
     Args:
         makers: picklable functions without arguments, called in the contender's process.
+
+    Raises:
+        EOFError: a contender ended before it was ready; it has said why.
     """
     context = multiprocessing.get_context("spawn")
     pipes, about = {}, {}
-    for name, make in makers.items():
-        pipes[name], theirs = context.Pipe()
-        # Not a daemon: torch's loader has children of its own.
-        context.Process(target=_serve, args=(make, theirs)).start()
-        theirs.close()
-        about[name] = pipes[name].recv()
     try:
+        for name, make in makers.items():
+            pipes[name], theirs = context.Pipe()
+            # Not a daemon: torch's loader has children of its own.
+            context.Process(target=_serve, args=(make, theirs)).start()
+            theirs.close()
+            about[name] = pipes[name].recv()
         yield Contest(about, pipes)
     finally:
         for pipe in pipes.values():
@@ -58,6 +61,9 @@ def _serve(make: Maker, pipe: Connection) -> None:
     """Measures what is asked for until nobody asks any more."""
     runs, about = make()
     pipe.send(about)
-    with contextlib.suppress(EOFError):
-        while True:
-            pipe.send(runs[pipe.recv()]())
+    while True:
+        try:
+            part = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(runs[part]())

@@ -2,8 +2,8 @@
 
     python -m experiments.studies.disc_dry_run OUT [--images 1000000] [--queries 50000]
 
-DISC's names, layout and numbers, but every image is one of a few tiny ones, by hard links (3 million names take less
-than 1 GB, and OUT must be a file system that has that many inodes' names); descriptors are random, since a million
+DISC's names, layout and numbers, but every image is one of a few tiny ones, by hard links, two million names of
+less than 1 GB; descriptors are random, since a million
 images take hours to embed. What is measured is what grows with the number of images: minutes and peak memory of packing
 the training images, of starting to train on them (three steps of the paper's recipe at a small size, its queue and bank
 of 65,536), and of the evaluation with score normalisation by all training images. Written to
@@ -13,6 +13,7 @@ experiments/results/disc_dry_run.json.
 import argparse
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -48,6 +49,8 @@ def make_tree(tree: pathlib.Path, sizes: dict[str, int]) -> None:
         if folder.exists():
             continue
         making = tree / f"{part}.making"
+        # What a start that was killed left.
+        shutil.rmtree(making, ignore_errors=True)
         making.mkdir(parents=True)
         names = [making / f"{name}.jpg" for name in ids_of(part, count)]
         for begin in range(0, count, LINKS):
@@ -93,8 +96,28 @@ def measured(*arguments: str | os.PathLike) -> dict:
         raise SystemExit(f"{command[3]} ended with {process.returncode}")
     return {
         "minutes": round((time.monotonic() - begun) / 60, 2),
-        "peak_gb": round(usage.ru_maxrss / 2**20, 2),
+        "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
     }
+
+
+STEPS = {
+    "pack": "`data pack BENCHMARK/train`",
+    "train": "`train` on the folder, to its third step",
+    "train, packed": "`train` on the packed shards, to its third step",
+    "evaluate": "`evaluate disc`, of descriptors, scores normalised by all training images",
+}
+
+
+def table(result: dict) -> str:
+    """What each step took, in Markdown."""
+    sizes = result["sizes"]
+    of = f"{sizes['train']:,} training images, {sizes['references']:,} references, {sizes['queries']:,} queries"
+    lines = [f"| {of} | minutes | peak memory, GB |", "|---|---|---|"]
+    lines += [
+        f"| {what} | {result[step]['minutes']:.1f} | {result[step]['peak_gb']:.1f} |"
+        for step, what in STEPS.items()
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -106,31 +129,28 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=50_000)
     options = parser.parse_args()
-    out, tree, rows = options.out, options.out / "disc", options.out / "descriptors"
+    out = options.out / f"{options.images}-{options.queries}"
+    tree, rows, work = out / "disc", out / "descriptors", out / "work"
+    # What is measured must not go on with what is there.
+    shutil.rmtree(work, ignore_errors=True)
     sizes = dict(zip(NAMES, (options.images, options.images, options.queries), strict=True))
-    begun = time.monotonic()
     make_tree(tree, sizes)
-    made = round((time.monotonic() - begun) / 60, 2)
-    print(f"tree: {made} minutes", flush=True)
     make_descriptors(rows, sizes)
-    taken = {"pack": measured("data", "pack", tree / "train", out / "packed", "--short-side=32")}
-    for name, source in {"train": tree / "train", "train, packed": out / "packed"}.items():
+    taken = {"pack": measured("data", "pack", tree / "train", work / "packed", "--short-side=32")}
+    for name, source in {"train": tree / "train", "train, packed": work / "packed"}.items():
         taken[name] = measured(
             "train",
             f"--config=rdcd:dim={DIM},data={source}",
-            f"--workdir={out / name.replace(', ', '_')}",
+            f"--workdir={work / name.replace(', ', '_')}",
             *("--config.image_size=32", "--config.batch_size=32", "--config.schedule.max_steps=3"),
             *("--config.student.background=0", "--config.log_every=1"),
         )
     taken["evaluate"] = measured(
         *("evaluate", "disc", f"--queries={rows / 'queries.npz'}"),
         *(f"--references={rows / 'references.npz'}", f"--training={rows / 'train.npz'}"),
-        *(f"--ground-truth={tree / 'ground_truth.csv'}", f"--out={out / 'evaluation'}"),
+        *(f"--ground-truth={tree / 'ground_truth.csv'}", f"--out={work / 'evaluation'}"),
     )
-    write_json(
-        RESULT,
-        {"sizes": sizes, "dim": DIM, "environment": environment(), "tree_minutes": made, **taken},
-    )
+    write_json(RESULT, {"sizes": sizes, "dim": DIM, "environment": environment(), **taken})
 
 
 if __name__ == "__main__":

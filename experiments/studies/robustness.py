@@ -1,11 +1,11 @@
 """How much of an edit each model and hash bears: copies found, by kind of edit and its strength.
 
     pip install imagehash pdqhash onnxruntime
-    python -m experiments.studies.robustness BENCHMARK OUT [--images 100] [--only NAME ...]
+    python -m experiments.studies.robustness BENCHMARK OUT [--images 100]
 
 Of some references of BENCHMARK, a DISC-shaped folder, copies are made with one edit each. A copy counts as found where
 its similarity to its original reaches the contender's threshold of 90 % precision on BENCHMARK, without score
-normalisation. Contenders are those of `studies.peers`, and OUT may be that study's: descriptors there are not made
+normalisation. Contenders are some of `studies.peers`, and OUT may be that study's: descriptors there are not made
 again. Written to experiments/results/robustness.json, and drawn to docs/robustness.png.
 """
 
@@ -23,6 +23,7 @@ from experiments.studies.peers import Contender, contenders, embedded
 from rdcd_jax.augment.host import edits
 from rdcd_jax.benchmarks.disc import evaluate_descriptors
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
+from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_aside, write_json
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.images.sources import ImageSet, find_images
@@ -32,6 +33,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULT = ROOT / "experiments" / "results" / "robustness.json"
 PLOT = ROOT / "docs" / "robustness.png"
 SEED = 0
+CONTENDERS = (
+    *("rdcd-effb0-64", "rdcd-effb0-128", "rdcd-effb0-256"),
+    *("sscd_distilled, 512-d", "SSCD ResNet-50, 512-d", "pHash 256", "PDQ"),
+)
 GREY = (128, 128, 128)
 # An edit is borne where this percentage of copies is found, and so are all that are milder.
 BORNE = 80.0
@@ -94,7 +99,7 @@ EDITS: Mapping[str, Edit] = {
     "crop": Edit("share of the area that stays", (0.8, 0.6, 0.4, 0.25, 0.15), _crop),
     "border": Edit("share of the page that the image covers", (0.8, 0.6, 0.4, 0.25, 0.15), _border),
     "overlay": Edit("share of the image that is covered", (0.1, 0.2, 0.35, 0.5, 0.7), _overlay),
-    "rotation": Edit("degrees", (5, 10, 20, 45, 90), _rotate),
+    "rotation": Edit("degrees", (2, 5, 10, 20, 45), _rotate),
     "blur": Edit("radius in percent of the shorter side", (0.5, 1, 2, 4, 8), _blur),
     "JPEG": Edit(
         "quality", (40, 20, 10, 5, 1), lambda image, quality, *_: edits.jpeg(image, quality)
@@ -124,13 +129,15 @@ def found_by(
 ) -> dict:
     """A contender's threshold, and the percentage of copies found by kind and strength."""
     layout = find_disc_layout(benchmark)
-    sources = {"queries": layout.queries, "references": layout.references, "copies": copies}
+    sources = {"queries": layout.queries, "references": layout.references, copies.name: copies}
     embedded(folder, contender, sources)
     queries, references, made = (read_descriptors(folder / f"{name}.npz") for name in sources)
     (row,), _ = evaluate_descriptors(
         queries, references, None, read_ground_truth(layout.ground_truth)
     )
     threshold = row.metrics.threshold_at_p90
+    if threshold is None:
+        raise UserError(f"{folder.name} never reaches 90 % precision on {benchmark}.")
     original = dict(zip(references.ids.tolist(), references.descriptors, strict=True))
     hits: dict[str, dict[str, list[bool]]] = {}
     for name, descriptor in zip(made.ids.tolist(), made.descriptors, strict=True):
@@ -140,7 +147,8 @@ def found_by(
         hits.setdefault(kind, {}).setdefault(strength, []).append(similar)
     percent = {
         kind: {
-            f"{s:g}": round(100 * float(np.mean(hits[kind][f"{s:g}"])), 1) for s in edit.strengths
+            f"{strength:g}": round(100 * float(np.mean(hits[kind][f"{strength:g}"])), 1)
+            for strength in edit.strengths
         }
         for kind, edit in EDITS.items()
     }
@@ -194,19 +202,16 @@ def main() -> int:
     parser.add_argument("benchmark", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--only", nargs="+", metavar="NAME")
     options = parser.parse_args()
-    copies = options.out / "copies"
+    copies = options.out / f"copies-{options.images}"
     references = find_images(find_disc_layout(options.benchmark).references)
     originals = make_copies(references, options.images, copies)
-    found = {}
-    for name, contender in contenders().items():
-        if options.only and name not in options.only:
-            continue
+    made, found = contenders(), {}
+    for name in CONTENDERS:
         folder = options.out / name
         folder.mkdir(parents=True, exist_ok=True)
-        result = found_by(folder, contender, options.benchmark, copies)
-        found[name] = {"hash": not contender.normalised, **result}
+        result = found_by(folder, made[name], options.benchmark, copies)
+        found[name] = {"hash": not made[name].normalised, **result}
         print(name, found[name], flush=True)
     write_json(
         RESULT,

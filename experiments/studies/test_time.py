@@ -1,6 +1,6 @@
 """Whether a second look at each image, at its mirror image, finds more: the mean of both descriptors.
 
-    python -m experiments.studies.test_time BENCHMARK OUT [--models NAME ...]
+    python -m experiments.studies.test_time BENCHMARK OUT
 
 BENCHMARK is a DISC-shaped folder. A second look costs as much as the first: for queries alone, or for references too.
 OUT keeps the descriptors. Written to experiments/results/test_time.json: µAP and recall at 90 % precision in percent,
@@ -14,6 +14,7 @@ import pathlib
 import numpy as np
 from PIL import Image, ImageOps
 
+from experiments.studies.percent import in_percent
 from experiments.studies.students import some_training_images
 from rdcd_jax.benchmarks.disc import evaluate_descriptors
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
@@ -68,7 +69,6 @@ def main() -> None:
     )
     parser.add_argument("benchmark", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--models", nargs="+", default=[*list_models(), "onnxruntime"])
     options = parser.parse_args()
     layout = find_disc_layout(options.benchmark)
     truth = read_ground_truth(layout.ground_truth)
@@ -79,7 +79,7 @@ def main() -> None:
         "training": some_training_images(options.benchmark, options.out),
     }
     result: dict[str, dict] = {}
-    for name in options.models:
+    for name in (*list_models(), "onnxruntime"):
         seen = {
             part: looks(name, str(source), options.out / name / part)
             for part, source in sources.items()
@@ -90,12 +90,9 @@ def main() -> None:
                 rows = once.descriptors + mirrored.descriptors * np.float32(part in twice)
                 sets[part] = dataclasses.replace(once, descriptors=unit_rows(rows))
             rows, _ = evaluate_descriptors(*sets.values(), truth, Settings.written(True))
-            found = {}
-            for row, suffix in zip(rows, ("", " with SN"), strict=True):
-                found[f"µAP{suffix}"] = round(100 * row.metrics.average_precision, 2)
-                found[f"recall at P90{suffix}"] = round(100 * row.metrics.recall_at_p90, 2)
-            result.setdefault(name, {})[look] = found
-            print(name, look, found, flush=True)
+            figures = result.setdefault(name, {})
+            figures[look] = in_percent(rows, ("", " with SN"))
+            print(name, look, figures[look], flush=True)
     write_json(
         RESULT,
         {

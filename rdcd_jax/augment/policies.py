@@ -157,7 +157,7 @@ def find_policy(policy: str | Sequence[Step]) -> Policy:
     return tuple(policy)
 
 
-def written(policy: Sequence[Step]) -> str:
+def policy_text(policy: Sequence[Step]) -> str:
     """A policy as the text that `find_policy` reads."""
     return "; ".join(
         " ".join(

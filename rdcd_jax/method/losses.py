@@ -81,7 +81,7 @@ def relational_kl(
     for each side.
     """
     student_bank = bank if student_bank is None else student_bank
-    teacher_temperature = teacher_temperature or temperature
+    teacher_temperature = temperature if teacher_temperature is None else teacher_temperature
     teacher, bank, student_bank = jax.lax.stop_gradient((teacher, bank, student_bank))
     targets = jax.nn.log_softmax(_product(teacher, bank.T) / teacher_temperature)
     predictions = jax.nn.log_softmax(_product(student, student_bank.T) / temperature)

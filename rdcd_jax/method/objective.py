@@ -144,7 +144,7 @@ class Objective:
         """Those of `losses.relational_kl`."""
         return {
             "temperature": self.kld_temperature,
-            "teacher_temperature": self.kld_teacher_temperature or None,
+            "teacher_temperature": self.kld_teacher_temperature or self.kld_temperature,
         }
 
     def loss(self, seen: Seen) -> tuple[jax.Array, Metrics]:

@@ -10,6 +10,7 @@ import ml_collections
 from rdcd_jax.augment.device.views import make_device_view
 from rdcd_jax.augment.policies import make_view
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.files import is_address
 from rdcd_jax.core.options import flat
 from rdcd_jax.embedding.codecs import parse_codecs
 from rdcd_jax.images.sources import ImageSet, find_images
@@ -38,6 +39,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     _check_memory(config, objective)
     _check_terms(config, objective)
     _check_nested(config)
+    _check_teacher(config, objective)
     if config.student.trainable == "projector":
         _check_frozen(config, objective)
     _check_checkpoint_dir(config.checkpoint_dir)
@@ -103,11 +105,32 @@ def _check_terms(config: ml_collections.ConfigDict, objective: Objective) -> Non
             f"config.student.projector is {projector!r} with objective.{', '.join(weights)}: only these train the"
             " projector, so use 'learned' with one of them, 'whitened' or 'start' without, or 'none'."
         )
+    if objective.binary_lambda and projector in ("whitened", "start"):
+        raise UserError(
+            f"config.objective.binary_lambda is {objective.binary_lambda} with student.projector {projector!r}, whose"
+            " descriptor is not the one that trains; use 'learned' or 'none', or set the weight to 0."
+        )
+
+
+def _check_teacher(config: ml_collections.ConfigDict, objective: Objective) -> None:
+    """Batch norm by the batch needs a teacher that JAX runs in the step."""
+    teacher = config.teacher
+    on_host = teacher.features != "live" or _is_on_host(teacher)
+    if objective.needs_teacher and teacher.bn == "batch" and on_host:
+        raise UserError(
+            f"config.teacher.bn is 'batch', but the teacher {teacher.model} with features {teacher.features!r} does not"
+            " run in the step; use 'running', or a teacher that JAX runs live (sscd-torchvision:PATH)."
+        )
+
+
+def _is_on_host(teacher: ml_collections.ConfigDict) -> bool:
+    """Whether the teacher embeds views by onnxruntime."""
+    return teacher.features == "live" and teacher.model.partition(":")[0] == ONNX_RUN
 
 
 def _check_checkpoint_dir(folder: str) -> None:
     """Refuses what orbax cannot write to."""
-    if "://" not in folder:
+    if not is_address(folder):
         return
     if not re.match("gs://[^/]+/[^/]", folder):
         raise UserError(
@@ -185,8 +208,7 @@ def _check_views(config: ml_collections.ConfigDict, objective: Objective) -> Non
             " config.data.views to 'device', or keep to ''."
         )
     teacher = config.teacher
-    on_host = teacher.features == "live" and teacher.model.partition(":")[0] == ONNX_RUN
-    if on_host and config.data.views == "device":
+    if _is_on_host(teacher) and config.data.views == "device":
         raise UserError(
             f"config.teacher.model = {teacher.model} embeds views on the host, but config.data.views is 'device';"
             " set it to 'host', or use a teacher that JAX runs."

@@ -10,7 +10,7 @@ from PIL import Image
 
 from rdcd_jax.augment import assets, policies
 from rdcd_jax.augment.host import edits
-from rdcd_jax.augment.policies import POLICIES, Step, find_policy, make_view, written
+from rdcd_jax.augment.policies import POLICIES, Step, find_policy, make_view, policy_text
 from rdcd_jax.core.errors import UserError
 
 NEEDS_AUGLY = pytest.mark.skipif(
@@ -209,7 +209,7 @@ def test_a_policy_can_be_written_out():
     )
     assert make_view(text, 8)(Image.new("RGB", (9, 9)), np.random.default_rng(0)).shape == (8, 8, 3)
     for policy in POLICIES.values():
-        assert find_policy(written(policy)) == policy
+        assert find_policy(policy_text(policy)) == policy
 
 
 def test_a_config_takes_a_policy_written_out(tmp_path):

@@ -227,6 +227,24 @@ def test_a_learned_projector_needs_a_term():
     check_config(toy_config("x", **{"student.projector": "none"}))
 
 
+def test_bits_need_the_projector_that_trains():
+    changes = {"objective.moco_lambda": 0.0, "objective.binary_lambda": 3.0}
+    for projector in ("whitened", "start"):
+        with pytest.raises(UserError, match=rf"binary_lambda is 3.0 with .* '{projector}'"):
+            check_config(toy_config("x", **changes, **{"student.projector": projector}))
+    check_config(toy_config("x", **changes, **{"student.projector": "none"}))
+    check_config(toy_config("x", **{"objective.binary_lambda": 3.0}))
+
+
+def test_a_teacher_s_batch_statistics_need_it_in_the_step():
+    batch = {"teacher.bn": "batch"}
+    check_config(toy_config("x", **batch))
+    for changes in ({"teacher.features": "cached"}, {"teacher.model": "onnxruntime"}):
+        with pytest.raises(UserError, match=r"config\.teacher\.bn is 'batch', but the teacher"):
+            check_config(toy_config("x", **batch, **changes))
+    check_config(toy_config("x", **batch, **changes, **{"objective.kld_lambda": 0.0}))
+
+
 def test_a_buffer_that_nothing_uses_may_be_small():
     changes = {"objective.moco_lambda": 0.0, "objective.sscd_lambda": 1.0, "queue.size": 1}
     check_config(toy_config("x", **changes))

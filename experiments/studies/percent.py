@@ -1,0 +1,15 @@
+"""Figures of evaluations in percent, as result files hold them."""
+
+from collections.abc import Sequence
+
+from rdcd_jax.benchmarks.disc import DiscRow
+
+
+def in_percent(rows: Sequence[DiscRow], forms: Sequence[str]) -> dict[str, float | None]:
+    """µAP and recall at 90 % precision of each row, by the measure and what follows its name; None for never."""
+    found = {}
+    for row, form in zip(rows, forms, strict=True):
+        recall = row.metrics.recall_at_p90
+        found[f"µAP{form}"] = round(100 * row.metrics.average_precision, 2)
+        found[f"recall at P90{form}"] = None if recall is None else round(100 * recall, 2)
+    return found
