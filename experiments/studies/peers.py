@@ -6,7 +6,8 @@
 BENCHMARK is a DISC-shaped folder; `rdcd_jax/sample` is one. Hashes are compared by the bits in which they agree. Every
 contender's descriptors go to OUT/NAME, and are not made again by another start; beside them lies an evaluation
 (`rdcd-jax report OUT/*/evaluation` shows it). Images a second count decoding, on all cores, the median of three rounds
-on the references, contenders in turn. The result goes to experiments/results/peers.json, under the benchmark's name.
+on the references, contenders in turn; with --only, whose contenders are but some, they are left as they were. The
+result goes to experiments/results/peers.json, under the benchmark's name.
 """
 
 import argparse
@@ -193,10 +194,16 @@ def main(argv: list[str] | None = None) -> int:
         found[name] = {"dim": contender.dim, "bytes": contender.bytes}
         found[name] |= figures(folder, options.benchmark, contender)
         print(name, json.dumps(found[name]["figures"]), flush=True)
-    for name, speed in speeds(made, layout.references).items():
-        found[name]["images_per_second"] = speed
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     key = options.benchmark.resolve().name
+    before = results.get(key, {}).get("contenders", {}) if options.only else {}
+    timed = (
+        {name: before[name]["images_per_second"] for name in made}
+        if options.only
+        else speeds(made, layout.references)
+    )
+    for name, speed in timed.items():
+        found[name]["images_per_second"] = speed
     results[key] = {
         "command": " ".join(
             # Paths by their names: where they lie is this machine's business.
@@ -205,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
         "environment": environment(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "cores": os.cpu_count(),
-        "contenders": (results.get(key, {}).get("contenders", {}) if options.only else {}) | found,
+        "contenders": before | found,
     }
     write_json(RESULT, results)
     return 0

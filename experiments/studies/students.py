@@ -300,7 +300,7 @@ def ship(options: argparse.Namespace) -> None:
         found[name], calibration = figures(load_model(name), options)
         about = card(found[name], calibration, images)
         write_json(STUDENTS / name / CARD, {**sizes, **about})
-    # What was measured of the stages that a machine of before ran is kept.
+    # What was measured on a machine of before is kept.
     stages = {**_before()["stages"], **records(options.out, "stage*")}
     draw_curve(stages)
     write_json(
@@ -309,7 +309,8 @@ def ship(options: argparse.Namespace) -> None:
             "benchmark": options.benchmark.name,
             "environment": environment(),
             "students": found,
-            "dedicated": {
+            "dedicated": _before()["dedicated"]
+            | {
                 name: _last(options.out / name)
                 for name in DEDICATED
                 if (options.out / name / "export").exists()
