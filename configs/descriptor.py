@@ -5,9 +5,9 @@ InfoNCE and hard negatives between any two of them. Any recipe can end in this o
 learns along, at a small rate on live views, while its own features as they were keep it from forgetting.
 
 Both terms are taken within a large batch, which features that were computed before allow: there the negatives are fresh
-and take a gradient too, which those of a queue do not. SSCD's terms are that form; an entropy weight of 20 is a
-hard-negative weight of 10, up to constants. That is twice the paper's and finds more here (docs/findings.md). For the
-queue give --config.objective.moco_lambda=1 and --config.objective.sscd_lambda=0.
+and take a gradient too, which those of a queue do not. SSCD's terms are that form; an entropy weight of 10 is a
+hard-negative weight of 5, the paper's, up to constants. For the queue give --config.objective.moco_lambda=1 and
+--config.objective.sscd_lambda=0.
 
 --config=configs/descriptor.py:dim=128,init_from=MODEL,data=FOLDER
 --config=configs/descriptor.py:dim=256,nested,init_from=runs/trunk/export,data=FOLDER      64, 128 and 256 in one
@@ -44,7 +44,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.objective.moco_lambda = config.objective.kld_lambda = 0.0
     config.objective.sscd_lambda = 1.0
     config.objective.sscd_temperature = config.objective.temperature
-    config.objective.hn_lambda = 10.0
     config.objective.entropy_lambda = 2 * config.objective.hn_lambda
     if given.nested:
         config.objective.nested_dims = (given.dim // 4, given.dim // 2, given.dim)
