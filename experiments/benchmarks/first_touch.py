@@ -85,7 +85,7 @@ def main() -> None:
         index, query = folder / "index", sorted(QUERY.iterdir())[0]
         build = ("-m", "rdcd_jax", "index", "build", "sample:references", f"--out={index}")
         seconds(folder / "cache", *build, f"--model={MODEL}")
-        search = ("-m", "rdcd_jax", "search", index, query)
+        search = ("-m", "rdcd_jax", "search", f"--index={index}", query)
         found = {
             "`import rdcd_jax`": {"first": None, "later": round(imported - nothing, 3)},
             "`rdcd-jax search` for one image": first_and_later(folder, options.rounds, *search),

@@ -19,19 +19,23 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from experiments.benchmarks import cost, projection, search_plot
+from experiments.benchmarks import cost, first_touch, projection, search_plot
 from experiments.benchmarks.projection import compiled_rows
+from experiments.studies import disc_dry_run, robustness, variants
 from rdcd_jax.benchmarks.disc_runs import evaluate_disc
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
 from rdcd_jax.core.files import write_text
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.report.matches import match_rows
+from rdcd_jax.search.scoring import scoring_of
 from rdcd_jax.weights.library import load_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results"
 PEERS = RESULTS / "peers.json"
 STUDENT = "rdcd-effb0-128"
+# Of the table of thresholds.
+SIZES = (1_600, 100_000, 1_000_000)
 # Of the picture: images, their side and frame, and what lies between, in pixels.
 SHOWN, SIDE, FRAME, GAP = 9, 132, 4, 8
 RIGHT, WRONG = "#0a8a3a", "#d1361c"
@@ -148,6 +152,20 @@ def compiled_table(rows: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def thresholds_table() -> str:
+    """From which score on 90 % of what is found are copies, by the number of images."""
+    lines = [
+        f"| model | {' | '.join(f'{size:,} images' for size in SIZES)} |",
+        "|---" * (1 + len(SIZES)) + "|",
+    ]
+    for name in list(NAMES)[:3]:
+        model = load_model(name)
+        scoring = scoring_of(model.background, model.card["calibration"])
+        cells = [f"{scoring.threshold(0.9, size):.2f}" for size in SIZES]
+        lines.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _percent(value: float | None) -> str:
     return "never" if value is None else f"{100 * value:.1f}"
 
@@ -178,6 +196,14 @@ def tables() -> dict[str, str]:
         "faults": faults_table(killed, full),
         "compiled": compiled_table(compiled_rows()),
         "projected": projection.table(compiled_rows()),
+        "reproduced": projection.reproduction_table(
+            compiled_rows(), _result("bench_input")["medians"]["decode"]["here"]
+        ),
+        "thresholds": thresholds_table(),
+        "variants": variants.table(_result("variants")["percent"]),
+        "dry_run": disc_dry_run.table(_result("disc_dry_run")),
+        "robust": robustness.table(*(_result("robustness")[key] for key in ("contenders", "axes"))),
+        "touched": first_touch.table(_result("first_touch")["seconds"]),
         "engines": engines_table(_result("engines")["models"]),
         "searched": search_plot.summary_table(_result("bench_search")["summary"]),
         "cost": cost.table(costs["networks"], costs["settings"]["size"]),

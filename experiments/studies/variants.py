@@ -69,6 +69,20 @@ def make_copies(folder: pathlib.Path) -> int:
     return len(positions)
 
 
+def table(percent: dict[str, dict]) -> str:
+    """The result in Markdown."""
+    lines = [
+        "| | `--variants` | borders | screenshot | quarter | benchmark: found, right |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in sorted(percent, key=lambda name: int(name.rpartition("-")[2])):
+        for number, (variants, row) in enumerate(percent[name].items()):
+            found, right = row["benchmark's copies found"], row["benchmark's precision"]
+            cells = ["" if number else f"`{name}`", f"`{variants}`", *(row[kind] for kind in KINDS)]
+            lines.append(f"| {' | '.join(map(str, cells))} | {found}, {right} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measures every model with every choice of variants, and writes the result."""
     parser = argparse.ArgumentParser(
