@@ -59,15 +59,6 @@ def first_and_later(folder: pathlib.Path, rounds: int, *arguments: str | os.Path
     return {"first": round(taken[0], 2), "later": round(statistics.median(taken[1:]), 2)}
 
 
-def table(seconds_of: dict[str, dict[str, float]]) -> str:
-    """The result in Markdown."""
-    lines = ["| seconds | the first time on a machine | later |", "|---|---|---|"]
-    lines += [
-        f"| {name} | {each['first'] or ''} | {each['later']} |" for name, each in seconds_of.items()
-    ]
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measures all, and writes the result."""
     parser = argparse.ArgumentParser(

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from experiments.benchmarks import cost, first_touch, projection, search_plot
+from experiments.benchmarks import cost, projection, search_plot
 from experiments.benchmarks.projection import compiled_rows
 from experiments.studies import disc_dry_run, robustness, variants
 from rdcd_jax.benchmarks.disc_runs import evaluate_disc
@@ -203,7 +203,6 @@ def tables() -> dict[str, str]:
         "variants": variants.table(_result("variants")["percent"]),
         "dry_run": disc_dry_run.table(_result("disc_dry_run")),
         "robust": robustness.table(*(_result("robustness")[key] for key in ("contenders", "axes"))),
-        "touched": first_touch.table(_result("first_touch")["seconds"]),
         "engines": engines_table(_result("engines")["models"]),
         "searched": search_plot.summary_table(_result("bench_search")["summary"]),
         "cost": cost.table(costs["networks"], costs["settings"]["size"]),
