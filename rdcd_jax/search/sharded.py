@@ -227,7 +227,7 @@ def _found_by_maxima(queries, rows, scales, n_valid, k):
         def of_valid(scores):
             return largest(_masked(scores, start + jnp.arange(_BLOCK), n_valid))
 
-        # Of most blocks all rows count, and a mask takes longer than the maxima.
+        # Of most blocks all rows count, and need no mask.
         whole = start + _BLOCK <= n_valid
         return start + _BLOCK, jax.lax.cond(whole, largest, of_valid, _products(queries, *block))
 
