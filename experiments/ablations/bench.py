@@ -19,6 +19,7 @@ from rdcd_jax.benchmarks.settings import Settings
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json
 from rdcd_jax.core.progress import Reporter
+from rdcd_jax.embedding.codecs import unit_rows
 from rdcd_jax.embedding.descriptors import Descriptors, read_descriptors
 from rdcd_jax.embedding.service import embed_to_file
 from rdcd_jax.images.pack import pack_images
@@ -162,9 +163,7 @@ def projected(model: Model, features: np.ndarray) -> np.ndarray:
 
 def shortened(descriptors: Descriptors, dim: int) -> Descriptors:
     """The first dimensions, at unit length."""
-    rows = descriptors.descriptors[:, :dim]
-    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return dataclasses.replace(descriptors, descriptors=rows)
+    return dataclasses.replace(descriptors, descriptors=unit_rows(descriptors.descriptors[:, :dim]))
 
 
 def as_int8(descriptors: Descriptors) -> Descriptors:

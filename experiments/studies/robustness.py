@@ -57,11 +57,16 @@ class Edit:
     make: Callable[[Image.Image, float, Image.Image, np.random.Generator], Image.Image]
 
 
-def _crop(image: Image.Image, share: float, _, rng: np.random.Generator) -> Image.Image:
+def _box(image: Image.Image, share: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Somewhere in the image, of its shape: left, top, right and bottom of a share of its area."""
     width, height = (max(1, round(side * share**0.5)) for side in image.size)
     left = int(rng.integers(image.width - width + 1))
     top = int(rng.integers(image.height - height + 1))
-    return image.crop((left, top, left + width, top + height))
+    return left, top, left + width, top + height
+
+
+def _crop(image: Image.Image, share: float, _, rng: np.random.Generator) -> Image.Image:
+    return image.crop(_box(image, share, rng))
 
 
 def _border(image: Image.Image, share: float, _, rng: np.random.Generator) -> Image.Image:
@@ -79,11 +84,9 @@ def _overlay(
     image: Image.Image, share: float, other: Image.Image, rng: np.random.Generator
 ) -> Image.Image:
     """The image with another over a share of its area."""
-    width, height = (max(1, round(side * share**0.5)) for side in image.size)
-    left = int(rng.integers(image.width - width + 1))
-    top = int(rng.integers(image.height - height + 1))
+    left, top, right, bottom = _box(image, share, rng)
     copy = image.copy()
-    copy.paste(other.resize((width, height), Image.Resampling.BICUBIC), (left, top))
+    copy.paste(other.resize((right - left, bottom - top), Image.Resampling.BICUBIC), (left, top))
     return copy
 
 
