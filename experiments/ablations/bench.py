@@ -105,7 +105,7 @@ class Bench:
         config.teacher.model = self.budget.teacher or config.teacher.model
         if "data.policy" in fields:
             # Features are of a policy's views.
-            config.data.cache = str(self.out / f"features-{digest_of(config.data.policy)}")
+            config.data.cache = str(self.out / f"features-{short_name(config.data.policy)}")
         if config.teacher.features == "cached":
             config.teacher.features = str(self.teacher_features(config.teacher.model))
         config.bank.size = max(config.bank.size, config.batch_size)
@@ -114,7 +114,7 @@ class Bench:
 
     def teacher_features(self, spec: str) -> pathlib.Path:
         """The teacher's features of the training images, for all runs."""
-        path = self.out / f"teacher-{digest_of(spec)}.npz"
+        path = self.out / f"teacher-{short_name(spec)}.npz"
         if not path.exists():
             embed_to_file(load_model(spec), str(self.training), path)
         return path
@@ -141,8 +141,8 @@ class Bench:
         return made
 
 
-def digest_of(text: str) -> str:
-    """A short name for what a text says."""
+def short_name(text: str) -> str:
+    """A name of twelve digits for a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -204,7 +204,7 @@ def run(bench: Bench, fields: Fields, seed: int) -> dict | None:
     config = bench.config(fields, seed)
     # Not by where things lie, so that OUT can be moved.
     known_by = json.dumps(portable(config.to_dict()), sort_keys=True, default=list)
-    workdir = bench.out / "runs" / digest_of(known_by)
+    workdir = bench.out / "runs" / short_name(known_by)
     path = workdir / "figures.json"
     asked = {"seed": seed, "fields": dict(fields)}
     if path.exists():

@@ -23,6 +23,8 @@ import dataclasses
 import json
 import pathlib
 
+import ml_collections
+
 from configs import descriptor, distill
 from rdcd_jax.benchmarks.disc_runs import evaluate_disc
 from rdcd_jax.core.files import write_aside, write_json, write_text
@@ -159,11 +161,18 @@ def train(options: argparse.Namespace) -> None:
     start = recipe.start
     for number, stage in enumerate(recipe.stages, seen + 1):
         workdir = options.out / f"stage{number}"
-        train_and_evaluate(stage_config(options, stage, start), workdir)
-        start = str(workdir / "export")
-        if not (workdir / "export").exists():
-            print("Stopped; the same command goes on.")
+        if not _finished(stage_config(options, stage, start), workdir):
             return
+        start = str(workdir / "export")
+
+
+def _finished(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
+    """Trains, and tells whether it came to its end; a SIGTERM stops it before."""
+    train_and_evaluate(config, workdir)
+    if (workdir / "export").exists():
+        return True
+    print("Stopped; the same command goes on.")
+    return False
 
 
 def descriptors(options: argparse.Namespace) -> None:
@@ -179,7 +188,8 @@ def descriptors(options: argparse.Namespace) -> None:
         if options.benchmark:
             config.evals.disc.data = str(options.benchmark)
             config.evals.disc.training = str(some_training_images(options.benchmark, options.out))
-        train_and_evaluate(config, options.out / name)
+        if not _finished(config, options.out / name):
+            return
 
 
 def figures(model: Model, options: argparse.Namespace) -> tuple[dict, dict]:

@@ -84,5 +84,4 @@ def _box(flat: np.ndarray, step: int, reach: int, weight: int, ends: int) -> Non
     edges *= np.uint16(ends)
     total += edges
     total += np.uint16(128)
-    total >>= np.uint16(8)
-    at(flat, reach + 1)[...] = total
+    np.right_shift(total, np.uint16(8), out=at(flat, reach + 1))

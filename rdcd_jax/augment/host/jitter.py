@@ -44,7 +44,10 @@ def contrast(planes: np.ndarray, factor: float) -> np.ndarray:
 
     Source: Pillow's ImageEnhance.Contrast.
     """
-    return _away(planes, np.int16(_grey(planes).mean() + 0.5), factor)
+    grey = _grey(planes)
+    # By integers, which is twice as fast as NumPy's mean.
+    mean = grey.sum(0, dtype=np.int32).sum(dtype=np.int64) / grey.size
+    return _away(planes, np.int16(mean + 0.5), factor)
 
 
 def saturation(planes: np.ndarray, factor: float) -> np.ndarray:
@@ -63,7 +66,7 @@ def hue(planes: np.ndarray, turn: float) -> np.ndarray:
     turn = int(turn * 255) / 255
     # A third of the circle swaps channels; only what is left, a sixth at most, is computed.
     thirds = round(3 * turn)
-    red, green, blue = np.roll(planes, thirds, axis=0)
+    red, green, blue = (planes[(channel - thirds) % 3] for channel in range(3))
     high = np.maximum(np.maximum(red, green), blue)
     low = np.minimum(np.minimum(red, green), blue)
     # The hue's position on a circle of 6 chroma, from -3 to 3 chroma with red at 0: no division is needed. Where red is
@@ -72,21 +75,27 @@ def hue(planes: np.ndarray, turn: float) -> np.ndarray:
     chroma = high - low
     side = green - blue
     room = chroma - np.abs(side)
+    lean = red + red
+    lean -= green
+    lean -= blue
     position = chroma + high
     position -= red
-    position -= _with_sign(room, red + red - green - blue)
-    position = _with_sign(position, side)
+    position -= _give_sign(room, lean)
+    _give_sign(position, side)
     position += _times(chroma, 6 * (turn - thirds / 3))
-    turned = np.empty_like(planes)
     # A channel is largest within one chroma of its own colour, smallest from two on, and falls evenly between.
-    for out, colour in zip(turned, (0, 2, -2), strict=True):
-        away = np.abs(position - chroma * np.int16(colour))
-        away -= chroma * np.int16(3)
+    twice = chroma + chroma
+    thrice = twice + chroma
+    low -= chroma
+    turned = np.empty_like(planes)
+    for away, colour in zip(turned, (0, twice, -twice), strict=True):
+        np.subtract(position, colour, out=away)
         np.abs(away, out=away)
-        away -= chroma
-        np.clip(away, 0, 255, out=away)
-        np.minimum(away, chroma, out=away)
-        np.add(away, low, out=out)
+        away -= thrice
+        np.abs(away, out=away)
+        np.maximum(away, chroma, out=away)
+        np.minimum(away, twice, out=away)
+        away += low
     return turned
 
 
@@ -131,7 +140,9 @@ def _grey(planes: np.ndarray) -> np.ndarray:
     return grey.view(np.int16)
 
 
-def _with_sign(values: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """`values`, negated where `of` is negative."""
+def _give_sign(values: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """Negates `values` in place where `of` is negative, and returns them."""
     sign = of >> np.int16(15)
-    return (values ^ sign) - sign
+    values ^= sign
+    values -= sign
+    return values

@@ -6,7 +6,8 @@ from PIL import Image
 
 def to_planes(image: Image.Image, dtype: type[np.integer]) -> np.ndarray:
     """[3, H, W] of an RGB image."""
-    return np.array([np.asarray(plane) for plane in image.split()]).astype(dtype)
+    planes = [np.frombuffer(image.tobytes("raw", band), np.uint8) for band in "RGB"]
+    return np.array(planes).reshape(3, image.height, image.width).astype(dtype)
 
 
 def from_planes(planes: np.ndarray) -> Image.Image:
