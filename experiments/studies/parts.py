@@ -32,6 +32,8 @@ RESULT = ROOT / "experiments" / "results" / "parts.json"
 EVERY = 8
 # A crop's sides as a share of the image's.
 CROPS = {"half": 1 / 2, "third": 1 / 3, "quarter": 1 / 4}
+# What an index may hold.
+HELD = ("whole", "whole and parts")
 _AT_ONCE = 64
 
 
@@ -116,7 +118,7 @@ def measured(name: str, benchmark: pathlib.Path) -> dict:
     }
     asked = model.embed(queries)
     result = {}
-    for held, rows in {"whole": whole, "whole and parts": both}.items():
+    for held, rows in zip(HELD, (whole, both), strict=True):
         found = {
             kind: Found(each, rows, len(references), scoring).first(expected)
             for kind, each in looked_for.items()
@@ -124,6 +126,20 @@ def measured(name: str, benchmark: pathlib.Path) -> dict:
         row = Found(asked, rows, len(references), scoring)
         result[held] = found | row.benchmark(queries.ids, references.ids, pairs)
     return {"seconds to embed": {key: round(each, 1) for key, each in seconds.items()}, **result}
+
+
+def table(percent: dict[str, dict]) -> str:
+    """The result in Markdown."""
+    kinds = (*CROPS, "copies found", "precision", "distractors with a match")
+    lines = [
+        f"| | an index of | {' | '.join(kinds)} |",
+        f"|---|---{'|---' * len(kinds)}|",
+    ]
+    for name, row in percent.items():
+        for number, held in enumerate(HELD):
+            cells = ["" if number else f"`{name}`", held, *(row[held][kind] for kind in kinds)]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
 
 
 def main() -> None:

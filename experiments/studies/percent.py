@@ -13,3 +13,14 @@ def in_percent(rows: Sequence[DiscRow], forms: Sequence[str]) -> dict[str, float
         found[f"µAP{form}"] = round(100 * row.metrics.average_precision, 2)
         found[f"recall at P90{form}"] = None if recall is None else round(100 * recall, 2)
     return found
+
+
+HEADING = "µAP | recall at P90 | both, scores normalised"
+
+
+def cells(figures: dict[str, float | None]) -> str:
+    """Figures without and with score normalisation as the cells under `HEADING`."""
+    average, recall, *normalised = (
+        "never" if each is None else f"{each:.1f}" for each in figures.values()
+    )
+    return f"{average} | {recall} | {', '.join(normalised)}"

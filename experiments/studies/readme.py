@@ -21,7 +21,15 @@ from PIL import Image, ImageOps
 
 from experiments.benchmarks import cost, projection, search_plot
 from experiments.benchmarks.projection import compiled_rows
-from experiments.studies import disc_dry_run, robustness, variants
+from experiments.studies import (
+    calibration,
+    disc_dry_run,
+    finetune,
+    parts,
+    robustness,
+    test_time,
+    variants,
+)
 from rdcd_jax.benchmarks.disc_runs import evaluate_disc
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
 from rdcd_jax.core.files import write_text
@@ -201,6 +209,10 @@ def tables() -> dict[str, str]:
         ),
         "thresholds": thresholds_table(),
         "variants": variants.table(_result("variants")["percent"]),
+        "parts": parts.table(_result("parts")["percent"]),
+        "test_time": test_time.table(_result("test_time")["percent"]),
+        "calibrated": calibration.table(_result("calibration")["figures"]),
+        "finetuned": finetune.table(_result("finetune")["figures"]),
         "dry_run": disc_dry_run.table(_result("disc_dry_run")),
         "robust": robustness.table(*(_result("robustness")[key] for key in ("contenders", "axes"))),
         "engines": engines_table(_result("engines")["models"]),

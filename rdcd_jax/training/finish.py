@@ -11,10 +11,12 @@ import numpy as np
 from flax import nnx
 
 from rdcd_jax.core import hosts
+from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.stream import embed_images
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.method.state import TrainState
 from rdcd_jax.models.descriptor import DescriptorHead
+from rdcd_jax.search.view_calibration import MOST_IMAGES, calibrate_on_views
 from rdcd_jax.training.evaluators import evaluate, evaluations
 from rdcd_jax.training.fitting import recalibrate_batch_norm, whitened_projector
 from rdcd_jax.training.frozen import ViewFeatures
@@ -106,15 +108,40 @@ class Finish:
     def export(self, model: Model, step: int) -> None:
         """Writes `export/`."""
         about = {"trained": {"steps": step, "images": len(self.images)}}
-        count = min(self.config.student.background, len(self.images))
-        if count:
-            model = dataclasses.replace(model, background=self._background(model, count))
+        if self.config.student.background:
+            model = dataclasses.replace(model, background=self._background(model))
+        if self.views is not None:
+            about |= self._calibration(model)
         export_model(self.results / "export", model, about=about)
 
-    def _background(self, model: Model, count: int) -> np.ndarray:
-        """Descriptors of so many training images, evenly spread, unedited."""
-        positions = np.linspace(0, len(self.images) - 1, count).round().astype(int)
+    def _background(self, model: Model) -> np.ndarray:
+        """Descriptors of training images, unedited."""
+        positions = self._some(self.config.student.background)
         if self.views is not None:
-            head = DescriptorHead(model.module.projector)
-            return np.asarray(head(jnp.asarray(self.views.unedited[positions]))[1])
+            return _described(model, self.views.unedited[positions])
         return embed_images(model, self.images.subset(positions))[0].descriptors
+
+    def _calibration(self, model: Model) -> dict:
+        """What the card says of the meaning of scores; nothing where the images do not tell."""
+        positions = self._some(MOST_IMAGES)
+        numbers = np.random.default_rng(0).integers(len(self.views.edited), size=len(positions))
+        try:
+            found = calibrate_on_views(
+                _described(model, self.views.unedited[positions]),
+                _described(model, self.views.view(numbers, positions)),
+                background=0 if model.background is None else len(model.background),
+            )
+        except UserError as error:
+            _log.info("The export has no calibration. %s", error)
+            return {}
+        return {"calibration": found}
+
+    def _some(self, most: int) -> np.ndarray:
+        """Positions of so many training images at most, evenly spread."""
+        last = len(self.images) - 1
+        return np.linspace(0, last, min(most, last + 1)).round().astype(int)
+
+
+def _described(model: Model, features: np.ndarray) -> np.ndarray:
+    """Descriptors [M, D] of features [M, F] of a student's trunk."""
+    return np.asarray(DescriptorHead(model.module.projector)(jnp.asarray(features))[1])

@@ -25,6 +25,7 @@ from rdcd_jax.method import losses
 from rdcd_jax.method.objective import Objective
 from rdcd_jax.method.state import split
 from rdcd_jax.models.descriptor import normalize_images
+from rdcd_jax.search.calibration import read_calibration
 from rdcd_jax.training import frozen
 from rdcd_jax.training.check import check_config
 from rdcd_jax.training.config import load_config
@@ -191,6 +192,22 @@ def test_unreadable_images_are_left_out(start, tmp_path):
     assert stored.splitlines() == [str(folder / "T00007.jpg")]
     card = json.loads((tmp_path / "run" / "export" / "model.json").read_text())
     assert card["trained"]["images"] == 39
+
+
+def test_an_export_knows_what_its_scores_mean(start, tmp_path, caplog):
+    many = make_images(tmp_path / "many", 160)
+    config = config_of(many, start, **{"student.background": 50})
+    train_and_evaluate(config, tmp_path / "run")
+    card = load_model(str(tmp_path / "run" / "export")).card
+    for normalised in (False, True):
+        calibration = read_calibration(card["calibration"], normalised=normalised)
+        assert calibration.measured_on == "edited views of 160 training images"
+    # One sentence where there are too few to tell.
+    few = make_images(tmp_path / "few", 40)
+    with caplog.at_level("INFO"):
+        train_and_evaluate(config_of(few, start), tmp_path / "other")
+    assert "calibration" not in load_model(str(tmp_path / "other" / "export")).card
+    assert "The export has no calibration. A calibration on views needs 128" in caplog.text
 
 
 def test_a_teacher_s_relations_reach_the_descriptor(images, start, tmp_path):
