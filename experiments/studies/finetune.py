@@ -18,6 +18,7 @@ from experiments.studies.percent import HEADING, cells, in_percent
 from rdcd_jax.benchmarks.calibrating import best_matches
 from rdcd_jax.benchmarks.disc_runs import evaluate_disc
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
+from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.images.sources import find_images
@@ -49,13 +50,18 @@ def reported(model: Model, folder: pathlib.Path, described: pathlib.Path) -> dic
         read_descriptors(described / f"{part}.npz") for part in ("queries", "references")
     )
     truth = read_ground_truth(find_disc_layout(folder).ground_truth)
-    scoring = scoring_of(model.background, model.card["calibration"])
+    scoring = scoring_of(model.background, model.card.get("calibration"))
+    threshold = scoring.threshold(0.9, len(references))
+    if threshold is None:
+        raise UserError(
+            f"{model.name} has no calibration; give a COLLECTION with more images to train on."
+        )
     scores, correct = best_matches(queries, references, truth, scoring.background)
-    above = scores >= scoring.threshold(0.9, len(references))
+    above = scores >= threshold
     right = (correct & above).sum()
     return {
         "copies found": round(100 * right / len(truth.pairs), 1),
-        "of what is found, right": round(100 * right / above.sum(), 1),
+        "of what is found, right": round(100 * right / max(1, above.sum()), 1),
     }
 
 

@@ -11,6 +11,8 @@ from rdcd_jax.search import exact
 DEFAULT = "1.0[0,2]"
 # Far beyond any use; larger ones would drown the scores they are added to.
 _MOST_BETA = 1e6
+# Training descriptors that may be of the query's own image.
+_MOST_ITSELF = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,13 +132,17 @@ def apply_score_norm(
     return append_adjustment(queries, references, query_adjustment(queries, training, spec))
 
 
-def query_adjustment(queries: np.ndarray, training: np.ndarray, spec: str) -> np.ndarray:
+def query_adjustment(
+    queries: np.ndarray, training: np.ndarray, spec: str, *, itself_from: float = np.inf
+) -> np.ndarray:
     """What a normalisation adds to each query's scores.
 
     Args:
         queries: [N, D] float32.
         training: [T, D] float32, unrelated to the queries.
         spec: such as "1.0[0,2]".
+        itself_from: from this similarity on a training descriptor is of the query's own image, and is passed over; of
+            four at most, so that enough are left.
 
     Returns:
         [N] float32.
@@ -146,8 +152,12 @@ def query_adjustment(queries: np.ndarray, training: np.ndarray, spec: str) -> np
     """
     norm = parse_score_norm(spec)
     require_ranks(norm, len(training))
-    similarities, _ = exact.blocked_neighbours(queries, training, norm.last + 1)
-    return norm.adjustment(similarities)
+    ranks = norm.last + 1
+    more = _MOST_ITSELF if itself_from < np.inf else 0
+    similarities, _ = exact.blocked_neighbours(queries, training, min(ranks + more, len(training)))
+    itself = (similarities[:, : similarities.shape[1] - ranks] >= itself_from).sum(axis=1)
+    others = itself[:, None] + np.arange(ranks)
+    return norm.adjustment(np.take_along_axis(similarities, others, axis=1))
 
 
 def require_ranks(norm: ScoreNorm, n_training: int) -> None:

@@ -25,10 +25,14 @@ class Scoring:
     calibration: Calibration | None = None
 
     def adjustment(self, descriptors: np.ndarray) -> np.ndarray:
-        """What is added to the similarities of each of some queries [N, D]: [N] float32."""
+        """What is added to the similarities of each of some queries [N, D]: [N] float32.
+
+        A query that is itself in the background, as one's own images are in that of a model which was fine-tuned on
+        them, is not compared with itself.
+        """
         if self.background is None:
             return np.zeros(len(descriptors), np.float32)
-        return query_adjustment(descriptors, self.background, DEFAULT)
+        return query_adjustment(descriptors, self.background, DEFAULT, itself_from=EQUAL)
 
     def scores(self, similarities: np.ndarray, adjustment: np.ndarray) -> np.ndarray:
         """Scores of similarities, each with its query's adjustment; of equal descriptors the similarity itself.

@@ -50,9 +50,7 @@ def calibrate_on_views(unedited: np.ndarray, edited: np.ndarray, *, background: 
     """
     count = min(len(unedited), MOST_IMAGES)
     if count < _LEAST_IMAGES:
-        raise UserError(
-            f"A calibration on views needs {_LEAST_IMAGES} images or more; here are {count}."
-        )
+        raise UserError(f"a calibration on views takes {_LEAST_IMAGES} images; here are {count}.")
     rng = np.random.default_rng(0)
     draws = [
         _matches(rng.permutation(len(unedited))[:count], unedited, edited, background)

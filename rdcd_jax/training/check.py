@@ -42,6 +42,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     _check_teacher(config, objective)
     if config.student.trainable == "projector":
         _check_frozen(config, objective)
+    if 0 < config.student.background < 3:
+        raise UserError(
+            f"config.student.background is {config.student.background}; scores are normalised by the nearest three,"
+            " so it must be 3 or more, or 0 for none."
+        )
     _check_checkpoint_dir(config.checkpoint_dir)
     for options in evaluations(config).values():
         parse_codecs(options.codecs)

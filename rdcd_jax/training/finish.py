@@ -128,11 +128,15 @@ class Finish:
         try:
             found = calibrate_on_views(
                 _described(model, self.views.unedited[positions]),
-                _described(model, self.views.view(numbers, positions)),
+                _described(model, self.views.edited_views(numbers, positions)),
                 background=0 if model.background is None else len(model.background),
             )
         except UserError as error:
-            _log.info("The export has no calibration. %s", error)
+            _log.warning(
+                "The export does not know what its scores mean: %s Give --threshold where it is used, or the"
+                " calibration that `rdcd-jax evaluate disc` measures.",
+                error,
+            )
             return {}
         return {"calibration": found}
 

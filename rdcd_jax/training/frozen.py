@@ -71,8 +71,8 @@ class ViewFeatures:
             return self.unedited[position]
         return self.edited[number - 1, self.positions[position]].astype(np.float32)
 
-    def view(self, numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """[M, F] float32 of one edited view of each of M images, by the numbers of these views [M]."""
+    def edited_views(self, numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """[M, F] float32 of one edited view of each of M images, by the numbers of these views [M], from 0."""
         return self.edited[numbers, self.positions[positions]].astype(np.float32)
 
     def of(self, images: ImageSet) -> "ViewFeatures":

@@ -15,6 +15,7 @@ from rdcd_jax.index.manifest import MANIFEST
 from rdcd_jax.search import backends as exact_search
 from rdcd_jax.search.background import BACKGROUND, read_background, write_background
 from rdcd_jax.search.calibration import Calibration
+from rdcd_jax.search.int8 import quantised
 from rdcd_jax.search.score_norm import apply_score_norm
 from rdcd_jax.search.scoring import Scoring
 from rdcd_jax.weights.library import FIRST_OF, export_model, load_model
@@ -83,6 +84,21 @@ def test_scores_are_those_of_the_protocol_s_normalisation():
     np.testing.assert_array_equal(
         plain.scores(similarities, plain.adjustment(queries)[:, None]), similarities
     )
+
+
+def test_an_image_is_not_compared_with_itself_in_the_background():
+    background, query = unit_rows(20, 1), unit_rows(1, 2)
+    alone = Scoring(background).adjustment(query)
+    # Twice the query's own image, as a background holds it: in 8 bits.
+    levels, scales = quantised(np.concatenate([query, query]))
+    with_own = np.concatenate([levels * scales[:, None], background])
+    np.testing.assert_allclose(Scoring(with_own).adjustment(query), alone, atol=1e-6)
+    # A copy of it is another image.
+    copy = query + 0.2 * unit_rows(1, 3)
+    copy /= np.linalg.norm(copy)
+    assert Scoring(np.concatenate([copy, background])).adjustment(query) < alone - 0.05
+    # Of so few no rank is left over.
+    assert np.isfinite(Scoring(np.concatenate([query, background[:2]])).adjustment(query)).all()
 
 
 def test_an_index_normalises_by_default(model, tmp_path):

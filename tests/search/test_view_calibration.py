@@ -61,7 +61,7 @@ def test_versions_of_an_image_count_neither_as_right_nor_as_wrong():
 
 def test_what_cannot_be_calibrated_is_said():
     rng = np.random.default_rng(3)
-    with pytest.raises(UserError, match="needs 128 images or more; here are 90"):
+    with pytest.raises(UserError, match="takes 128 images; here are 90"):
         calibrate_on_views(*drawn(rng, 90), background=0)
     unedited, _ = drawn(rng, 200)
     with pytest.raises(UserError, match="needs right and wrong matches"):

@@ -29,6 +29,7 @@ from rdcd_jax.search.calibration import read_calibration
 from rdcd_jax.training import frozen
 from rdcd_jax.training.check import check_config
 from rdcd_jax.training.config import load_config
+from rdcd_jax.training.frozen import view_features
 from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.training.pipeline import Views, make_batches
 from rdcd_jax.weights.library import load_model
@@ -202,12 +203,28 @@ def test_an_export_knows_what_its_scores_mean(start, tmp_path, caplog):
     for normalised in (False, True):
         calibration = read_calibration(card["calibration"], normalised=normalised)
         assert calibration.measured_on == "edited views of 160 training images"
+    plain = changed(config, {"student.background": 0})
+    train_and_evaluate(plain, tmp_path / "plain")
+    assert "normalised" not in load_model(str(tmp_path / "plain" / "export")).card["calibration"]
     # One sentence where there are too few to tell.
     few = make_images(tmp_path / "few", 40)
-    with caplog.at_level("INFO"):
-        train_and_evaluate(config_of(few, start), tmp_path / "other")
+    train_and_evaluate(config_of(few, start), tmp_path / "other")
     assert "calibration" not in load_model(str(tmp_path / "other" / "export")).card
-    assert "The export has no calibration. A calibration on views needs 128" in caplog.text
+    assert (
+        "does not know what its scores mean: a calibration on views takes 128 images" in caplog.text
+    )
+
+
+def test_views_are_found_by_number_and_image(start, tmp_path):
+    images = make_images(tmp_path / "images", 20)
+    (images / "T00007.jpg").write_bytes(b"no image")
+    config = config_of(images, start)
+    config.data.cached_views = 4
+    views = view_features(config, find_images(images), load_model(str(start)), tmp_path / "cache")
+    assert len(views.images) == 19
+    numbers, positions = np.asarray([0, 3, 2]), np.asarray([6, 7, 18])
+    expected = np.load(tmp_path / "cache" / "view_features.npy")[numbers, [6, 8, 19]]
+    np.testing.assert_array_equal(views.edited_views(numbers, positions), expected)
 
 
 def test_a_teacher_s_relations_reach_the_descriptor(images, start, tmp_path):
@@ -261,6 +278,7 @@ def test_nested_losses_are_the_sum_over_unit_prefixes():
         ({"objective.kld_lambda": 1.0}, r"kld_lambda 1\.0 .* set both to 0"),
         ({"objective.regress_lambda": 1.0}, r"regress_lambda 1\.0 are on the feature"),
         ({"objective.compress_lambda": 1.0, "bank.size": 8}, r"teacher\.features to 'cached'"),
+        ({"student.background": 2}, r"background is 2; .* must be 3 or more, or 0 for none"),
         ({"student.recalibrate": 64}, r"student\.recalibrate is 64, which would change"),
         ({"data.cached_views": 3}, r"cached_views is 3; views are made in twos"),
         ({"data.cached_views": 0}, r"cached_views is 0; it must be above 0"),
