@@ -18,7 +18,7 @@ from rdcd_jax.method.state import TrainState
 from rdcd_jax.models.descriptor import DescriptorHead
 from rdcd_jax.search.view_calibration import MOST_IMAGES, calibrate_on_views
 from rdcd_jax.training.evaluators import evaluate, evaluations
-from rdcd_jax.training.fitting import recalibrate_batch_norm, whitened_projector
+from rdcd_jax.training.fitting import evenly_spread, recalibrate_batch_norm, whitened_projector
 from rdcd_jax.training.frozen import ViewFeatures
 from rdcd_jax.weights.library import export_model
 from rdcd_jax.weights.model import Model, evaluation_mode
@@ -116,14 +116,14 @@ class Finish:
 
     def _background(self, model: Model) -> np.ndarray:
         """Descriptors of training images, unedited."""
-        positions = self._some(self.config.student.background)
+        positions = evenly_spread(len(self.images), self.config.student.background)
         if self.views is not None:
             return _described(model, self.views.unedited[positions])
         return embed_images(model, self.images.subset(positions))[0].descriptors
 
     def _calibration(self, model: Model) -> dict:
         """What the card says of the meaning of scores; nothing where the images do not tell."""
-        positions = self._some(MOST_IMAGES)
+        positions = evenly_spread(len(self.images), MOST_IMAGES)
         numbers = np.random.default_rng(0).integers(len(self.views.edited), size=len(positions))
         try:
             found = calibrate_on_views(
@@ -139,11 +139,6 @@ class Finish:
             )
             return {}
         return {"calibration": found}
-
-    def _some(self, most: int) -> np.ndarray:
-        """Positions of so many training images at most, evenly spread."""
-        last = len(self.images) - 1
-        return np.linspace(0, last, min(most, last + 1)).round().astype(int)
 
 
 def _described(model: Model, features: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ def recalibrate_batch_norm(model: Model, images: ImageSet, count: int) -> None:
     Raises:
         UserError: too few pixels can be read for one batch.
     """
-    positions = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+    positions = evenly_spread(len(images), count)
     size = min(BATCH, len(positions))
     module = nnx.view(model.module, only=BatchNorm, use_running_average=False)
     for _, node in nnx.iter_modules(module):
@@ -65,6 +65,11 @@ def recalibrate_batch_norm(model: Model, images: ImageSet, count: int) -> None:
         raise UserError(f"{images.source}: too few readable images to calibrate BatchNorm on.")
     average = jax.tree.map(lambda *leaves: jnp.asarray(np.mean(leaves, axis=0)), *found)
     nnx.update(model.module, average)
+
+
+def evenly_spread(count: int, most: int) -> np.ndarray:
+    """Positions of so many of `count` images at most, [min(most, count)] int."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int)
 
 
 def trunk_of(model: Model) -> tuple[Callable[[Tree, jax.Array], jax.Array], Tree]:

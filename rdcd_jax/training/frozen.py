@@ -69,10 +69,10 @@ class ViewFeatures:
     def _view(self, number: int, position: int) -> np.ndarray:
         if number == 0:
             return self.unedited[position]
-        return self.edited[number - 1, self.positions[position]].astype(np.float32)
+        return self.edited_views(number - 1, position)
 
-    def edited_views(self, numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """[M, F] float32 of one edited view of each of M images, by the numbers of these views [M], from 0."""
+    def edited_views(self, numbers: int | np.ndarray, positions: int | np.ndarray) -> np.ndarray:
+        """[M, F] float32, one edited view of each of M images by the views' numbers [M] from 0; of a single one [F]."""
         return self.edited[numbers, self.positions[positions]].astype(np.float32)
 
     def of(self, images: ImageSet) -> "ViewFeatures":

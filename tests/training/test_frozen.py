@@ -29,7 +29,6 @@ from rdcd_jax.search.calibration import read_calibration
 from rdcd_jax.training import frozen
 from rdcd_jax.training.check import check_config
 from rdcd_jax.training.config import load_config
-from rdcd_jax.training.frozen import view_features
 from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.training.pipeline import Views, make_batches
 from rdcd_jax.weights.library import load_model
@@ -220,7 +219,9 @@ def test_views_are_found_by_number_and_image(start, tmp_path):
     (images / "T00007.jpg").write_bytes(b"no image")
     config = config_of(images, start)
     config.data.cached_views = 4
-    views = view_features(config, find_images(images), load_model(str(start)), tmp_path / "cache")
+    views = frozen.view_features(
+        config, find_images(images), load_model(str(start)), tmp_path / "cache"
+    )
     assert len(views.images) == 19
     numbers, positions = np.asarray([0, 3, 2]), np.asarray([6, 7, 18])
     expected = np.load(tmp_path / "cache" / "view_features.npy")[numbers, [6, 8, 19]]
