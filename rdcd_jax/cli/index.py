@@ -59,7 +59,9 @@ def _add_build(actions) -> None:
     )
     parser.add_argument("--out", required=True, type=local_path, help="the index's folder")
     parser.add_argument(
-        "--dtype", default="float32", help="numbers on disk: float32 (default), float16 or int8"
+        "--dtype",
+        default="float32",
+        help="on disk: float32 (default), float16, int8, or binary (the signs alone)",
     )
     parser.add_argument("--image-size", type=positive, metavar="S", help="the model's own without")
     parser.add_argument(

@@ -161,7 +161,9 @@ def find_duplicates(
         sets = [_of_index(images)]
         scoring, name = images.scoring(normalised), f"index {images.folder}"
         if against is not None:
-            sets.append(_of_images(images.embedder, against, on_progress))
+            other = _of_images(images.embedder, against, on_progress)
+            rows = images.as_stored(other.descriptors)
+            sets.append(dataclasses.replace(other, descriptors=rows))
     else:
         embedder = load_by(model, engine)
         background = getattr(embedder, "background", None) if normalised else None

@@ -7,7 +7,8 @@ import numpy as np
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.stream import has_fingerprint
-from rdcd_jax.index.manifest import Manifest
+from rdcd_jax.index.manifest import BINARY, Manifest
+from rdcd_jax.search import bits
 from rdcd_jax.search.scoring import scoring_of
 from rdcd_jax.weights.engines import AUTO, can_run, load_by, with_engine
 from rdcd_jax.weights.library import load_model_of
@@ -65,6 +66,8 @@ def manifest_of(
     background: np.ndarray | None,
 ) -> Manifest:
     """The manifest of an index of nothing yet, by this model."""
+    if dtype == BINARY:
+        bits.require_whole_bytes(embedder.dim)
     meaning = calibration or getattr(embedder, "card", {}).get("calibration")
     scoring = scoring_of(background, meaning)  # refuses what is none
     if calibration and background is not None and scoring.calibration is None:

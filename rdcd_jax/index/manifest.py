@@ -6,12 +6,13 @@ import pathlib
 
 from rdcd_jax.core.errors import MALFORMED, UserError
 
-FORMAT = 7
+FORMAT = 8
 # Format 3, of version 0.1, has no score normalisation; formats 3 and 4 have no paths, 5 nothing else of the files, 6
-# does not say by which engine it was made.
-READS = (3, 4, 5, 6, FORMAT)
+# does not say by which engine it was made, 7 knows no bits.
+READS = (3, 4, 5, 6, 7, FORMAT)
 MANIFEST = "index.json"
-DTYPES = ("float32", "float16", "int8")
+BINARY = "binary"
+DTYPES = ("float32", "float16", "int8", BINARY)
 # The way out of damage: a build goes on with the index that it finds.
 AGAIN = "delete that folder and build the index again"
 

@@ -163,20 +163,23 @@ class Rows:
 def _stored_rows(manifest: Manifest, segments: Sequence[Segment]) -> sharded.StoredRows:
     """The rows of an index as they lie on the disk."""
 
-    def reader(part: Callable[[Segment], np.ndarray]) -> Callable[[int, int], np.ndarray]:
+    def reader(read_part: Callable[[Segment, slice], np.ndarray]) -> Callable:
         def read(start: int, stop: int) -> np.ndarray:
             found, first = [], 0
             for segment in segments:
                 inside = slice(max(0, start - first), max(0, stop - first))
-                found.append(part(segment)[inside])
+                found.append(read_part(segment, inside))
                 first += len(segment)
             return np.concatenate(found)
 
         return read
 
-    scales = reader(lambda segment: segment.scales) if manifest.dtype == "int8" else None
+    scaled = any(segment.scales is not None for segment in segments)
     return sharded.StoredRows(
-        len(manifest), manifest.dim, reader(lambda segment: segment.rows), scales
+        len(manifest),
+        manifest.dim,
+        reader(Segment.levels),
+        reader(lambda segment, part: segment.scales[part]) if scaled else None,
     )
 
 

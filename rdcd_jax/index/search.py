@@ -22,7 +22,7 @@ from rdcd_jax.index.made_by import (
     require_same_engine,
     require_same_model,
 )
-from rdcd_jax.index.manifest import DTYPES, MANIFEST, Manifest, read_manifest
+from rdcd_jax.index.manifest import BINARY, DTYPES, MANIFEST, Manifest, read_manifest
 from rdcd_jax.index.matching import PRECISION, Asked, matches_of
 from rdcd_jax.index.places import COLUMNS, root_of, whole_path
 from rdcd_jax.index.queries import Looks, embed_queries
@@ -30,6 +30,7 @@ from rdcd_jax.index.results import Added, Match, Matches, Updated
 from rdcd_jax.index.rows import ANN, ENGINES, Rows
 from rdcd_jax.index.segments import Names, Segment
 from rdcd_jax.index.writing import Progress, add_images, listed, moved, update_images
+from rdcd_jax.search import bits
 from rdcd_jax.search.background import BACKGROUND, read_background
 from rdcd_jax.search.scoring import Scoring, scoring_of
 from rdcd_jax.weights.engines import AUTO
@@ -107,7 +108,7 @@ class Index:
             folder: of the index.
             images: see `given.images_of`.
             model: a model that `load_model` gave, or what it takes.
-            dtype: of the descriptors on disk: float32, float16 or int8.
+            dtype: of the descriptors on disk: float32, float16, int8, or binary, the signs alone.
             image_size: side that images are resized to, in pixels; the model's own for None.
             calibration: what a score means, see `calibration.read_calibration`; for None the model's own, if it has
                 one, and an index that is there keeps its own.
@@ -351,7 +352,9 @@ class Index:
             require_same_model(self.folder, manifest, self.embedder)
             self.manifest = manifest
             scoring = self.scoring(asked.normalised)
-            return matches_of(self._rows, manifest, scoring, looks, names, asked)
+            compared = _comparable(manifest, looks.descriptors)
+            seen = dataclasses.replace(looks, descriptors=compared)
+            return matches_of(self._rows, manifest, scoring, seen, names, asked)
 
         matches = store.consistently(self.folder, matched)
         return Matches(matches, readable, looks.unreadable)
@@ -391,13 +394,22 @@ class Index:
         Raises:
             UserError: the index's background is damaged.
         """
-        background = self._background if normalised and self.manifest.normalised else None
-        return scoring_of(background, self.manifest.calibration)
+        if normalised and self.manifest.normalised:
+            return scoring_of(self._background, self.manifest.calibration)
+        # Other images come nearer to bits than to what was calibrated; a background of bits sees to that.
+        is_binary = self.manifest.dtype == BINARY
+        return scoring_of(None, None if is_binary else self.manifest.calibration)
 
     @functools.cached_property
     def _background(self) -> np.ndarray:
         # It is written once, with the index.
-        return read_background(self.folder / BACKGROUND, self.manifest.dim)
+        background = read_background(self.folder / BACKGROUND, self.manifest.dim)
+        return self.as_stored(background)
+
+    def as_stored(self, descriptors: np.ndarray) -> np.ndarray:
+        """Descriptors [N, D] float32 as they would come back from this index, where that changes what is near them:
+        of bits their signs at unit length."""
+        return bits.rounded(descriptors) if self.manifest.dtype == BINARY else descriptors
 
     def threshold(self, precision: float = PRECISION, looks: int = 1) -> float | None:
         """The score from which on that share of matches are copies, see `Calibration.threshold`.
@@ -422,5 +434,13 @@ class Index:
             scores [N, k] float32, descending, and positions in the index [N, k] int64.
         """
         return store.consistently(
-            self.folder, lambda manifest: self._rows.nearest(manifest, queries, k)
+            self.folder,
+            lambda manifest: self._rows.nearest(manifest, _comparable(manifest, queries), k),
         )
+
+
+def _comparable(manifest: Manifest, queries: np.ndarray) -> np.ndarray:
+    """Queries [N, D] whose inner product with descriptors as the index holds them is the similarity."""
+    if manifest.dtype == BINARY and len(queries):
+        return bits.compared_with_bits(queries)
+    return queries

@@ -14,8 +14,9 @@ import numpy as np
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import flush, write_aside
 from rdcd_jax.embedding.descriptors import Descriptors
-from rdcd_jax.index.manifest import AGAIN, Manifest
+from rdcd_jax.index.manifest import AGAIN, BINARY, Manifest
 from rdcd_jax.index.places import COLUMNS
+from rdcd_jax.search import bits
 from rdcd_jax.search.int8 import quantised
 
 SEGMENTS = "segments"
@@ -28,8 +29,8 @@ class Segment:
     """Some of an index's images.
 
     Attributes:
-        rows: [n, D] as stored; mapped from the file, not read.
-        scales: [n] float32 of int8, else None.
+        rows: as stored, [n, D], or [n, D / 8] of bits; mapped from the file, not read.
+        scales: [n] float32 of int8 and of bits, else None.
         names: gives what is known of the images, which is only read where it is asked for.
     """
 
@@ -59,17 +60,22 @@ class Segment:
         """[n, 4] int64, see `places.stamps`."""
         return self._named.files
 
+    def levels(self, part: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """[n, D] numbers, or some of these: of int8 and of bits what the scales are to be multiplied by."""
+        rows = self.rows[part]
+        return bits.signs(rows) if rows.dtype == np.uint8 else rows
+
     def descriptors(self, part: slice | np.ndarray = slice(None)) -> np.ndarray:
         """[n, D] float32, or some of these; of int8 rounded to the nearest of 255 levels of each row."""
-        rows = np.asarray(self.rows[part], np.float32)
+        rows = np.asarray(self.levels(part), np.float32)
         return rows if self.scales is None else rows * self.scales[part, None]
 
     def copy_to(self, out: np.ndarray) -> None:
-        """Writes all descriptors to [n, D] float32, without another copy of them."""
+        """Writes all descriptors to [n, D] float32, without another float32 copy of them."""
         if self.scales is None:
             out[:] = self.rows
         else:
-            np.multiply(self.rows, self.scales[:, None], out=out)
+            np.multiply(self.levels(), self.scales[:, None], out=out)
 
     def kept(self, keep: np.ndarray) -> "Segment":
         """The images where `keep` [n] is true."""
@@ -99,12 +105,14 @@ def read_segment(folder: pathlib.Path, manifest: Manifest, position: int) -> Seg
     paths = files_of(folder, number)
     with _damage_named(paths["rows"], number):
         rows = np.load(paths["rows"], mmap_mode="r", allow_pickle=False)
-        scales = None
-        if manifest.dtype == "int8":
+        scales, width, dtype = None, manifest.dim, manifest.dtype
+        if dtype == "int8":
             scales = np.load(paths["scales"], allow_pickle=False)
+        elif dtype == BINARY:
+            scales, width, dtype = bits.sign_scales(count, manifest.dim), manifest.dim // 8, "uint8"
         if (
-            rows.shape != (count, manifest.dim)
-            or rows.dtype != manifest.dtype
+            rows.shape != (count, width)
+            or rows.dtype != dtype
             or (scales is not None and scales.shape != (count,))
             or not paths["ids"].is_file()
         ):
@@ -144,7 +152,7 @@ def write_segment(folder: pathlib.Path, number: int, segment: Segment) -> None:
     paths = files_of(folder, number)
     with write_aside(paths["rows"]) as aside:
         np.save(aside, segment.rows)
-    if segment.scales is not None:
+    if segment.rows.dtype == np.int8:
         with write_aside(paths["scales"]) as aside:
             np.save(aside, segment.scales)
     with write_aside(paths["files"]) as aside:
@@ -182,9 +190,17 @@ def stored(
     rows = np.asarray(found.descriptors, np.float32)
     if files is None:
         files = np.zeros((len(rows), COLUMNS), np.int64)
-    stored, scales = quantised(rows) if dtype == "int8" else (rows.astype(dtype), None)
     names = Names(tuple(found.ids.tolist()), tuple(paths), files)
-    return Segment(stored, scales, lambda: names)
+    return Segment(*_rounded(rows, dtype), lambda: names)
+
+
+def _rounded(rows: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Descriptors [n, D] as they are stored, and their scales."""
+    if dtype == "int8":
+        return quantised(rows)
+    if dtype == BINARY:
+        return bits.packed(rows), bits.sign_scales(*rows.shape)
+    return rows.astype(dtype), None
 
 
 def joined(first: Segment, second: Segment) -> Segment:

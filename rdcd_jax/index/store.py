@@ -1,7 +1,7 @@
 """An index on disk: descriptors and ids in segments, and a manifest that says which segments count.
 
     DIR/index.json              the manifest; what it does not name does not exist
-    DIR/segments/N.rows.npy     [n, D] float32, float16 or int8
+    DIR/segments/N.rows.npy     [n, D] float32, float16 or int8; [n, D / 8] uint8 of bits, the signs
     DIR/segments/N.scales.npy   [n] float32, of int8: a row is its numbers times its scale
     DIR/segments/N.ids.json     [n] ids, and [n] paths of the images, `./...` below the manifest's root
     DIR/segments/N.files.npy    [n, 4] int64: bytes, time of last change, width, height, see `places`

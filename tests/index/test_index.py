@@ -166,7 +166,7 @@ def damage(folder, how):
 @pytest.mark.parametrize(
     ("how", "stored"),
     [
-        ("later", r"is of format 8, and this version of rdcd-jax reads 3, 4, 5, 6, 7"),
+        ("later", r"is of format 9, and this version of rdcd-jax reads 3, 4, 5, 6, 7, 8"),
         ("cut manifest", r"index\.json is damaged"),
         ("cut rows", r"rows\.npy: segment 0 of the index is missing or damaged"),
         ("no rows", r"rows\.npy: segment 0 of the index is missing or damaged"),
