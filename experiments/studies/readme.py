@@ -27,6 +27,7 @@ from experiments.studies import (
     finetune,
     parts,
     robustness,
+    stored,
     test_time,
     variants,
 )
@@ -215,6 +216,7 @@ def tables() -> dict[str, str]:
         "finetuned": finetune.table(_result("finetune")["figures"]),
         "dry_run": disc_dry_run.table(_result("disc_dry_run")),
         "robust": robustness.table(*(_result("robustness")[key] for key in ("contenders", "axes"))),
+        "stored": stored.table(_result("stored")["models"]),
         "engines": engines_table(_result("engines")["models"]),
         "searched": search_plot.summary_table(_result("bench_search")["summary"]),
         "cost": cost.table(costs["networks"], costs["settings"]["size"]),
