@@ -63,6 +63,11 @@ def _add_build(actions) -> None:
         default="float32",
         help="on disk: float32 (default), float16, int8, or binary (the signs alone)",
     )
+    parser.add_argument(
+        "--parts",
+        action="store_true",
+        help="also embed five parts of every image, for queries that show a part; six times the size and time",
+    )
     parser.add_argument("--image-size", type=positive, metavar="S", help="the model's own without")
     parser.add_argument(
         "--calibration",
@@ -93,6 +98,7 @@ def _build(options, rest) -> None:
             image_size=options.image_size,
             calibration=calibration,
             normalised=options.score_norm == "auto",
+            parts=options.parts,
             engine=options.engine,
             on_progress=lambda done, total: report("Embedding", done, total),
         )
@@ -285,7 +291,8 @@ def _info(options, rest) -> None:
     print(f"model {found.model}, images of {found.image_size} pixels{by}")
     if found.root:
         print(f"paths below {found.root}")
-    print(f"descriptors of {found.dim} dimensions in {found.dtype}")
+    parts = ", six an image: its own and those of five parts" if found.parts else ""
+    print(f"descriptors of {found.dim} dimensions in {found.dtype}{parts}")
     built = read_ann(options.index)
     if built is not None:
         stale = "" if built.segments == found.segments else ", but the index has changed since"

@@ -89,7 +89,7 @@ def manifest_of(
 
 def require_like(folder: pathlib.Path, there: Manifest, new: Manifest) -> None:
     """Refuses to go on with an index that is made otherwise; where its model lies does not matter."""
-    names = ("image_size", "dim", "dtype", *(["engine"] if there.engine else []))
+    names = ("image_size", "dim", "dtype", "parts", *(["engine"] if there.engine else []))
     for name in names if new.fingerprint == there.fingerprint else ("model", *names):
         ours, theirs = getattr(new, name), getattr(there, name)
         if ours != theirs:

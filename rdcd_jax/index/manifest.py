@@ -5,14 +5,18 @@ import json
 import pathlib
 
 from rdcd_jax.core.errors import MALFORMED, UserError
+from rdcd_jax.index.variants import PARTS
 
 FORMAT = 8
 # Format 3, of version 0.1, has no score normalisation; formats 3 and 4 have no paths, 5 nothing else of the files, 6
-# does not say by which engine it was made, 7 knows no bits.
+# does not say by which engine it was made, 7 knows neither bits nor parts.
 READS = (3, 4, 5, 6, 7, FORMAT)
 MANIFEST = "index.json"
 BINARY = "binary"
 DTYPES = ("float32", "float16", "int8", BINARY)
+# Six descriptors of an image are near to others of an unrelated one so many times as often as its own alone: 2.6 to 3.1
+# times, for they overlap (`python -m experiments.studies.parts`).
+PARTS_CHANCES = 3
 # The way out of damage: a build goes on with the index that it finds.
 AGAIN = "delete that folder and build the index again"
 
@@ -30,9 +34,10 @@ class Manifest:
         engine: what computed the descriptors, see `weights.engines`; empty where an index of before does not say.
         calibration: what tells what a score means, see `calibration.read_calibration`; None where there is none.
         normalised: whether scores are normalised by the background.
+        parts: whether every image has descriptors of five parts beside its own, see `variants.parts`.
         root: the folder that paths below it are kept from; empty for none.
         sources: what was indexed, for `Index.update`.
-        segments: (number, rows) of each, in the index's order.
+        segments: (number, images) of each, in the index's order.
         next: the number that the next segment gets; none is used twice.
     """
 
@@ -44,13 +49,29 @@ class Manifest:
     engine: str = ""
     calibration: dict | None = None
     normalised: bool = False
+    parts: bool = False
     root: str = ""
     sources: tuple[str, ...] = ()
     segments: tuple[tuple[int, int], ...] = ()
     next: int = 0
 
     def __len__(self) -> int:
-        return sum(rows for _, rows in self.segments)
+        return sum(images for _, images in self.segments)
+
+    @property
+    def per_image(self) -> int:
+        """Descriptors of an image; its own comes first."""
+        return 1 + PARTS if self.parts else 1
+
+    @property
+    def rows(self) -> int:
+        """Descriptors of all images."""
+        return len(self) * self.per_image
+
+    @property
+    def compared(self) -> int:
+        """Of how many images without parts as many resemble a query by chance."""
+        return len(self) * (PARTS_CHANCES if self.parts else 1)
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest:
@@ -72,7 +93,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
                 f"{path} is of format {version}, and this version of rdcd-jax reads"
                 f" {', '.join(map(str, READS))}; use the version that wrote it, or {AGAIN}."
             )
-        segments = tuple((int(number), int(rows)) for number, rows in stored.pop("segments"))
+        segments = tuple((int(number), int(images)) for number, images in stored.pop("segments"))
         sources = stored.pop("sources", [])
         if not isinstance(sources, list) or not all(isinstance(each, str) for each in sources):
             raise ValueError("its sources are no list of texts")
@@ -81,7 +102,8 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
         sound = all(isinstance(text, str) for text in texts)
         sound = sound and isinstance(manifest.calibration, dict | None)
         sound = sound and manifest.dtype in DTYPES and manifest.dim > 0 and manifest.image_size > 0
-        sound = sound and all(rows > 0 and number < manifest.next for number, rows in segments)
+        sound = sound and isinstance(manifest.parts, bool)
+        sound = sound and all(images > 0 and number < manifest.next for number, images in segments)
         if not sound:
             raise ValueError("its fields contradict each other")
     except UserError:

@@ -59,12 +59,12 @@ class Rows:
         return self._read[1]
 
     def whole(self, manifest: Manifest) -> np.ndarray:
-        """All descriptors [N, D] float32."""
-        rows = np.empty((len(manifest), manifest.dim), np.float32)
+        """All descriptors [M, D] float32, parts' included."""
+        rows = np.empty((manifest.rows, manifest.dim), np.float32)
         first = 0
         for segment in self.segments(manifest):
-            segment.copy_to(rows[first : first + len(segment)])
-            first += len(segment)
+            segment.copy_to(rows[first : first + len(segment.rows)])
+            first += len(segment.rows)
         return rows
 
     def nearest(
@@ -75,13 +75,21 @@ class Rows:
         Raises:
             UserError: the approximate engine is asked for, and was not built of this very index.
         """
-        k = min(k, len(manifest))
+        k, each = min(k, len(manifest)), manifest.per_image
+        # Among so many rows there are k images at least.
+        found = self._nearest_rows(manifest, queries, k * each, engine)
+        return found if each == 1 else _best_of_each(*found, each, k)
+
+    def _nearest_rows(
+        self, manifest: Manifest, queries: np.ndarray, k: int, engine: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and positions of the k nearest rows, an image's parts among them."""
         if engine == ANN:
             return self._approximate(manifest, queries, k)
         if hosts.count() > 1:
             return self._over_all(manifest, queries, k)
         segments = self.segments(manifest)
-        if 4 * len(manifest) * manifest.dim > MOST_BYTES:
+        if 4 * manifest.rows * manifest.dim > MOST_BYTES:
             return _streamed(segments, queries, k)
         if self._memory is None:
             self._memory = self.whole(manifest)
@@ -97,8 +105,8 @@ class Rows:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Of several processes each keeps part of the rows on its devices, as they are stored."""
         hosts.require_same("The index", lambda: [manifest.segments, list(queries.shape), k])
-        mesh, wanted = make_mesh(), min(k + exact.MARGIN, len(manifest))
-        by_maxima = sharded.selects_by_maxima(len(manifest), wanted, mesh)
+        mesh, wanted = make_mesh(), min(k + exact.MARGIN, manifest.rows)
+        by_maxima = sharded.selects_by_maxima(manifest.rows, wanted, mesh)
         if self._spread is None or self._spread[0] != manifest.segments:
             database = _stored_rows(manifest, self.segments(manifest))
             slabs = list(sharded.make_slabs(database, mesh, by_maxima))
@@ -110,7 +118,7 @@ class Rows:
     def _approximate(
         self, manifest: Manifest, queries: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        self.require_ann(manifest, k)
+        self.require_ann(manifest, k // manifest.per_image)
         if self._candidates is None or self._candidates[0] != manifest.segments:
             self._candidates = manifest.segments, load_scann(self._folder / ann.FOLDER)
         return self._scored_again(manifest, self._candidates[1], queries, k)
@@ -122,7 +130,7 @@ class Rows:
         return ann.nearest_by(find, lambda positions: self._at(manifest, positions), queries, k)
 
     def require_ann(self, manifest: Manifest, k: int) -> None:
-        """Refuses an approximate search that was not built of this very index, or gives fewer neighbours than `k`."""
+        """Refuses an approximate search that was not built of this very index, or gives fewer images than `k`."""
         built = ann.read_ann(self._folder)
         if built is None or built.segments != manifest.segments:
             what = "was never built" if built is None else "was built before the index changed"
@@ -130,19 +138,18 @@ class Rows:
                 f"{self._folder}: its approximate search {what}; run `rdcd-jax index ann {self._folder}`, or search"
                 " exactly."
             )
-        if k > ann.CANDIDATES:
-            raise UserError(
-                f"k is {k}; the approximate search gives {ann.CANDIDATES} images at most."
-            )
+        most = ann.CANDIDATES // manifest.per_image
+        if k > most:
+            raise UserError(f"k is {k}; the approximate search gives {most} images at most.")
 
     def _at(self, manifest: Manifest, positions: np.ndarray) -> np.ndarray:
-        """Descriptors [n, D] float32 at some positions, which alone are read."""
+        """Descriptors [n, D] float32 at some positions among all, which alone are read."""
         found, first = np.empty((len(positions), manifest.dim), np.float32), 0
         for segment in self.segments(manifest):
-            inside = (first <= positions) & (positions < first + len(segment))
+            inside = (first <= positions) & (positions < first + len(segment.rows))
             if inside.any():
                 found[inside] = segment.descriptors(positions[inside] - first)
-            first += len(segment)
+            first += len(segment.rows)
         return found
 
     def known(self, manifest: Manifest, positions: Sequence[int]) -> dict[int, Known]:
@@ -160,6 +167,26 @@ class Rows:
         return found
 
 
+def _best_of_each(
+    scores: np.ndarray, rows: np.ndarray, per_image: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first k images, each at the row that comes first.
+
+    Args:
+        scores: [Q, R] descending; minus infinity where there is nothing.
+        rows: [Q, R] positions of rows, of which an image has `per_image` that follow each other.
+        per_image: see `Manifest.per_image`.
+        k: images.
+    """
+    best = np.full((len(scores), k), -np.inf, np.float32)
+    positions = np.zeros((len(scores), k), np.int64)
+    for query, (own, images) in enumerate(zip(scores, rows // per_image, strict=True)):
+        _, first = np.unique(images[own > -np.inf], return_index=True)
+        first = np.sort(first)[:k]
+        best[query, : len(first)], positions[query, : len(first)] = own[first], images[first]
+    return best, positions
+
+
 def _stored_rows(manifest: Manifest, segments: Sequence[Segment]) -> sharded.StoredRows:
     """The rows of an index as they lie on the disk."""
 
@@ -169,14 +196,14 @@ def _stored_rows(manifest: Manifest, segments: Sequence[Segment]) -> sharded.Sto
             for segment in segments:
                 inside = slice(max(0, start - first), max(0, stop - first))
                 found.append(read_part(segment, inside))
-                first += len(segment)
+                first += len(segment.rows)
             return np.concatenate(found)
 
         return read
 
     scaled = any(segment.scales is not None for segment in segments)
     return sharded.StoredRows(
-        len(manifest),
+        manifest.rows,
         manifest.dim,
         reader(Segment.levels),
         reader(lambda segment, part: segment.scales[part]) if scaled else None,
@@ -191,7 +218,7 @@ def _streamed(
     positions = np.empty((len(queries), 0), np.int64)
     first = 0
     for segment in segments:
-        for start in range(0, len(segment), BLOCK):
+        for start in range(0, len(segment.rows), BLOCK):
             block = segment.descriptors(slice(start, start + BLOCK))
             found, rows = backends.knn(queries, block, min(k, len(block)))
             scores, positions = np.hstack([scores, found]), np.hstack([positions, rows + first])

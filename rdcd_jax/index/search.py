@@ -99,6 +99,7 @@ class Index:
         image_size: int | None = None,
         calibration: Mapping | None = None,
         normalised: bool = True,
+        parts: bool = False,
         engine: str = AUTO,
         on_progress: Progress | None = None,
     ) -> "Index":
@@ -113,6 +114,8 @@ class Index:
             calibration: what a score means, see `calibration.read_calibration`; for None the model's own, if it has
                 one, and an index that is there keeps its own.
             normalised: normalises scores by the model's background, if it has one.
+            parts: also embeds five parts of every image, so that queries which show a part are found; an index of six
+                times the size, made in six times as long.
             engine: what computes the descriptors: "jax", "onnxruntime-int8" or "auto", see `engines.load_by`.
             on_progress: called with images done and in all.
 
@@ -138,7 +141,7 @@ class Index:
         new = manifest_of(embedder, dtype, calibration, background)
         # Listed once, and before anything is written.
         images = images_of(images)
-        new = dataclasses.replace(new, root=root_of(images))
+        new = dataclasses.replace(new, root=root_of(images), parts=parts)
         with store.writer(folder, new, background) as writer:
             require_like(folder, writer.manifest, new)
             require_same_model(folder, writer.manifest, embedder)
@@ -370,7 +373,8 @@ class Index:
         )
 
     def contents(self) -> Segment:
-        """All images and descriptors as one segment, with whole paths; descriptors are in memory, as float32."""
+        """All images and descriptors as one segment, with whole paths; descriptors are in memory, as float32, and those
+        of parts are left out."""
 
         def read(manifest: Manifest) -> Segment:
             self.manifest = manifest
@@ -381,7 +385,8 @@ class Index:
                 tuple(whole_path(path, manifest.root) for each in found for path in each.paths),
                 np.concatenate(files),
             )
-            return Segment(self._rows.whole(manifest), None, lambda: names)
+            own = self._rows.whole(manifest)[:: manifest.per_image]
+            return Segment(own, None, lambda: names)
 
         return store.consistently(self.folder, read)
 
@@ -421,7 +426,7 @@ class Index:
         Returns:
             None where the index has no calibration.
         """
-        return self.scoring().threshold(precision, len(self) * looks)
+        return self.scoring().threshold(precision, self.manifest.compared * looks)
 
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Exact search among the descriptors as they are stored; see `rows.Rows`.

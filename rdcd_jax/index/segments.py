@@ -29,17 +29,19 @@ class Segment:
     """Some of an index's images.
 
     Attributes:
-        rows: as stored, [n, D], or [n, D / 8] of bits; mapped from the file, not read.
-        scales: [n] float32 of int8 and of bits, else None.
-        names: gives what is known of the images, which is only read where it is asked for.
+        rows: as stored, [m, D], or [m, D / 8] of bits; mapped from the file, not read.
+        scales: [m] float32 of int8 and of bits, else None.
+        names: gives what is known of the n images, which is only read where it is asked for.
+        per_image: m / n, see `Manifest.per_image`.
     """
 
     rows: np.ndarray
     scales: np.ndarray | None
     names: Callable[[], "Names"]
+    per_image: int = 1
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) // self.per_image
 
     @functools.cached_property
     def _named(self) -> "Names":
@@ -61,17 +63,17 @@ class Segment:
         return self._named.files
 
     def levels(self, part: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """[n, D] numbers, or some of these: of int8 and of bits what the scales are to be multiplied by."""
+        """[m, D] numbers, or some of these: of int8 and of bits what the scales are to be multiplied by."""
         rows = self.rows[part]
         return bits.signs(rows) if rows.dtype == np.uint8 else rows
 
     def descriptors(self, part: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """[n, D] float32, or some of these; of int8 rounded to the nearest of 255 levels of each row."""
+        """[m, D] float32, or some of these; of int8 rounded to the nearest of 255 levels of each row."""
         rows = np.asarray(self.levels(part), np.float32)
         return rows if self.scales is None else rows * self.scales[part, None]
 
     def copy_to(self, out: np.ndarray) -> None:
-        """Writes all descriptors to [n, D] float32, without another float32 copy of them."""
+        """Writes all descriptors to [m, D] float32, without another float32 copy of them."""
         if self.scales is None:
             out[:] = self.rows
         else:
@@ -83,8 +85,9 @@ class Segment:
             tuple(np.asarray(each, object)[keep].tolist()) for each in (self.ids, self.paths)
         )
         names = Names(ids, paths, self.files[keep])
-        scales = None if self.scales is None else self.scales[keep]
-        return Segment(self.rows[keep], scales, lambda: names)
+        rows = np.repeat(keep, self.per_image)
+        scales = None if self.scales is None else self.scales[rows]
+        return dataclasses.replace(self, rows=self.rows[rows], scales=scales, names=lambda: names)
 
 
 class Names(NamedTuple):
@@ -106,20 +109,22 @@ def read_segment(folder: pathlib.Path, manifest: Manifest, position: int) -> Seg
     with _damage_named(paths["rows"], number):
         rows = np.load(paths["rows"], mmap_mode="r", allow_pickle=False)
         scales, width, dtype = None, manifest.dim, manifest.dtype
+        expected = count * manifest.per_image
         if dtype == "int8":
             scales = np.load(paths["scales"], allow_pickle=False)
         elif dtype == BINARY:
-            scales, width, dtype = bits.sign_scales(count, manifest.dim), manifest.dim // 8, "uint8"
+            scales, width, dtype = bits.sign_scales(expected, width), width // 8, "uint8"
         if (
-            rows.shape != (count, width)
+            rows.shape != (expected, width)
             or rows.dtype != dtype
-            or (scales is not None and scales.shape != (count,))
+            or (scales is not None and scales.shape != (expected,))
             or not paths["ids"].is_file()
         ):
             raise ValueError(
-                f"it does not hold {count} rows of {manifest.dim} dimensions in {manifest.dtype}, or has no ids"
+                f"it does not hold {expected} rows of {manifest.dim} dimensions in {manifest.dtype}, or has no ids"
             )
-    return Segment(rows, scales, lambda: _read_names(paths, number, count))
+    names = lambda: _read_names(paths, number, count)  # noqa: E731
+    return Segment(rows, scales, names, manifest.per_image)
 
 
 def _read_names(paths: dict[str, pathlib.Path], number: int, count: int) -> Names:
@@ -184,14 +189,14 @@ def files_of(folder: pathlib.Path, number: int) -> dict[str, pathlib.Path]:
 
 
 def stored(
-    found: Descriptors, paths: Sequence[str], files: np.ndarray | None, dtype: str
+    found: Descriptors, paths: Sequence[str], files: np.ndarray | None, manifest: Manifest
 ) -> Segment:
     """New descriptors as a segment; see `Writer.add`."""
-    rows = np.asarray(found.descriptors, np.float32)
     if files is None:
-        files = np.zeros((len(rows), COLUMNS), np.int64)
+        files = np.zeros((len(found), COLUMNS), np.int64)
     names = Names(tuple(found.ids.tolist()), tuple(paths), files)
-    return Segment(*_rounded(rows, dtype), lambda: names)
+    rows, scales = _rounded(np.asarray(found.descriptors, np.float32), manifest.dtype)
+    return Segment(rows, scales, lambda: names, manifest.per_image)
 
 
 def _rounded(rows: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -213,4 +218,5 @@ def joined(first: Segment, second: Segment) -> Segment:
         first.paths + second.paths,
         np.concatenate([first.files, second.files]),
     )
-    return Segment(np.concatenate([first.rows, second.rows]), scales, lambda: names)
+    rows = np.concatenate([first.rows, second.rows])
+    return Segment(rows, scales, lambda: names, first.per_image)

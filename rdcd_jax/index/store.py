@@ -1,11 +1,13 @@
 """An index on disk: descriptors and ids in segments, and a manifest that says which segments count.
 
     DIR/index.json              the manifest; what it does not name does not exist
-    DIR/segments/N.rows.npy     [n, D] float32, float16 or int8; [n, D / 8] uint8 of bits, the signs
-    DIR/segments/N.scales.npy   [n] float32, of int8: a row is its numbers times its scale
+    DIR/segments/N.rows.npy     [m, D] float32, float16 or int8; [m, D / 8] uint8 of bits, the signs
+    DIR/segments/N.scales.npy   [m] float32, of int8: a row is its numbers times its scale
     DIR/segments/N.ids.json     [n] ids, and [n] paths of the images, `./...` below the manifest's root
     DIR/segments/N.files.npy    [n, 4] int64: bytes, time of last change, width, height, see `places`
     DIR/background.safetensors  the model's background, of an index whose scores are normalised
+
+There is a row for each image, m = n; or m = 6 n, where each image's own is followed by those of its five parts.
 
 A segment is never changed. Whoever adds or removes writes new segments, then the manifest by one rename, and only then
 are old segments deleted: so a writer that is killed, or a power cut, loses what was not yet put into the manifest,
@@ -117,7 +119,7 @@ class Writer:
         """Adds images, whose ids are not in the index; the last segment is filled up first.
 
         Args:
-            found: n descriptors.
+            found: n ids, and as many descriptors, or six times as many where the index holds parts.
             paths: n, where the images lie, as they are to be stored.
             files: [n, 4] int64, see `places.stamps`; None where nothing is known.
             instead_of: stored paths of images that are removed in the same moment.
@@ -130,8 +132,9 @@ class Writer:
                 f"{self.folder} holds descriptors of {self.manifest.dim} dimensions, and these of {found.model} have"
                 f" {found.descriptors.shape[1]}; embed the images with {self.manifest.model}."
             )
-        require_usable(found.ids, found.descriptors, found.model)
-        fresh = stored(found, paths, files, self.manifest.dtype)
+        ids = np.repeat(found.ids, self.manifest.per_image)
+        require_usable(ids, found.descriptors, found.model)
+        fresh = stored(found, paths, files, self.manifest)
         kept, _ = self._without(instead_of, "paths")
         segments, number = list(kept.segments), kept.next
         if segments and segments[-1][1] < FULL:

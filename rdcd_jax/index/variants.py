@@ -15,8 +15,8 @@ _SIDE = 512
 _LEAST_CUT, _LEAST_LEFT = 0.03, 0.02
 # Border within an image, such as a clear sky, does not part it until it is this share of the side.
 _GAP = 0.04
-# Parts of an image: of its sides so much, at the corners and in the middle.
-_PART = 2 / 3
+# Parts of an image: so many, of its sides so much, at the corners and in the middle.
+PARTS, _PART = 5, 2 / 3
 
 
 def _turned(how: Image.Transpose) -> Callable[[Image.Image], list[Image.Image]]:

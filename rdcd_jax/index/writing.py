@@ -5,15 +5,20 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.embedding.stream import Unreadable, embedded_parts
+from rdcd_jax.embedding.descriptors import Descriptors, id_array
+from rdcd_jax.embedding.stream import Part, Unreadable, embedded_parts
 from rdcd_jax.images.given import Images, images_of
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index import store
 from rdcd_jax.index.changes import Changes, find_changes, require_paths
 from rdcd_jax.index.manifest import Manifest
 from rdcd_jax.index.places import HEIGHT, WIDTH, sizes, whole_path
+from rdcd_jax.index.queries import embed_queries
 from rdcd_jax.index.results import Added, Updated
+from rdcd_jax.index.variants import PARTS
 from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.onnx_model import OnnxModel
 
@@ -122,7 +127,8 @@ def _embed_into(
                 on_progress(start + done, len(positions))
 
         images = dataclasses.replace(changes.images.subset(chunk), ids=names)
-        (part,) = embedded_parts(model, images, on_progress=report)
+        embed = _embed_with_parts if writer.manifest.parts else _embed
+        part = embed(model, images, report)
         unreadable += part.unreadable
         if part.found is None:
             continue
@@ -134,3 +140,21 @@ def _embed_into(
         writer.add(part.found, paths, files, instead_of=set(paths) & changes.known.keys())
         embedded += len(readable)
     return embedded, unreadable
+
+
+def _embed(model: Model | OnnxModel, images: ImageSet, on_progress: Progress) -> Part:
+    """The images' descriptors."""
+    (part,) = embedded_parts(model, images, on_progress=on_progress)
+    return part
+
+
+def _embed_with_parts(model: Model | OnnxModel, images: ImageSet, on_progress: Progress) -> Part:
+    """The images' descriptors, each followed by those of its parts."""
+    looks = embed_queries(model, images, ["crops"], on_progress=on_progress)
+    if not len(looks.query):
+        return Part(None, looks.unreadable)
+    ids = id_array([images.ids[i] for i in np.unique(looks.query)])
+    rows = np.split(looks.descriptors, np.flatnonzero(np.diff(looks.query)) + 1)
+    # A part that is embedded by nothing but zeros is left out there.
+    filled = [np.concatenate([each, each[:1].repeat(1 + PARTS - len(each), 0)]) for each in rows]
+    return Part(Descriptors(ids, np.concatenate(filled), model.name), looks.unreadable)
