@@ -5,7 +5,7 @@ import json
 import pathlib
 
 from rdcd_jax.core.errors import MALFORMED, UserError
-from rdcd_jax.index.variants import PARTS
+from rdcd_jax.index.variants import PARTS, PARTS_CHANCES
 
 FORMAT = 8
 # Format 3, of version 0.1, has no score normalisation; formats 3 and 4 have no paths, 5 nothing else of the files, 6
@@ -14,9 +14,6 @@ READS = (3, 4, 5, 6, 7, FORMAT)
 MANIFEST = "index.json"
 BINARY = "binary"
 DTYPES = ("float32", "float16", "int8", BINARY)
-# Six descriptors of an image are near to others of an unrelated one so many times as often as its own alone: 2.6 to 3.1
-# times, for they overlap (`python -m experiments.studies.parts`).
-PARTS_CHANCES = 3
 # The way out of damage: a build goes on with the index that it finds.
 AGAIN = "delete that folder and build the index again"
 
@@ -71,7 +68,7 @@ class Manifest:
     @property
     def compared(self) -> int:
         """Of how many images without parts as many resemble a query by chance."""
-        return len(self) * (PARTS_CHANCES if self.parts else 1)
+        return len(self) * (1 + PARTS_CHANCES if self.parts else 1)
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest:

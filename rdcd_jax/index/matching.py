@@ -51,7 +51,7 @@ def matches_of(
     similarities, positions = rows.nearest(manifest, looks.descriptors, asked.k, asked.engine)
     scores = scoring.scores(similarities, scoring.adjustment(looks.descriptors)[:, None])
     # Each look is another chance for a likeness.
-    compared = manifest.compared * looks.count
+    compared = manifest.compared * looks.chances
     least = _least(scoring, compared, asked.threshold)
     # Without a calibration that is NaN, and nothing lies below it but what an approximate search lacks.
     look, column = np.nonzero(~(scores < least[:, None]) & np.isfinite(similarities))

@@ -14,7 +14,7 @@ from rdcd_jax.embedding.shapes import batches, resized
 from rdcd_jax.embedding.stream import NOTHING, EmbeddingModel, Progress, Unreadable
 from rdcd_jax.images.seen import is_plain
 from rdcd_jax.images.sources import ImageSet
-from rdcd_jax.index.variants import VARIANTS
+from rdcd_jax.index.variants import PARTS, PARTS_CHANCES, VARIANTS
 from rdcd_jax.search.exact import rows_not_finite
 
 # Images that are embedded at a time: of more the network would need more memory than the search.
@@ -41,9 +41,12 @@ class Looks:
     plain: frozenset[int] = frozenset()
 
     @property
-    def count(self) -> np.ndarray:
-        """[R]: in how many ways each row's query is looked at."""
-        return np.bincount(self.query)[self.query] if len(self.query) else self.query
+    def chances(self) -> np.ndarray:
+        """[R]: as how many images each row's query is compared, by what resembles it by chance."""
+        if not len(self.query):
+            return self.query
+        each = [PARTS_CHANCES / PARTS if name == "crops" else 1 for name in self.variant]
+        return np.bincount(self.query, each).round(6)[self.query]
 
 
 def embed_queries(

@@ -17,6 +17,9 @@ _LEAST_CUT, _LEAST_LEFT = 0.03, 0.02
 _GAP = 0.04
 # Parts of an image: so many, of its sides so much, at the corners and in the middle.
 PARTS, _PART = 5, 2 / 3
+# As they overlap, the five are as often near to unrelated images as two more images would be: an image and its parts
+# about three times as often as it alone (`python -m experiments.studies.parts`).
+PARTS_CHANCES = 2
 
 
 def _turned(how: Image.Transpose) -> Callable[[Image.Image], list[Image.Image]]:
