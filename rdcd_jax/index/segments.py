@@ -123,7 +123,7 @@ def read_segment(folder: pathlib.Path, manifest: Manifest, position: int) -> Seg
             raise ValueError(
                 f"it does not hold {expected} rows of {manifest.dim} dimensions in {manifest.dtype}, or has no ids"
             )
-    names = lambda: _read_names(paths, number, count)  # noqa: E731
+    names = functools.partial(_read_names, paths, number, count)
     return Segment(rows, scales, names, manifest.per_image)
 
 

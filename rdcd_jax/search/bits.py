@@ -63,7 +63,7 @@ def compared_with_bits(queries: np.ndarray) -> np.ndarray:
 
     Signs of a query are right or wrong by how large its numbers are, so these weigh each bit: the inner product is 1
     where all signs agree, and grows evenly with the cosine, of which it is an unbiased estimate where dimensions are
-    normally distributed. Rounding both sides instead finds far less (experiments/results/binary.json).
+    normally distributed. Rounding both sides instead finds far less (`python -m experiments.studies.stored`).
 
     Args:
         queries: [N, D] float32, none of them zeros.
