@@ -1,6 +1,6 @@
 """What `search --variants=trim,crops` finds of framed copies and of crops, and what it costs.
 
-    python -m experiments.studies.variants BENCHMARK [--models rdcd-effb0-128 ...] [--crops rdcd-effb0-128 ...]
+    python -m experiments.studies.variants BENCHMARK [--models rdcd-effb0-128 ...]
 
 Of every third image of the bundled references three copies are made: with wide white borders, as a phone's screenshot
 shows it, and a quarter of its area. They are looked for among all references; and the queries of BENCHMARK, a
@@ -25,8 +25,7 @@ from rdcd_jax.weights.shipped import list_models
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 RESULT = ROOT / "experiments" / "results" / "variants.json"
-CHOICES = ((), ("trim",))
-CROPS = ("crops",)
+CHOICES = ((), ("trim",), ("trim", "crops"))
 
 
 def bordered(image: Image.Image) -> Image.Image:
@@ -90,7 +89,6 @@ def main() -> None:
     )
     parser.add_argument("benchmark", type=pathlib.Path)
     parser.add_argument("--models", nargs="+", default=list_models())
-    parser.add_argument("--crops", nargs="*", default=[], help="models that it looks by crops too")
     options = parser.parse_args()
     layout = find_disc_layout(options.benchmark)
     pairs = read_ground_truth(layout.ground_truth).pairs
@@ -103,7 +101,7 @@ def main() -> None:
         for model in options.models:
             sample = Index.build(folder / model / "sample", "sample:references", model=model)
             large = Index.build(folder / model / "large", layout.references, model=model)
-            for variants in (*CHOICES, *([CROPS] if model in options.crops else [])):
+            for variants in CHOICES:
                 row = {}
                 for kind in KINDS:
                     matches = sample.search(folder / "copies" / kind, k=1, variants=variants)

@@ -66,7 +66,7 @@ def _add_build(actions) -> None:
     parser.add_argument(
         "--parts",
         action="store_true",
-        help="also embed five parts of every image, for queries that show a part; six times the size and time",
+        help="also embed five parts of every image, for queries that show a part; six times the descriptors",
     )
     parser.add_argument("--image-size", type=positive, metavar="S", help="the model's own without")
     parser.add_argument(
@@ -270,7 +270,7 @@ def _ann(options) -> None:
 
 def _print_recall(folder: pathlib.Path, recall: float) -> None:
     print(
-        f"{folder}: --engine=ann finds {100 * recall:.1f} % of the ten nearest images that the exact search finds."
+        f"{folder}: --engine=ann finds {100 * recall:.1f} % of the ten nearest descriptors that the exact search finds."
     )
 
 
@@ -296,7 +296,9 @@ def _info(options, rest) -> None:
     built = read_ann(options.index)
     if built is not None:
         stale = "" if built.segments == found.segments else ", but the index has changed since"
-        print(f"--engine=ann finds {100 * built.recall:.1f} % of the ten nearest images{stale}")
+        print(
+            f"--engine=ann finds {100 * built.recall:.1f} % of the ten nearest descriptors{stale}"
+        )
     scoring = index.scoring()
     if scoring.background is not None:
         print(f"scores normalised by a background of {len(scoring.background)} images")

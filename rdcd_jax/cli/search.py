@@ -91,14 +91,25 @@ def _search(options, rest) -> None:
             file=sys.stderr,
         )
     found = len({match.query for match in matches})
-    if options.threshold is None and index.threshold() is None:
-        print(
-            "Warning: the model has no calibration, so the nearest images of each query are listed, copies or not;"
-            " give a --threshold, or build the index with --calibration=FILE.",
-            file=sys.stderr,
-        )
+    if options.threshold is None:
+        _warn_uncalibrated(index, options.score_norm == "auto")
     print(f"Queries with matches: {found} of {len(images)}.")
     require_all(options, images, len(matches.unreadable))
+
+
+def _warn_uncalibrated(index, normalised: bool) -> None:
+    from rdcd_jax.index.manifest import BINARY
+
+    if index.threshold(normalised=normalised) is not None:
+        return
+    way_out = "build the index with --calibration=FILE"
+    if index.manifest.dtype == BINARY:
+        way_out = "normalise scores, by a model with a background"
+    print(
+        "Warning: these scores have no calibration, so the nearest images of each query are listed, copies or not;"
+        f" give a --threshold, or {way_out}.",
+        file=sys.stderr,
+    )
 
 
 def print_matches(matches) -> None:

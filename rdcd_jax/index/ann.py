@@ -50,7 +50,7 @@ def build_ann(folder: pathlib.Path, manifest: Manifest, rows: np.ndarray) -> Ann
     """
     if len(rows) < LEAST_ROWS:
         raise UserError(
-            f"{folder} holds {len(rows)} images; an approximate search needs {LEAST_ROWS} at least."
+            f"{folder} holds {len(rows)} descriptors; an approximate search needs {LEAST_ROWS} at least."
         )
     candidates = min(CANDIDATES, len(rows))
     old = folder / FOLDER

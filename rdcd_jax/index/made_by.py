@@ -59,6 +59,18 @@ def embedder_of(
     return found.at_size(manifest.image_size)
 
 
+def normalises(folder: pathlib.Path, there: Manifest | None, wanted: bool) -> bool:
+    """Whether scores are normalised in an index to build; an index that is there stays as it is."""
+    if there is None:
+        return wanted
+    if there.normalised and not wanted:
+        raise UserError(
+            f"{folder} is an index whose scores are normalised; leave normalisation out in the search, or give"
+            " another folder."
+        )
+    return there.normalised
+
+
 def manifest_of(
     embedder: Model | OnnxModel,
     dtype: str,
@@ -75,6 +87,11 @@ def manifest_of(
             "The calibration given knows nothing of normalised scores; give the calibration.json of `rdcd-jax"
             " evaluate disc --model=...`, or build the index without normalisation."
         )
+    if calibration and dtype == BINARY and background is None:
+        raise UserError(
+            "Without score normalisation no calibration holds for bits; leave it out and search by a threshold of your"
+            " own, or build the index with normalisation."
+        )
     return Manifest(
         model=embedder.spec,
         fingerprint=embedder.fingerprint,
@@ -89,7 +106,12 @@ def manifest_of(
 
 def require_like(folder: pathlib.Path, there: Manifest, new: Manifest) -> None:
     """Refuses to go on with an index that is made otherwise; where its model lies does not matter."""
-    names = ("image_size", "dim", "dtype", "parts", *(["engine"] if there.engine else []))
+    if new.parts != there.parts:
+        kinds = ("without", "with") if new.parts else ("with", "without")
+        raise UserError(
+            f"{folder} is an index {kinds[0]} parts, and this would be one {kinds[1]}; give another folder."
+        )
+    names = ("image_size", "dim", "dtype", *(["engine"] if there.engine else []))
     for name in names if new.fingerprint == there.fingerprint else ("model", *names):
         ours, theirs = getattr(new, name), getattr(there, name)
         if ours != theirs:

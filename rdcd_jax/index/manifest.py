@@ -100,6 +100,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
         sound = sound and isinstance(manifest.calibration, dict | None)
         sound = sound and manifest.dtype in DTYPES and manifest.dim > 0 and manifest.image_size > 0
         sound = sound and isinstance(manifest.parts, bool)
+        sound = sound and not (manifest.dtype == BINARY and manifest.dim % 8)
         sound = sound and all(images > 0 and number < manifest.next for number, images in segments)
         if not sound:
             raise ValueError("its fields contradict each other")

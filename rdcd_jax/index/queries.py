@@ -96,7 +96,10 @@ def embed_queries(
         found = np.asarray(model.embed_batch(batch), np.float32)[: len(positions)]
         embedded |= zip(positions, found, strict=True)
         if on_progress is not None:
-            on_progress(rows[-1][0] + 1, len(images))
+            on_progress(rows[max(positions)][0] + 1, len(images))
+    if on_progress is not None:
+        # The last ones may all be unreadable.
+        on_progress(len(images), len(images))
     # What has no direction resembles nothing.
     kept = [row for row in range(len(rows)) if embedded[row].any()]
     seen = {rows[row][0] for row in kept}

@@ -18,6 +18,7 @@ from rdcd_jax.index.made_by import (
     embedder_for,
     embedder_of,
     manifest_of,
+    normalises,
     require_like,
     require_same_engine,
     require_same_model,
@@ -123,25 +124,20 @@ class Index:
             The index; its `added` says what was left out.
 
         Raises:
-            UserError: for images or a model that cannot be read; there is an index of another model or dtype.
+            UserError: for images or a model that cannot be read; there is an index of another model or dtype, or one
+                with parts where this has none.
         """
         if dtype not in DTYPES:
             raise UserError(f"There is no dtype '{dtype}'; use one of {', '.join(DTYPES)}.")
         folder = pathlib.Path(folder)
         there = read_manifest(folder) if (folder / MANIFEST).exists() else None
         embedder = embedder_for(model, there, engine).at_size(image_size)
-        if there is not None and there.normalised and not normalised:
-            raise UserError(
-                f"{folder} is an index whose scores are normalised; leave normalisation out in the search, or give"
-                " another folder."
-            )
-        if there is not None:
-            normalised = there.normalised
+        normalised = normalises(folder, there, normalised)
         background = getattr(embedder, "background", None) if normalised else None
         new = manifest_of(embedder, dtype, calibration, background)
         # Listed once, and before anything is written.
         images = images_of(images)
-        new = dataclasses.replace(new, root=root_of(images), parts=parts)
+        new = dataclasses.replace(new, root=root_of(images), parts=bool(parts))
         with store.writer(folder, new, background) as writer:
             require_like(folder, writer.manifest, new)
             require_same_model(folder, writer.manifest, embedder)
@@ -331,8 +327,7 @@ class Index:
             return build_ann(self.folder, writer.manifest, self._rows.whole(writer.manifest)).recall
 
     def _require_images(self, asked: Asked) -> None:
-        if asked.k < 1:
-            raise UserError(f"k is {asked.k}; ask for at least 1 image.")
+        _require_some(asked.k)
         if asked.engine not in ENGINES:
             raise UserError(
                 f"There is no engine '{asked.engine}'; use one of {', '.join(ENGINES)}."
@@ -416,17 +411,21 @@ class Index:
         of bits their signs at unit length."""
         return bits.rounded(descriptors) if self.manifest.dtype == BINARY else descriptors
 
-    def threshold(self, precision: float = PRECISION, looks: int = 1) -> float | None:
+    def threshold(
+        self, precision: float = PRECISION, looks: int = 1, *, normalised: bool = True
+    ) -> float | None:
         """The score from which on that share of matches are copies, see `Calibration.threshold`.
 
         Args:
             precision: 0 to 1.
-            looks: in how many ways each query is looked at; each is another chance for a likeness.
+            looks: in how many ways each query is looked at; each is another chance for a likeness, and five parts
+                (`crops`) are two.
+            normalised: as of `scoring`.
 
         Returns:
-            None where the index has no calibration.
+            None where the index has no calibration of such scores.
         """
-        return self.scoring().threshold(precision, self.manifest.compared * looks)
+        return self.scoring(normalised).threshold(precision, self.manifest.compared * looks)
 
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Exact search among the descriptors as they are stored; see `rows.Rows`.
@@ -437,15 +436,23 @@ class Index:
 
         Returns:
             scores [N, k] float32, descending, and positions in the index [N, k] int64.
+
+        Raises:
+            UserError: k is below 1.
         """
+        _require_some(k)
         return store.consistently(
             self.folder,
             lambda manifest: self._rows.nearest(manifest, _comparable(manifest, queries), k),
         )
 
 
+def _require_some(k: int) -> None:
+    if k < 1:
+        raise UserError(f"k is {k}; ask for at least 1 image.")
+
+
 def _comparable(manifest: Manifest, queries: np.ndarray) -> np.ndarray:
     """Queries [N, D] whose inner product with descriptors as the index holds them is the similarity."""
-    if manifest.dtype == BINARY and len(queries):
-        return bits.compared_with_bits(queries)
-    return queries
+    queries = np.asarray(queries, np.float32)
+    return bits.compared_with_bits(queries) if manifest.dtype == BINARY else queries

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from PIL import Image
 
+from rdcd_jax.images.seen import is_blank
+
 # Rows and columns whose pixels differ by no more than this many grey levels are border: JPEG's noise is below it.
 _LEVELS = 16
 # Of a row's pixels so many may differ from the others, at either end of the scale.
@@ -94,6 +96,11 @@ def parts(image: Image.Image) -> list[Image.Image]:
     return [image.crop((x, y, x + width, y + height)) for x, y in positions]
 
 
+def _parts_that_show_something(image: Image.Image) -> list[Image.Image]:
+    # Those of one colour resemble each other, whatever images they are of.
+    return [part for part in parts(image) if not is_blank(part)]
+
+
 # Each gives the images to look for besides the query itself.
 VARIANTS: Mapping[str, Callable[[Image.Image], list[Image.Image]]] = {
     "flip": _turned(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -101,5 +108,5 @@ VARIANTS: Mapping[str, Callable[[Image.Image], list[Image.Image]]] = {
     "rotate180": _turned(Image.Transpose.ROTATE_180),
     "rotate270": _turned(Image.Transpose.ROTATE_270),
     "trim": trimmed,
-    "crops": parts,
+    "crops": _parts_that_show_something,
 }

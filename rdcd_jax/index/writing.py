@@ -9,7 +9,7 @@ import numpy as np
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import Descriptors, id_array
-from rdcd_jax.embedding.stream import Part, Unreadable, embedded_parts
+from rdcd_jax.embedding.stream import NOTHING, Part, Unreadable, embedded_parts
 from rdcd_jax.images.given import Images, images_of
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index import store
@@ -151,10 +151,17 @@ def _embed(model: Model | OnnxModel, images: ImageSet, on_progress: Progress) ->
 def _embed_with_parts(model: Model | OnnxModel, images: ImageSet, on_progress: Progress) -> Part:
     """The images' descriptors, each followed by those of its parts."""
     looks = embed_queries(model, images, ["crops"], on_progress=on_progress)
-    if not len(looks.query):
-        return Part(None, looks.unreadable)
-    ids = id_array([images.ids[i] for i in np.unique(looks.query)])
-    rows = np.split(looks.descriptors, np.flatnonzero(np.diff(looks.query)) + 1)
-    # A part that is embedded by nothing but zeros is left out there.
-    filled = [np.concatenate([each, each[:1].repeat(1 + PARTS - len(each), 0)]) for each in rows]
-    return Part(Descriptors(ids, np.concatenate(filled), model.name), looks.unreadable)
+    unreadable, ids, rows = list(looks.unreadable), [], []
+    for position in np.unique(looks.query).tolist():
+        start, end = np.searchsorted(looks.query, [position, position + 1])
+        name = images.ids[position]
+        if looks.variant[start]:
+            unreadable.append(Unreadable(name, f"{name}: {NOTHING}"))
+            continue
+        ids.append(name)
+        found = looks.descriptors[start:end]
+        # Parts that show nothing are left out there; the image stands in for them.
+        rows.append(np.concatenate([found, np.tile(found[0], (1 + PARTS - len(found), 1))]))
+    if not ids:
+        return Part(None, unreadable)
+    return Part(Descriptors(id_array(ids), np.concatenate(rows), model.name), unreadable)

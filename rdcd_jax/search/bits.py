@@ -66,7 +66,7 @@ def compared_with_bits(queries: np.ndarray) -> np.ndarray:
     normally distributed. Rounding both sides instead finds far less (`python -m experiments.studies.stored`).
 
     Args:
-        queries: [N, D] float32, none of them zeros.
+        queries: [N, D] float32; zeros stay zeros.
 
     Returns:
         [N, D] float32, of other lengths.
@@ -74,4 +74,5 @@ def compared_with_bits(queries: np.ndarray) -> np.ndarray:
     Source: Dong, Charikar and Li, "Asymmetric distance estimation with sketches for similarity search in
         high-dimensional spaces", 2008, for comparing numbers with bits; the scale is ours.
     """
-    return queries * (queries.shape[1] ** 0.5 / np.abs(queries).sum(axis=1, keepdims=True))
+    sums = np.abs(queries).sum(axis=1, keepdims=True)
+    return queries * (np.float32(queries.shape[1] ** 0.5) / np.where(sums > 0, sums, 1))

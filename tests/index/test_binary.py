@@ -11,9 +11,10 @@ from rdcd_jax.embedding.descriptors import Descriptors
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.index import Index, rows, store
 from rdcd_jax.index.duplicates import find_duplicates
-from rdcd_jax.index.manifest import Manifest
+from rdcd_jax.index.manifest import MANIFEST, Manifest
 from rdcd_jax.index.rows import Rows
 from rdcd_jax.search.bits import compared_with_bits, rounded
+from rdcd_jax.weights.library import load_model
 
 DIM = 64
 
@@ -71,6 +72,13 @@ def test_damaged_bits_are_named(index):
         index.contents()
 
 
+def test_a_manifest_whose_dimensions_fill_no_bytes_is_damaged(index):
+    path = index.folder / MANIFEST
+    path.write_text(path.read_text().replace(f'"dim": {DIM}', f'"dim": {DIM + 4}'))
+    with pytest.raises(UserError, match="its fields contradict each other"):
+        Index(index.folder)
+
+
 def test_dimensions_that_fill_no_bytes_are_refused_before_anything_is_written(tmp_path, toys):
     model, images = make_export(tmp_path / "model"), make_images(tmp_path / "images", 3)
     with pytest.raises(UserError, match="of 4 dimensions cannot be kept as bits.*use int8"):
@@ -97,11 +105,26 @@ def test_copies_are_found_by_the_models_own_threshold(photographs, tmp_path, cap
     assert "descriptors of 64 dimensions in binary" in told and "90 % of matches are" in told
 
 
-def test_similarities_of_bits_alone_have_no_threshold(photographs):
+def test_similarities_of_bits_alone_have_no_threshold(photographs, tmp_path, capsys):
     assert photographs.scoring(normalised=False).calibration is None
     query = find_images("sample:references").paths[7]
     found = photographs.search([query], k=3, normalised=False)
     assert len(found) == 3 and {match.probability for match in found} == {None}
+    words = ["search", f"--index={photographs.folder}", query]
+    assert main([*words, "--score-norm=none"]) == 0
+    assert "have no calibration, so the nearest images" in capsys.readouterr().err
+    assert main(words) == 0
+    assert "no calibration" not in capsys.readouterr().err
+    calibration = load_model("rdcd-effb0-64").card["calibration"]
+    with pytest.raises(UserError, match="no calibration holds for bits"):
+        Index.build(
+            tmp_path / "x",
+            [query],
+            model="rdcd-effb0-64",
+            dtype="binary",
+            calibration=calibration,
+            normalised=False,
+        )
 
 
 def test_duplicates_compare_bits_with_bits(photographs, tmp_path):

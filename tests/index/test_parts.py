@@ -1,5 +1,7 @@
 """Indexes that hold parts of their images: six descriptors an image, one match."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -107,6 +109,39 @@ def test_what_embeds_to_nothing_repeats_its_image(monkeypatch, tmp_path):
     assert part.found.ids.tolist() == ["T00000", "T00002"]
     expected = unit_rows(10)[[*range(10), 6, 6]]
     np.testing.assert_array_equal(part.found.descriptors, expected)
+    # Nor can parts stand in for the image.
+    looks = dataclasses.replace(looks, variant=("crops", *looks.variant[1:]))
+    part = writing._embed_with_parts(model, images, None)
+    assert part.found.ids.tolist() == ["T00002"]
+    assert [each.id for each in part.unreadable] == ["T00000"]
+    assert "by nothing but zeros" in part.unreadable[0].reason
+
+
+def test_parts_of_one_colour_resemble_nothing(tmp_path):
+    paths = find_images("sample:references").paths[:3]
+    for number, path in enumerate(paths):
+        ground = Image.new("RGB", (600, 400), (20, 24, 40))
+        with Image.open(path) as image:
+            ground.paste(image.convert("RGB").resize((190, 120)), (0, 0))
+        ground.save(tmp_path / f"{number}.png")
+    model = "rdcd-effb0-64"
+    index = Index.build(tmp_path / "x", str(tmp_path), model=model, parts=True)
+    # Three of an image's parts show the ground alone.
+    descriptors = index._rows.whole(index.manifest).reshape(3, 6, -1)
+    assert (descriptors == descriptors[:, :1]).all(axis=2).sum(axis=1).tolist() == [4, 4, 4]
+    matches = index.search(str(tmp_path), k=3, threshold=-1.0, variants=["crops"])
+    others = [match.score for match in matches if match.query != match.reference]
+    assert len(others) == 6 and max(others) < 0.9
+
+
+def test_the_progress_of_a_build_with_parts_reaches_its_end(tmp_path, toys):
+    model, images = str(make_export(tmp_path / "model")), make_images(tmp_path / "images", 12)
+    for number in range(3):
+        (images / f"Z{number}.jpg").write_bytes(b"no picture")
+    seen = []
+    report = lambda *done: seen.append(done)  # noqa: E731
+    Index.build(tmp_path / "x", images, model=model, parts=True, on_progress=report)
+    assert seen[0][0] < 12 and seen == sorted(seen) and seen[-1] == (15, 15)
 
 
 def test_a_build_goes_on_only_as_it_began(tmp_path, toys):
@@ -114,8 +149,12 @@ def test_a_build_goes_on_only_as_it_began(tmp_path, toys):
     index = Index.build(tmp_path / "x", images, model=model, parts=True)
     make_images(images, 5)
     assert index.add(images).added == 2 and index.manifest.rows == 30
-    with pytest.raises(UserError, match="with parts True, and this would have False"):
+    with pytest.raises(UserError, match="is an index with parts, and this would be one without"):
         Index.build(tmp_path / "x", images, model=model)
+    with pytest.raises(UserError, match="k is 0; ask for at least 1 image"):
+        index.nearest(unit_rows(1)[:, :4], 0)
+    # What counts as true is.
+    assert len(Index.build(tmp_path / "x", images, model=model, parts=1)) == 5
     (images / "T00001.jpg").unlink()
     assert index.update().removed == 1 and len(index.contents().rows) == 4
 

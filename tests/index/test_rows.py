@@ -64,7 +64,7 @@ def test_the_approximate_search(index, tmp_path, capsys, monkeypatch):
     with pytest.raises(UserError, match="was never built; run `rdcd-jax index ann"):
         index.search_descriptors(unit_rows(1), engine="ann")
     assert main(["index", "ann", folder]) == 0
-    assert "% of the ten nearest images that the exact" in capsys.readouterr().out
+    assert "% of the ten nearest descriptors that the exact" in capsys.readouterr().out
     assert ann.read_ann(index.folder).recall > 0.9
     shutil.move(folder, tmp_path / "moved")
     moved = Index(tmp_path / "moved")
@@ -74,7 +74,7 @@ def test_the_approximate_search(index, tmp_path, capsys, monkeypatch):
     same = {(m.query, m.reference, round(m.score, 5)) for m in exact}
     assert len(same & {(m.query, m.reference, round(m.score, 5)) for m in found}) > 0.9 * len(exact)
     assert main(["index", "info", str(tmp_path / "moved")]) == 0
-    assert "of the ten nearest images\n" in capsys.readouterr().out
+    assert "of the ten nearest descriptors\n" in capsys.readouterr().out
     moved.remove(["r5"])
     with pytest.raises(UserError, match="was built before the index changed"):
         moved.search_descriptors(queries, engine="ann")
@@ -91,7 +91,7 @@ def test_the_approximate_search(index, tmp_path, capsys, monkeypatch):
 @needs_scann
 def test_an_approximate_search_needs_some_images(student, tmp_path):
     few = Index.build(tmp_path / "few", make_images(tmp_path / "b", 3), model=str(student))
-    with pytest.raises(UserError, match="holds 3 images; an approximate search needs 16"):
+    with pytest.raises(UserError, match="holds 3 descriptors; an approximate search needs 16"):
         few.build_ann()
     assert not [path for path in few.folder.iterdir() if "ann" in path.name]
 

@@ -48,6 +48,10 @@ def test_similarities_estimate_the_cosine(cosine):
     assert found.std() < 0.9 * both.std()
 
 
+def test_zeros_resemble_nothing():
+    assert not bits.compared_with_bits(np.zeros((2, DIM), np.float32)).any()
+
+
 def test_bits_fill_bytes():
     bits.require_whole_bytes(64)
     with pytest.raises(UserError, match="of 100 dimensions cannot be kept as bits.*use int8"):
