@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments.fuzz.damage import Case, Place, chosen, damaged, hostile_json, short
 from experiments.fuzz.images import add_image
+from experiments.fuzz.seeds import INDEXES
 
 # Images of a command line of `verbs_case`.
 _IMAGES = 6
@@ -15,7 +16,7 @@ _IMAGES = 6
 def index_case(position: Place, random: np.random.Generator) -> Case:
     """An index that is damaged, through a verb that reads or changes it."""
     folder = position.out
-    shutil.copytree(position.seeds / "index", folder)
+    shutil.copytree(position.seeds / chosen(random, list(INDEXES)), folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
     path = chosen(random, files)
     way = int(random.integers(5))

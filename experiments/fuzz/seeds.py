@@ -26,7 +26,8 @@ from rdcd_jax.weights import onnx_reader, store, tables
 from rdcd_jax.weights.library import export_model
 from rdcd_jax.weights.model import Model, evaluation_mode
 
-FEATURE, DIM, SIZE = 16, 4, 32
+FEATURE, DIM, SIZE = 16, 8, 32
+INDEXES = {"index": {"dtype": "int8"}, "bits": {"dtype": "binary", "parts": True}}
 IDS = {"q": 5, "r": 8, "t": 20}
 
 
@@ -69,7 +70,8 @@ def make_seeds(folder: pathlib.Path) -> None:
     for image_id, path in zip(ids("t"), sample, strict=False):
         Image.open(path).resize((48, 48)).save(folder / "training" / f"{image_id}.jpg")
     model = str(folder / "export")
-    Index.build(folder / "index", folder / "training", model=model, dtype="int8")
+    for name, options in INDEXES.items():
+        Index.build(folder / name, folder / "training", model=model, **options)
     for name, data in descriptor_files().items():
         (folder / name).write_bytes(data)
     (folder / "sscd.onnx").write_bytes(_onnx().SerializeToString())
