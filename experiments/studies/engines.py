@@ -15,6 +15,7 @@ import pathlib
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from rdcd_jax.benchmarks.metrics import evaluate
 from rdcd_jax.core.files import write_json
 from rdcd_jax.images.sources import ImageSet, find_images
 from rdcd_jax.index import Index
+from rdcd_jax.index.search import DEFAULT_VARIANTS
 from rdcd_jax.training.record import environment
 from rdcd_jax.weights.engines import INT8, JAX, with_engine
 from rdcd_jax.weights.library import load_model
@@ -33,13 +35,17 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULT = ROOT / "experiments" / "results" / "engines.json"
 
 
-def found_by(index: Index, queries: ImageSet, pairs: list[tuple[str, str]]) -> dict:
+def found_by(
+    index: Index,
+    queries: ImageSet,
+    pairs: list[tuple[str, str]],
+    variants: Sequence[str] = DEFAULT_VARIANTS,
+) -> dict:
     """Figures in percent of a search of the queries, at every score and from the index's threshold on."""
-    matches = list(index.search(queries, threshold=-1e9))
+    matches = list(index.search(queries, threshold=-1e9, variants=variants))
     ranked = ([each.query for each in matches], [each.reference for each in matches])
     figures = evaluate(pairs, *ranked, [each.score for each in matches])
-    # The queries are also looked at without borders.
-    least = index.threshold(looks=2)
+    least = index.threshold(looks=1 + len(variants))
     above = [each for each in matches if each.score >= least]
     right = [each for each in above if (each.query, each.reference) in set(pairs)]
     return {

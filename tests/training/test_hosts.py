@@ -348,9 +348,12 @@ def test_embed_and_evaluate_use_all(toys, student, benchmark, tmp_path, capsys):
     assert figures[0] == figures[1]
 
 
-@pytest.mark.parametrize("dtype", ["int8", pytest.param("float16", marks=pytest.mark.slow)])
-def test_an_index_is_searched_by_all(toys, student, benchmark, images, tmp_path, dtype):
-    index = Index.build(tmp_path / "index", images, model=load_model(str(student)), dtype=dtype)
+@pytest.mark.parametrize(
+    ("dtype", "parts"), [("int8", True), pytest.param("float16", False, marks=pytest.mark.slow)]
+)
+def test_an_index_is_searched_by_all(toys, student, benchmark, images, tmp_path, dtype, parts):
+    model = load_model(str(student))
+    index = Index.build(tmp_path / "index", images, model=model, dtype=dtype, parts=parts)
     index.add(benchmark / "references")
     words = ["--k=5", "--threshold=-2", "--variants=none", f"--out={tmp_path / 'two.csv'}"]
     queries = benchmark / "queries"
