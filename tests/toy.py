@@ -73,6 +73,12 @@ def make_features(path, images, dim=FEATURE):
     return path
 
 
+def unit_rows(count, seed=0, dim=8):
+    """[count, dim] float32 of unit length."""
+    rows = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
 def make_export(folder, *, network="toy", dim=4, feature_dim=FEATURE, seed=0, folded=False):
     """Exports a toy with random weights and statistics; a folded one has mean 0 and scale 1."""
     rngs = nnx.Rngs(seed)

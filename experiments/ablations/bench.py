@@ -24,6 +24,7 @@ from rdcd_jax.embedding.descriptors import Descriptors, read_descriptors
 from rdcd_jax.embedding.service import embed_to_file
 from rdcd_jax.images.pack import pack_images
 from rdcd_jax.images.sources import find_images
+from rdcd_jax.search.bits import rounded
 from rdcd_jax.search.int8 import quantised
 from rdcd_jax.training.fitting import featured, whitened_projector
 from rdcd_jax.training.loop import train_and_evaluate
@@ -174,9 +175,7 @@ def as_int8(descriptors: Descriptors) -> Descriptors:
 
 def as_bits(descriptors: Descriptors) -> Descriptors:
     """The signs alone; their inner product is 1 - 2 / D times the Hamming distance."""
-    rows = descriptors.descriptors
-    signs = np.where(rows > 0, np.float32(1), np.float32(-1)) / np.float32(rows.shape[1] ** 0.5)
-    return dataclasses.replace(descriptors, descriptors=signs)
+    return dataclasses.replace(descriptors, descriptors=rounded(descriptors.descriptors))
 
 
 STORED = {" int8": as_int8, " binary": as_bits}

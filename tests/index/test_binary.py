@@ -1,9 +1,12 @@
 """Indexes of bits: what they keep, what is near to it, and what it means."""
 
+import functools
+
 import numpy as np
 import pytest
 from PIL import Image
 from toy import make_export, make_images
+from toy import unit_rows as toy_rows
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
@@ -17,11 +20,7 @@ from rdcd_jax.search.bits import compared_with_bits, rounded
 from rdcd_jax.weights.library import load_model
 
 DIM = 64
-
-
-def unit_rows(count, seed=0):
-    made = np.random.default_rng(seed).standard_normal((count, DIM)).astype(np.float32)
-    return made / np.linalg.norm(made, axis=1, keepdims=True)
+unit_rows = functools.partial(toy_rows, dim=DIM)
 
 
 @pytest.fixture

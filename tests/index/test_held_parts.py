@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from PIL import Image
-from toy import make_export, make_images
+from toy import make_export, make_images, unit_rows
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
@@ -18,11 +18,6 @@ from rdcd_jax.index.manifest import Manifest
 from rdcd_jax.index.queries import Looks
 
 DIM, IMAGES = 8, 50
-
-
-def unit_rows(count, seed=0):
-    made = np.random.default_rng(seed).standard_normal((count, DIM)).astype(np.float32)
-    return made / np.linalg.norm(made, axis=1, keepdims=True)
 
 
 @pytest.fixture

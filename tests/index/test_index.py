@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from PIL import Image
-from toy import make_export, make_images
+from toy import make_export, make_images, unit_rows
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
@@ -34,11 +34,6 @@ class Sized(Embedder):
 
     def at_size(self, size):
         return self
-
-
-def unit_rows(count, seed=0, dim=DIM):
-    rows = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def embedded(count, prefix="a", seed=0):

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from toy import make_images
+from toy import make_images, unit_rows
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
@@ -19,11 +19,6 @@ DIM = 8
 needs_scann = pytest.mark.skipif(
     importlib.util.find_spec("scann") is None, reason="ScaNN has no wheel here"
 )
-
-
-def unit_rows(count, seed=0, dim=DIM):
-    made = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
-    return made / np.linalg.norm(made, axis=1, keepdims=True)
 
 
 @pytest.fixture

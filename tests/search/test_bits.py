@@ -1,17 +1,16 @@
 """Descriptors as bits, and queries that keep their numbers."""
 
+import functools
+
 import numpy as np
 import pytest
+from toy import unit_rows as toy_rows
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.search import bits
 
 DIM = 256
-
-
-def unit_rows(count, seed=0):
-    rows = np.random.default_rng(seed).standard_normal((count, DIM)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+unit_rows = functools.partial(toy_rows, dim=DIM)
 
 
 def test_bits_come_back_as_signs_at_unit_length():

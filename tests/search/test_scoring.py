@@ -1,11 +1,13 @@
 """Scores normalised by a model's background, in an index, in groups and on disk."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
 import pytest
 from toy import make_export, make_images
+from toy import unit_rows as toy_rows
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
@@ -20,10 +22,7 @@ from rdcd_jax.search.score_norm import apply_score_norm
 from rdcd_jax.search.scoring import Scoring
 from rdcd_jax.weights.library import FIRST_OF, export_model, load_model
 
-
-def unit_rows(count, seed=0, dim=4):
-    rows = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+unit_rows = functools.partial(toy_rows, dim=4)
 
 
 @pytest.fixture
