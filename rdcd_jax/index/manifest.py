@@ -66,9 +66,9 @@ class Manifest:
         return len(self) * self.per_image
 
     @property
-    def compared(self) -> int:
-        """Of how many images without parts as many resemble a query by chance."""
-        return len(self) * (1 + PARTS_CHANCES if self.parts else 1)
+    def chances(self) -> int:
+        """As how many images without parts each resembles a query by chance."""
+        return 1 + PARTS_CHANCES if self.parts else 1
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest:

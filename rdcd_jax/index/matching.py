@@ -51,13 +51,13 @@ def matches_of(
     similarities, positions = rows.nearest(manifest, looks.descriptors, asked.k, asked.engine)
     scores = scoring.scores(similarities, scoring.adjustment(looks.descriptors)[:, None])
     # Each look is another chance for a likeness.
-    compared = manifest.compared * looks.chances
-    least = _least(scoring, compared, asked.threshold)
+    chances = manifest.chances * looks.chances
+    least = _least(scoring, len(manifest), chances, asked.threshold)
     # Without a calibration that is NaN, and nothing lies below it but what an approximate search lacks.
     look, column = np.nonzero(~(scores < least[:, None]) & np.isfinite(similarities))
     best = _best(looks.query[look], positions[look, column], scores[look, column])
     look, column = look[best], column[best]
-    probabilities = scoring.probability(scores[look, column], compared[look])
+    probabilities = scoring.probability(scores[look, column], len(manifest), chances[look])
     known = rows.known(manifest, positions[look, column])
     found: dict[str, list[Match]] = {name: [] for name in names}
     for i, j, probability in zip(look.tolist(), column.tolist(), probabilities, strict=True):
@@ -84,12 +84,15 @@ def matches_of(
     ]
 
 
-def _least(scoring: Scoring, compared: np.ndarray, threshold: float | None) -> np.ndarray:
+def _least(
+    scoring: Scoring, images: int, chances: np.ndarray, threshold: float | None
+) -> np.ndarray:
     """The score from which on matches of each look are reported; NaN where nothing tells."""
     if threshold is not None:
-        return np.full(len(compared), threshold)
-    known = {count: scoring.threshold(PRECISION, count) for count in set(compared.tolist())}
-    return np.asarray([known[count] for count in compared.tolist()], float)
+        return np.full(len(chances), threshold)
+    counts, place = np.unique(chances, return_inverse=True)
+    known = [scoring.threshold(PRECISION, images, count) for count in counts.tolist()]
+    return np.asarray(known, float)[place]
 
 
 def _best(queries: np.ndarray, positions: np.ndarray, scores: np.ndarray) -> np.ndarray:

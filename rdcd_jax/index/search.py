@@ -425,7 +425,9 @@ class Index:
         Returns:
             None where the index has no calibration of such scores.
         """
-        return self.scoring(normalised).threshold(precision, self.manifest.compared * looks)
+        return self.scoring(normalised).threshold(
+            precision, len(self), self.manifest.chances * looks
+        )
 
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Exact search among the descriptors as they are stored; see `rows.Rows`.

@@ -42,26 +42,35 @@ class Scoring:
         """
         return np.where(similarities >= EQUAL, similarities, similarities + adjustment)
 
-    def threshold(self, precision: float, references: int) -> float | None:
-        """The score from which on that share of matches are copies; None where nobody measured it."""
+    def threshold(self, precision: float, references: int, chances: float = 1) -> float | None:
+        """The score from which on that share of matches are copies; None where nobody measured it.
+
+        Args:
+            precision: 0 to 1.
+            references: images that a query is compared with.
+            chances: as how many pairs a query and an image count, where several looks at either are compared.
+        """
         if self.calibration is None:
             return None
-        return self.calibration.threshold(precision, self._compared(references))
+        return self.calibration.threshold(precision, self._compared(references) * chances)
 
-    def probability(self, scores: np.ndarray, references: int | np.ndarray) -> list[float | None]:
+    def probability(
+        self, scores: np.ndarray, references: int, chances: float | np.ndarray = 1
+    ) -> list[float | None]:
         """The probability that each match [M] is a copy; None where nobody measured it.
 
         Args:
             scores: [M].
-            references: images that the queries are compared with; [M] where that differs.
+            references: as of `threshold`.
+            chances: likewise; [M] where that differs.
         """
         if self.calibration is None:
             return [None] * len(scores)
-        return self.calibration.probability(scores, self._compared(references)).tolist()
+        return self.calibration.probability(scores, self._compared(references) * chances).tolist()
 
-    def _compared(self, references: int | np.ndarray):
+    def _compared(self, references: int) -> int:
         # Among few images of one's own copies are rarer than among a benchmark's.
-        return np.maximum(references, self.calibration.references)
+        return max(references, self.calibration.references)
 
 
 def scoring_of(background: np.ndarray | None, stored: dict | None) -> Scoring:

@@ -61,7 +61,7 @@ def test_an_index_with_parts_counts_images_and_gives_their_own_descriptors(index
     np.testing.assert_array_equal(index.contents().rows, held()[:, 0])
     assert [images for _, images in index.manifest.segments] == [15, 20, 15]
     assert index.manifest.rows == 6 * IMAGES
-    assert index.manifest.compared == 3 * IMAGES
+    assert index.manifest.chances == 3
 
 
 @pytest.mark.parametrize("dtype", ["int8", "binary"])

@@ -384,9 +384,12 @@ def test_more_looks_at_a_query_ask_for_a_higher_score(model, tmp_path):
         for names in ((), ["rotate180"])
     )
     assert turned == meaning.probability(1, 8) < plain == meaning.probability(1, 4)
-    # Of few images it would be too sure.
+    # Of few images it would be too sure; each look is another chance among these as well.
     index.remove(["T00000", "T00001", "T00002"])
     assert index.threshold() == meaning.threshold(0.9, 4)
+    assert index.threshold(looks=3) == meaning.threshold(0.9, 12)
+    (seen,) = {match.probability for match in index.search(images, variants=["rotate180"])}
+    assert seen == turned
     index.remove(["T00003"])
     assert index.threshold() == meaning.threshold(0.9, 4)
     with pytest.raises(UserError, match="is empty"):
