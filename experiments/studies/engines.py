@@ -45,7 +45,7 @@ def found_by(
     matches = list(index.search(queries, threshold=-1e9, variants=variants))
     ranked = ([each.query for each in matches], [each.reference for each in matches])
     figures = evaluate(pairs, *ranked, [each.score for each in matches])
-    least = index.threshold(looks=1 + len(variants))
+    least = index.threshold()
     above = [each for each in matches if each.score >= least]
     right = [each for each in above if (each.query, each.reference) in set(pairs)]
     return {

@@ -5,7 +5,7 @@ import json
 import pathlib
 
 from rdcd_jax.core.errors import MALFORMED, UserError
-from rdcd_jax.index.variants import PARTS, PARTS_CHANCES
+from rdcd_jax.index.variants import PARTS
 
 FORMAT = 8
 # Format 3, of version 0.1, has no score normalisation; formats 3 and 4 have no paths, 5 nothing else of the files, 6
@@ -64,11 +64,6 @@ class Manifest:
     def rows(self) -> int:
         """Descriptors of all images."""
         return len(self) * self.per_image
-
-    @property
-    def chances(self) -> int:
-        """As how many images without parts each resembles a query by chance."""
-        return 1 + PARTS_CHANCES if self.parts else 1
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest:

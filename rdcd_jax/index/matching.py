@@ -9,6 +9,7 @@ from rdcd_jax.index.manifest import Manifest
 from rdcd_jax.index.queries import Looks
 from rdcd_jax.index.results import Match
 from rdcd_jax.index.rows import Rows
+from rdcd_jax.index.variants import BESIDE, PARTS_CHANCES
 from rdcd_jax.search.scoring import Scoring
 
 # Of matches that are reported where no threshold is given.
@@ -48,18 +49,20 @@ def matches_of(
     """
     if not len(manifest):
         return []
-    similarities, positions = rows.nearest(manifest, looks.descriptors, asked.k, asked.engine)
-    scores = scoring.scores(similarities, scoring.adjustment(looks.descriptors)[:, None])
-    # Each look is another chance for a likeness.
-    chances = manifest.chances * looks.chances
-    least = _least(scoring, len(manifest), chances, asked.threshold)
-    # Without a calibration that is NaN, and nothing lies below it but what an approximate search lacks.
-    look, column = np.nonzero(~(scores < least[:, None]) & np.isfinite(similarities))
+    similarities, positions, scores = _scored(rows, manifest, scoring, looks, asked)
+    least = asked.threshold
+    if least is None:
+        least = scoring.threshold(PRECISION, len(manifest))
+    # An approximate search may lack some.
+    found = np.isfinite(similarities)
+    if least is not None:
+        found &= scores >= least
+    look, column = np.nonzero(found)
     best = _best(looks.query[look], positions[look, column], scores[look, column])
     look, column = look[best], column[best]
-    probabilities = scoring.probability(scores[look, column], len(manifest), chances[look])
+    probabilities = scoring.probability(scores[look, column], len(manifest))
     known = rows.known(manifest, positions[look, column])
-    found: dict[str, list[Match]] = {name: [] for name in names}
+    matches: dict[str, list[Match]] = {name: [] for name in names}
     for i, j, probability in zip(look.tolist(), column.tolist(), probabilities, strict=True):
         query = int(looks.query[i])
         if probability is not None and query in looks.plain:
@@ -76,23 +79,23 @@ def matches_of(
             looks.variant[i],
             *image[2:],
         )
-        found[names[query]].append(match)
+        matches[names[query]].append(match)
     return [
         match
-        for of_query in found.values()
+        for of_query in matches.values()
         for match in sorted(of_query, key=lambda match: (-match.score, match.reference))[: asked.k]
     ]
 
 
-def _least(
-    scoring: Scoring, images: int, chances: np.ndarray, threshold: float | None
-) -> np.ndarray:
-    """The score from which on matches of each look are reported; NaN where nothing tells."""
-    if threshold is not None:
-        return np.full(len(chances), threshold)
-    counts, place = np.unique(chances, return_inverse=True)
-    known = [scoring.threshold(PRECISION, images, count) for count in counts.tolist()]
-    return np.asarray(known, float)[place]
+def _scored(
+    rows: Rows, manifest: Manifest, scoring: Scoring, looks: Looks, asked: Asked
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Similarities, positions of images and scores [R, n] of what is nearest to each look; an image may come twice."""
+    similarities, nearest = rows.nearest_rows(manifest, looks.descriptors, asked.k, asked.engine)
+    positions, part = np.divmod(nearest, manifest.per_image)
+    chances = looks.chances[:, None] * np.where(part, BESIDE * PARTS_CHANCES, 1)
+    adjustment = scoring.adjustment(looks.descriptors)[:, None]
+    return similarities, positions, scoring.scores(similarities, adjustment, chances)
 
 
 def _best(queries: np.ndarray, positions: np.ndarray, scores: np.ndarray) -> np.ndarray:

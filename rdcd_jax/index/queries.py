@@ -14,7 +14,7 @@ from rdcd_jax.embedding.shapes import batches, resized
 from rdcd_jax.embedding.stream import NOTHING, EmbeddingModel, Progress, Unreadable
 from rdcd_jax.images.seen import is_plain
 from rdcd_jax.images.sources import ImageSet
-from rdcd_jax.index.variants import PARTS, PARTS_CHANCES, VARIANTS
+from rdcd_jax.index.variants import BESIDE, PARTS, PARTS_CHANCES, VARIANTS
 from rdcd_jax.search.exact import rows_not_finite
 
 # Images that are embedded at a time: of more the network would need more memory than the search.
@@ -42,11 +42,13 @@ class Looks:
 
     @property
     def chances(self) -> np.ndarray:
-        """[R]: as how many images each row's query is compared, by what resembles it by chance."""
+        """[R]: as how many times as many images each row meets those of an index; see `BESIDE`."""
         if not len(self.query):
             return self.query
-        each = [PARTS_CHANCES / PARTS if name == "crops" else 1 for name in self.variant]
-        return np.bincount(self.query, each).round(6)[self.query]
+        weight = {"": 0, "crops": PARTS_CHANCES / PARTS}
+        each = np.asarray([weight.get(name, 1) for name in self.variant])
+        beside = BESIDE * np.bincount(self.query, each).round(6)[self.query]
+        return np.where(each, np.maximum(1, beside), 1)
 
 
 def embed_queries(

@@ -76,14 +76,20 @@ class Rows:
             UserError: the approximate engine is asked for, and was not built of this very index.
         """
         k, each = min(k, len(manifest)), manifest.per_image
-        # Among so many rows there are k images at least.
-        found = self._nearest_rows(manifest, queries, k * each, engine)
+        found = self.nearest_rows(manifest, queries, k, engine)
         return found if each == 1 else _best_of_each(*found, each, k)
 
-    def _nearest_rows(
-        self, manifest: Manifest, queries: np.ndarray, k: int, engine: str
+    def nearest_rows(
+        self, manifest: Manifest, queries: np.ndarray, k: int, engine: str = EXACT
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and positions of the k nearest rows, an image's parts among them."""
+        """Scores and positions of the nearest rows, an image's parts among them: of so many that k images are.
+
+        An image has `manifest.per_image` rows that follow each other; the first is its own.
+
+        Raises:
+            UserError: as `nearest`.
+        """
+        k = min(k, len(manifest)) * manifest.per_image
         if engine == ANN:
             return self._approximate(manifest, queries, k)
         if hosts.count() > 1:

@@ -411,23 +411,17 @@ class Index:
         of bits their signs at unit length."""
         return bits.rounded(descriptors) if self.manifest.dtype == BINARY else descriptors
 
-    def threshold(
-        self, precision: float = PRECISION, looks: int = 1, *, normalised: bool = True
-    ) -> float | None:
+    def threshold(self, precision: float = PRECISION, *, normalised: bool = True) -> float | None:
         """The score from which on that share of matches are copies, see `Calibration.threshold`.
 
         Args:
             precision: 0 to 1.
-            looks: in how many ways each query is looked at; each is another chance for a likeness, and five parts
-                (`crops`) are two.
             normalised: as of `scoring`.
 
         Returns:
             None where the index has no calibration of such scores.
         """
-        return self.scoring(normalised).threshold(
-            precision, len(self), self.manifest.chances * looks
-        )
+        return self.scoring(normalised).threshold(precision, len(self))
 
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Exact search among the descriptors as they are stored; see `rows.Rows`.

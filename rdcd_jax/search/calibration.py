@@ -15,6 +15,8 @@ from rdcd_jax.core.errors import MALFORMED, UserError
 # Scores nearer to 0 or 1 are as good as at this distance: two images that are one file, of which a ground truth knows
 # nothing, must not outweigh all others.
 _EDGE = 1e-3
+# Whatever is lowered, equal images stay equal.
+_EQUAL = 1e-6
 # Scores of true matches that are kept.
 _COPIES = 100
 
@@ -71,6 +73,22 @@ class Calibration:
         true = np.arange(1, len(false) + 1)
         reached = np.flatnonzero(true >= precision * (true + false))
         return self.copies[reached[-1]] if reached.size else 1 - _EDGE
+
+    def lowered(self, scores: np.ndarray, chances: float | np.ndarray) -> np.ndarray:
+        """Scores of matches that chance makes so many times as often, lowered to what is as probable without that.
+
+        Args:
+            scores: any shape.
+            chances: 1 or more; of a shape that goes with theirs.
+
+        Returns:
+            The scores' shape and type; where `chances` is 1 the scores themselves.
+        """
+        unit = np.asarray(scores, np.float64)
+        if self.score_norm:
+            unit = (unit + 1) / 2
+        odds = logit(np.clip(unit, _EQUAL, 1 - _EQUAL)) - np.log(chances) / self.exponent
+        return np.where(chances > 1, self._from_unit(expit(odds)), scores).astype(scores.dtype)
 
     def _log_odds(self, scores: np.ndarray, references: int | np.ndarray) -> np.ndarray:
         scores = np.asarray(scores, np.float64)

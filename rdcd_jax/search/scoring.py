@@ -34,39 +34,38 @@ class Scoring:
             return np.zeros(len(descriptors), np.float32)
         return query_adjustment(descriptors, self.background, DEFAULT, itself_from=EQUAL)
 
-    def scores(self, similarities: np.ndarray, adjustment: np.ndarray) -> np.ndarray:
+    def scores(
+        self, similarities: np.ndarray, adjustment: np.ndarray, chances: float | np.ndarray = 1
+    ) -> np.ndarray:
         """Scores of similarities, each with its query's adjustment; of equal descriptors the similarity itself.
 
-        Source: the inner-product form of SSCD's score normalisation, see `score_norm.apply_score_norm`.
-        Differs: for equal descriptors.
-        """
-        return np.where(similarities >= EQUAL, similarities, similarities + adjustment)
-
-    def threshold(self, precision: float, references: int, chances: float = 1) -> float | None:
-        """The score from which on that share of matches are copies; None where nobody measured it.
-
         Args:
-            precision: 0 to 1.
-            references: images that a query is compared with.
-            chances: as how many pairs a query and an image count, where several looks at either are compared.
+            similarities: any shape.
+            adjustment: see there; of a shape that goes with theirs.
+            chances: as of `Calibration.lowered`; without a calibration nothing is lowered.
+
+        Source: the inner-product form of SSCD's score normalisation, see `score_norm.apply_score_norm`.
+        Differs: for equal descriptors, and by `chances`.
         """
+        found = np.where(similarities >= EQUAL, similarities, similarities + adjustment)
+        return found if self.calibration is None else self.calibration.lowered(found, chances)
+
+    def threshold(self, precision: float, references: int) -> float | None:
+        """The score from which on that share of matches are copies; None where nobody measured it."""
         if self.calibration is None:
             return None
-        return self.calibration.threshold(precision, self._compared(references) * chances)
+        return self.calibration.threshold(precision, self._compared(references))
 
-    def probability(
-        self, scores: np.ndarray, references: int, chances: float | np.ndarray = 1
-    ) -> list[float | None]:
+    def probability(self, scores: np.ndarray, references: int) -> list[float | None]:
         """The probability that each match [M] is a copy; None where nobody measured it.
 
         Args:
             scores: [M].
-            references: as of `threshold`.
-            chances: likewise; [M] where that differs.
+            references: images that the queries are compared with.
         """
         if self.calibration is None:
             return [None] * len(scores)
-        return self.calibration.probability(scores, self._compared(references) * chances).tolist()
+        return self.calibration.probability(scores, self._compared(references)).tolist()
 
     def _compared(self, references: int) -> int:
         # Among few images of one's own copies are rarer than among a benchmark's.

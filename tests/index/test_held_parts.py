@@ -1,6 +1,7 @@
 """Indexes that hold parts of their images: six descriptors an image, one match."""
 
 import dataclasses
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from rdcd_jax.index import Index, ann, rows, store, writing
 from rdcd_jax.index.duplicates import find_duplicates
 from rdcd_jax.index.manifest import Manifest
 from rdcd_jax.index.queries import Looks
+from rdcd_jax.search.calibration import Calibration
 
 DIM, IMAGES = 8, 50
 
@@ -61,7 +63,27 @@ def test_an_index_with_parts_counts_images_and_gives_their_own_descriptors(index
     np.testing.assert_array_equal(index.contents().rows, held()[:, 0])
     assert [images for _, images in index.manifest.segments] == [15, 20, 15]
     assert index.manifest.rows == 6 * IMAGES
-    assert index.manifest.chances == 3
+
+
+def test_a_part_needs_a_higher_similarity_than_its_image(tmp_path):
+    meaning = Calibration(0.0, 2.0, 2, "made up")
+    new = Manifest("none", "none", 32, DIM, "float32", calibration=asdict(meaning), parts=True)
+    # By right angles nothing resembles a part but itself.
+    made = np.concatenate([np.eye(DIM, dtype=np.float32)] * 2)[:12]
+    with store.writer(tmp_path / "x", new) as writer:
+        writer.add(Descriptors(np.asarray(["a", "b"]), made, "made up"), ["", ""])
+    index = Index(tmp_path / "x")
+    index.embedder = Embedder(None, 32, name="none", fingerprint="none")
+    near = 0.7 * np.eye(DIM, dtype=np.float32)[[0, 4]]
+    own, part = (
+        max(found, key=lambda match: match.score)
+        for found in (index.search_descriptors(row[None], threshold=-2.0) for row in near)
+    )
+    assert own.reference == "a" and own.score == own.similarity == pytest.approx(0.7)
+    assert part.similarity == pytest.approx(0.7) and part.score < 0.65
+    assert own.probability == pytest.approx(meaning.probability(0.7, 2))
+    # As of five times as many images.
+    assert part.probability == pytest.approx(meaning.probability(0.7, 10))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "binary"])
@@ -170,7 +192,7 @@ def test_a_corner_is_found_where_parts_are_held(tmp_path, capsys):
         # A copy of each image is no copy of another.
         assert len(find_duplicates(index)) <= 2
     assert found["parts"].path == paths[7]
-    assert found["parts"].score > found["whole"].score + 0.1
+    assert found["parts"].probability > 0.5 > found["whole"].probability
     assert main(["index", "info", str(tmp_path / "parts")]) == 0
     told = capsys.readouterr().out
     assert "in binary, six an image: its own and those of five parts" in told

@@ -373,23 +373,39 @@ def test_a_framed_copy_is_found_unless_it_is_not_asked_for(model, tmp_path, caps
             assert {row["variant"] for row in csv.DictReader(file)} == variants
 
 
-def test_more_looks_at_a_query_ask_for_a_higher_score(model, tmp_path):
+def test_a_look_beside_a_query_needs_a_higher_similarity(model, tmp_path):
     images = make_images(tmp_path / "pictures", 4)
     meaning = Calibration(0.0, 2.0, 4, "a set")
     index = Index.build(tmp_path / "x", images, model=model, calibration=asdict(meaning))
     assert index.threshold() == meaning.threshold(0.9, 4)
-    assert index.threshold(looks=3) == meaning.threshold(0.9, 12)
-    (plain,), (turned,) = (
-        {match.probability for match in index.search(images, k=1, variants=names)}
-        for names in ((), ["rotate180"])
-    )
-    assert turned == meaning.probability(1, 8) < plain == meaning.probability(1, 4)
-    # Of few images it would be too sure; each look is another chance among these as well.
+
+    # An image in the corner of a page, where one of the five parts shows nothing else.
+    page = Image.new("RGB", (72, 72))
+    with Image.open(images / "T00002.jpg") as image:
+        page.paste(image, (0, 0))
+    page.save(tmp_path / "page.png")
+
+    def matches(*variants):
+        found = index.search(
+            tmp_path / "page.png", variants=variants, threshold=-2, normalised=False
+        )
+        return {match.reference: match for match in found}
+
+    plain, parted = matches(), matches("crops")
+    # What is looked at beside an image takes nothing from it.
+    assert all(parted[name].score > match.score - 1e-5 for name, match in plain.items())
+    # An image itself stays one.
+    assert parted["T00002"].variant == "crops" and parted["T00002"].score > 0.999
+    others = [match for match in parted.values() if match.variant and match.reference != "T00002"]
+    assert others
+    for match in others:
+        assert match.probability == pytest.approx(meaning.probability(match.score, 4), rel=1e-4)
+        assert match.probability == pytest.approx(
+            meaning.probability(match.similarity, 5 * 4), rel=1e-4
+        )
+    # Of few images it would be too sure.
     index.remove(["T00000", "T00001", "T00002"])
     assert index.threshold() == meaning.threshold(0.9, 4)
-    assert index.threshold(looks=3) == meaning.threshold(0.9, 12)
-    (seen,) = {match.probability for match in index.search(images, variants=["rotate180"])}
-    assert seen == turned
     index.remove(["T00003"])
     assert index.threshold() == meaning.threshold(0.9, 4)
     with pytest.raises(UserError, match="is empty"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.search.calibration import fit_calibration, read_calibration
+from rdcd_jax.search.calibration import Calibration, fit_calibration, read_calibration
 
 
 def matches(count, seed, references=1000):
@@ -84,6 +84,23 @@ def test_normalised_scores_may_be_below_zero():
     ):
         with pytest.raises(UserError, match="mixes normalised scores with others"):
             read_calibration(mixed, normalised=mixed["score_norm"] == "")
+
+
+@pytest.mark.parametrize("score_norm", ["", "1.0[0,2]"])
+def test_a_lowered_score_is_as_probable_as_its_own_among_more_images(score_norm):
+    meaning = Calibration(-1.0, 3.0, 1000, "made up", score_norm=score_norm)
+    scores = np.linspace(0.05, 0.95, 10).astype(np.float32)
+    lowered = meaning.lowered(scores, 4)
+    assert lowered.dtype == np.float32 and (lowered < scores).all()
+    np.testing.assert_allclose(
+        meaning.probability(lowered, 1000), meaning.probability(scores, 4000), rtol=1e-4
+    )
+    np.testing.assert_array_equal(meaning.lowered(scores, 1), scores)
+    some = meaning.lowered(scores, np.where(np.arange(10) < 5, 1, 4))
+    np.testing.assert_array_equal(some, np.where(np.arange(10) < 5, scores, lowered))
+    # Equal images stay equal, whatever rounding made of them; nothing is lost at the other end.
+    ends = meaning.lowered(np.float32([1.0, 1.0000001, -3.0]), 4)
+    assert ends[:2].min() > 0.99999 and np.isfinite(ends).all()
 
 
 def test_scores_at_both_ends_are_judged():
