@@ -15,16 +15,14 @@ import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.studies.found import found_by
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
-from rdcd_jax.benchmarks.metrics import evaluate
 from rdcd_jax.core.files import write_json
 from rdcd_jax.images.sources import ImageSet, find_images
 from rdcd_jax.index import Index
-from rdcd_jax.index.search import DEFAULT_VARIANTS
 from rdcd_jax.training.record import environment
 from rdcd_jax.weights.engines import INT8, JAX, with_engine
 from rdcd_jax.weights.library import load_model
@@ -33,26 +31,6 @@ from rdcd_jax.weights.shipped import list_models
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 RESULT = ROOT / "experiments" / "results" / "engines.json"
-
-
-def found_by(
-    index: Index,
-    queries: ImageSet,
-    pairs: list[tuple[str, str]],
-    variants: Sequence[str] = DEFAULT_VARIANTS,
-) -> dict:
-    """Figures in percent of a search of the queries, at every score and from the index's threshold on."""
-    matches = list(index.search(queries, threshold=-1e9, variants=variants))
-    ranked = ([each.query for each in matches], [each.reference for each in matches])
-    figures = evaluate(pairs, *ranked, [each.score for each in matches])
-    least = index.threshold()
-    above = [each for each in matches if each.score >= least]
-    right = [each for each in above if (each.query, each.reference) in set(pairs)]
-    return {
-        "µAP": round(100 * figures.average_precision, 2),
-        "recall from the threshold on": round(100 * len(right) / len(pairs), 2),
-        "precision from the threshold on": round(100 * len(right) / len(above), 2),
-    }
 
 
 def measured(name: str, references: str, queries: ImageSet, pairs: list, rounds: int) -> dict:
@@ -66,10 +44,12 @@ def measured(name: str, references: str, queries: ImageSet, pairs: list, rounds:
                 Index.build(f"{folder}/{engine}{number}", references, model=model, engine=engine)
                 seconds[engine].append(time.perf_counter() - begun)
         indexes = {engine: Index(f"{folder}/{engine}0") for engine in models}
-        result = {engine: found_by(index, queries, pairs) for engine, index in indexes.items()}
+        result = {
+            engine: found_by(index, queries, pairs).percent() for engine, index in indexes.items()
+        }
         ours, theirs = (index.contents().rows for index in indexes.values())
         indexes[INT8].embedder = indexes[JAX].embedder
-        result["mixed"] = found_by(indexes[INT8], queries, pairs)
+        result["mixed"] = found_by(indexes[INT8], queries, pairs).percent()
     cosines = np.sum(ours * theirs, axis=1)
     middle = {engine: statistics.median(each[1:]) for engine, each in seconds.items()}
     return {

@@ -7,7 +7,8 @@ The references of BENCHMARK, a DISC-shaped folder, are put into an index without
 benchmark's queries, of which the distractors show false alarms, by each model's own threshold of 90 % precision.
 
 `chance` is by how many times more often parts resemble unrelated images: of 1,000 training images in an index and 1,000
-others, the pairs with a score of 0 or more, with parts and without. The result goes to experiments/results/parts.json.
+others, the pairs with a normalised similarity of 0 or more, with parts and without, before those of parts are lowered.
+The result goes to experiments/results/parts.json.
 """
 
 import argparse
@@ -17,11 +18,12 @@ import time
 
 from PIL import Image
 
+from experiments.studies.found import found_by
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
-from rdcd_jax.benchmarks.metrics import evaluate
 from rdcd_jax.core.files import write_json
 from rdcd_jax.images.sources import ImageSet, find_images
 from rdcd_jax.index import Index
+from rdcd_jax.index.queries import embed_queries
 from rdcd_jax.training.fitting import evenly_spread
 from rdcd_jax.training.record import environment
 from rdcd_jax.weights.engines import AUTO, load_by
@@ -58,17 +60,12 @@ def crops_found(index: Index, references: ImageSet) -> dict[str, float]:
 
 def copies_found(index: Index, queries: ImageSet, pairs: list[tuple[str, str]]) -> dict:
     """Figures of the benchmark's queries."""
-    matches = list(index.search(queries, threshold=-1e9, variants=()))
-    names = [(match.query, match.reference) for match in matches]
-    figures = evaluate(pairs, *zip(*names, strict=True), [match.score for match in matches])
-    true, copies, least = set(pairs), {query for query, _ in pairs}, index.threshold()
-    above = [pair for pair, match in zip(names, matches, strict=True) if match.score >= least]
-    right = [pair for pair in above if pair in true]
+    found = found_by(index, queries, pairs, variants=())
     return {
-        "µAP": _percent(figures.average_precision),
-        "copies found": _percent(len(right) / len(pairs)),
-        "precision": _percent(len(right) / max(1, len(above))),
-        "distractors with a match": len({query for query, _ in above} - copies),
+        "µAP": round(found.average_precision, 1),
+        "copies found": round(found.recall, 1),
+        "precision": round(found.precision, 1),
+        "distractors with a match": found.distractors,
     }
 
 
@@ -77,10 +74,12 @@ def _percent(share: float) -> float:
 
 
 def likenesses(model, training: ImageSet, folder: pathlib.Path, parts: bool) -> int:
-    """How many of a million pairs of training images have a score of 0 or more."""
+    """How many of a million pairs of training images have a normalised similarity of 0 or more."""
     some = evenly_spread(len(training), 2 * CHANCE)
     index = Index.build(folder, training.subset(some[::2]), model=model, parts=parts)
-    return len(index.search(training.subset(some[1::2]), k=CHANCE, threshold=0.0, variants=()))
+    queries = embed_queries(model, training.subset(some[1::2]).seen()).descriptors
+    similarities, _ = index.nearest(queries, CHANCE)
+    return int((similarities + index.scoring().adjustment(queries)[:, None] >= 0).sum())
 
 
 def measured(name: str, benchmark: pathlib.Path) -> dict:

@@ -14,7 +14,7 @@ import dataclasses
 import pathlib
 import tempfile
 
-from experiments.studies.engines import found_by
+from experiments.studies.found import found_by
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
 from rdcd_jax.core.files import write_json
 from rdcd_jax.embedding.descriptors import Descriptors, id_array
@@ -72,12 +72,12 @@ def measured(name: str, references: str, queries: ImageSet, pairs: list) -> dict
             size = sum(path.stat().st_size - 128 for path in kept)
             result[dtype] = {
                 "bytes of a descriptor": round(size / len(index), 2),
-                **found_by(index, queries, pairs),
+                **found_by(index, queries, pairs).percent(),
             }
             if dtype == BINARY:
-                result[AS_THEY_ARE] = found_by(index, queries, pairs, ())
+                result[AS_THEY_ARE] = found_by(index, queries, pairs, ()).percent()
                 index.embedder = Rounding(index.embedder)
-                result[BOTH] = found_by(index, queries, pairs)
+                result[BOTH] = found_by(index, queries, pairs).percent()
     return result
 
 

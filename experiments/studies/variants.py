@@ -15,6 +15,7 @@ import time
 
 from PIL import Image, ImageDraw, ImageFont
 
+from experiments.studies.found import found_by
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
 from rdcd_jax.core.files import write_json
 from rdcd_jax.images.sources import find_images
@@ -92,8 +93,7 @@ def main() -> None:
     options = parser.parse_args()
     layout = find_disc_layout(options.benchmark)
     pairs = read_ground_truth(layout.ground_truth).pairs
-    queries, copies = find_images(layout.queries), {query for query, _ in pairs}
-    true = set(pairs)
+    queries = find_images(layout.queries)
     result = {}
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
@@ -108,21 +108,18 @@ def main() -> None:
                     right = [match for match in matches if match.query == match.reference]
                     row[kind] = round(100 * len(right) / count, 1)
                 start = time.monotonic()
-                matches = large.search(queries, variants=variants)
-                seconds = time.monotonic() - start
-                right = {match.query for match in matches if (match.query, match.reference) in true}
-                wrong = [match for match in matches if (match.query, match.reference) not in true]
-                row["benchmark's copies found"] = round(100 * len(right) / len(copies), 1)
-                row["benchmark's precision"] = round(100 * (1 - len(wrong) / len(matches)), 1)
-                row["distractors with a match"] = len({m.query for m in wrong} - copies)
-                row["seconds"] = round(seconds, 1)
+                found = found_by(large, queries, pairs, variants)
+                row["seconds"] = round(time.monotonic() - start, 1)
+                row["benchmark's copies found"] = round(found.recall, 1)
+                row["benchmark's precision"] = round(found.precision, 1)
+                row["distractors with a match"] = found.distractors
                 print(model, ",".join(variants) or "none", row, flush=True)
                 result.setdefault(model, {})[",".join(variants) or "none"] = row
     write_json(
         RESULT,
         {
             "copies of each kind": count,
-            "distractors": len(queries) - len(copies),
+            "distractors": len(queries) - len({query for query, _ in pairs}),
             "environment": environment(),
             "percent": result,
         },

@@ -63,7 +63,8 @@ class Match:
         query: the query's id.
         reference: the id of the image in the index.
         path: where that image lay when it was added; empty in indexes of version 0.1.
-        score: their similarity, less how near the query is to the model's background where the index normalises scores.
+        score: their similarity, less how near the query is to the model's background where the index normalises scores;
+            of a look beside the image as it is, a variant or a part, lowered by the chance of one more likeness.
         similarity: inner product of their descriptors, 1 at most.
         probability: estimated, that the one is a copy of the other; None without a calibration. Of queries that are
             pages of text or drawings one half at most: they resemble each other whatever is on them.
