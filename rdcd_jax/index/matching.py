@@ -9,7 +9,7 @@ from rdcd_jax.index.manifest import Manifest
 from rdcd_jax.index.queries import Looks
 from rdcd_jax.index.results import Match
 from rdcd_jax.index.rows import Rows
-from rdcd_jax.index.variants import BESIDE, PARTS_CHANCES
+from rdcd_jax.index.variants import PARTS_CHANCES
 from rdcd_jax.search.scoring import Scoring
 
 # Of matches that are reported where no threshold is given.
@@ -93,7 +93,7 @@ def _scored(
     """Similarities, positions of images and scores [R, n] of what is nearest to each look; an image may come twice."""
     similarities, nearest = rows.nearest_rows(manifest, looks.descriptors, asked.k, asked.engine)
     positions, part = np.divmod(nearest, manifest.per_image)
-    chances = looks.chances[:, None] * np.where(part, BESIDE * PARTS_CHANCES, 1)
+    chances = looks.chances[:, None] * np.where(part, 1 + PARTS_CHANCES, 1)
     adjustment = scoring.adjustment(looks.descriptors)[:, None]
     return similarities, positions, scoring.scores(similarities, adjustment, chances)
 

@@ -20,10 +20,10 @@ _GAP = 0.04
 # Parts of an image: so many, of its sides so much, at the corners and in the middle.
 PARTS, _PART = 5, 2 / 3
 # As they overlap, the five are as often near to unrelated images as two more images would be: an image and its parts
-# about three times as often as it alone (`python -m experiments.studies.parts`).
+# about three times as often as it alone (`python -m experiments.studies.parts`). The three are charged to the parts.
 PARTS_CHANCES = 2
-# An image as it is keeps its scores, whatever else is looked at. What is looked at beside it counts as so many times as
-# many images as it is by chance: so all of that together is wrong two fifths as often as the image alone.
+# A query as it is keeps its scores, whatever else is looked at. What is looked at beside it counts as so many times as
+# many images as it is by chance: so all of that together is wrong two fifths as often as the query alone.
 BESIDE = 2.5
 
 
