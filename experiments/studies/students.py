@@ -3,6 +3,7 @@ that learned RDCD's own terms on it.
 
     python -m experiments.studies.students train BENCHMARK/train OUT [--recipe cpu|gpu|further] [--benchmark BENCHMARK]
     python -m experiments.studies.students descriptors BENCHMARK/train OUT [--trunk MODEL] [--benchmark BENCHMARK]
+    python -m experiments.studies.students record OUT
     python -m experiments.studies.students ship OUT BENCHMARK
 
 BENCHMARK is a DISC-shaped folder (minidisc); only its training images are trained on, and with --benchmark it is
@@ -13,9 +14,9 @@ the shipped student and counted after those that it has seen, so that a machine 
 `descriptors` trains the projectors (`configs/descriptor.py`) on the trunk of the last stage, or on another: `nested`,
 whose first 64 and 128 numbers are descriptors as well, and `dim64`, `dim128` and `dim256`, each for itself.
 
-`ship` writes its figures and their curve to experiments/results/students.json and .png, and puts the nested student
-into the package as `rdcd-effb0-256`, `-128` and `-64`. The figures are in percent, without and with score normalisation
-by every third training image (3,000).
+`record` adds the trunk's stages to experiments/results/students.json, and draws their curve to `.png`. `ship` does that
+and writes the descriptors' figures, and puts the nested student into the package as `rdcd-effb0-256`, `-128` and `-64`.
+The figures are in percent, without and with score normalisation by every third training image (3,000).
 """
 
 import argparse
@@ -241,7 +242,7 @@ def draw_curve(stages: dict[str, dict]) -> None:
             for key, value in row.items():
                 if key.startswith("evaluate/") and key.endswith("[0,2]/uAP"):
                     at = start + (hours - start) * row["step"] / steps
-                    lines.setdefault(key.split("/")[1], []).append((at, 100 * value))
+                    lines.setdefault(key.split("/")[-3], []).append((at, 100 * value))
         axes.axvline(hours, color="grey", linestyle=":")
         config = record["config"]
         stored = (
@@ -310,9 +311,6 @@ def ship(options: argparse.Namespace) -> None:
         found[name], calibration = figures(load_model(name), options)
         about = card(found[name], calibration, images)
         write_json(STUDENTS / name / CARD, {**sizes, **about})
-    # What was measured on a machine of before is kept.
-    stages = {**_before()["stages"], **records(options.out, "stage*")}
-    draw_curve(stages)
     write_json(
         RESULT,
         {
@@ -326,9 +324,17 @@ def ship(options: argparse.Namespace) -> None:
                 if (options.out / name / "export").exists()
             },
             "descriptors": records(options.out, "nested"),
-            "stages": stages,
+            "stages": _before()["stages"],
         },
     )
+    record(options)
+
+
+def record(options: argparse.Namespace) -> None:
+    """Writes the stages of OUT beside those of before, and draws all their curve; a stage need not ship."""
+    stages = {**_before()["stages"], **records(options.out, "stage*")}
+    draw_curve(stages)
+    write_json(RESULT, {**_before(), "stages": stages})
 
 
 def _before() -> dict:
@@ -373,11 +379,15 @@ def main() -> None:
     embedder.add_argument("out", type=pathlib.Path)
     embedder.add_argument("--trunk")
     embedder.add_argument("--benchmark", type=pathlib.Path)
+    recorder = parts.add_parser("record")
+    recorder.add_argument("out", type=pathlib.Path)
     shipper = parts.add_parser("ship")
     shipper.add_argument("out", type=pathlib.Path)
     shipper.add_argument("benchmark", type=pathlib.Path)
     options = parser.parse_args()
-    {"train": train, "descriptors": descriptors, "ship": ship}[options.part](options)
+    {"train": train, "descriptors": descriptors, "record": record, "ship": ship}[options.part](
+        options
+    )
 
 
 if __name__ == "__main__":
