@@ -124,8 +124,9 @@ def test_each_look_is_embedded_and_each_query_decoded_once(tmp_path, monkeypatch
     assert sorted(decoded) == list(range(21))
     assert [each.id for each in looks.unreadable] == ["T00004", "black"]
     assert "black: the model embeds it by nothing but zeros" in looks.unreadable[1].reason
-    chances = dict(zip(looks.query.tolist(), looks.chances.tolist(), strict=True))
-    assert 4 not in chances and chances[0] == 2 and chances[3] == 3
+    # A query as it is counts once, whatever is looked at beside it.
+    assert looks.chances[looks.query == 0].tolist() == [1, 2.5]
+    assert looks.chances[looks.query == 3].tolist() == [1, 5, 5] and 4 not in looks.query
     assert stored[-1] == (21, 21)
     row = looks.query.tolist().index(3)
     assert looks.variant[row : row + 3] == ("", "flip", "trim")
@@ -137,9 +138,9 @@ def test_each_look_is_embedded_and_each_query_decoded_once(tmp_path, monkeypatch
 def test_parts_of_a_query_count_as_fewer_looks_since_they_overlap(tmp_path):
     images = find_images(make_images(tmp_path / "pictures", 2))
     looks = embed_queries(Embedder(mean_colours, 16), images, ["crops"])
-    assert looks.query.tolist() == [0] * 6 + [1] * 6 and looks.chances.tolist() == [3] * 12
+    assert looks.query.tolist() == [0] * 6 + [1] * 6 and looks.chances.tolist() == [1, *[5] * 5] * 2
     looks = embed_queries(Embedder(mean_colours, 16), images, ["crops", "flip"])
-    assert looks.chances.tolist() == [4] * 14
+    assert looks.chances.tolist() == [1, *[7.5] * 6] * 2
 
 
 def test_unknown_variants_are_refused(tmp_path):
