@@ -313,7 +313,8 @@ def ship(options: argparse.Namespace) -> None:
         write_json(STUDENTS / name / CARD, {**sizes, **about})
     write_json(
         RESULT,
-        {
+        _before()
+        | {
             "benchmark": options.benchmark.name,
             "environment": environment(),
             "students": found,
@@ -324,7 +325,6 @@ def ship(options: argparse.Namespace) -> None:
                 if (options.out / name / "export").exists()
             },
             "descriptors": records(options.out, "nested"),
-            "stages": _before()["stages"],
         },
     )
     record(options)

@@ -43,8 +43,6 @@ class Looks:
     @property
     def chances(self) -> np.ndarray:
         """[R]: as how many times as many images each row meets those of an index; see `BESIDE`."""
-        if not len(self.query):
-            return self.query
         weight = {"": 0, "crops": PARTS_CHANCES / PARTS}
         each = np.asarray([weight.get(name, 1) for name in self.variant])
         beside = BESIDE * np.bincount(self.query, each).round(6)[self.query]

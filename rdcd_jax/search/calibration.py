@@ -84,20 +84,24 @@ class Calibration:
         Returns:
             The scores' shape and type; where `chances` is 1 the scores themselves.
         """
-        unit = np.asarray(scores, np.float64)
-        if self.score_norm:
-            unit = (unit + 1) / 2
-        odds = logit(np.clip(unit, _EQUAL, 1 - _EQUAL)) - np.log(chances) / self.exponent
-        return np.where(chances > 1, self._from_unit(expit(odds)), scores).astype(scores.dtype)
+        chances = np.broadcast_to(chances, scores.shape)
+        # Most searches have none.
+        some = chances > 1
+        unit = self._to_unit(scores[some])
+        odds = logit(np.clip(unit, _EQUAL, 1 - _EQUAL)) - np.log(chances[some]) / self.exponent
+        found = scores.copy()
+        found[some] = self._from_unit(expit(odds))
+        return found
 
     def _log_odds(self, scores: np.ndarray, references: int | np.ndarray) -> np.ndarray:
-        scores = np.asarray(scores, np.float64)
-        if self.score_norm:
-            scores = (scores + 1) / 2
-        return self._offset(references) + self.exponent * _log_odds(scores)
+        return self._offset(references) + self.exponent * _log_odds(self._to_unit(scores))
 
-    def _from_unit(self, score: float) -> float:
-        return 2 * score - 1 if self.score_norm else score
+    def _to_unit(self, scores: np.ndarray) -> np.ndarray:
+        scores = np.asarray(scores, np.float64)
+        return (scores + 1) / 2 if self.score_norm else scores
+
+    def _from_unit(self, scores: float | np.ndarray) -> float | np.ndarray:
+        return 2 * scores - 1 if self.score_norm else scores
 
     def _offset(self, references: int | np.ndarray) -> float | np.ndarray:
         """Log-odds of a match with score 0.5 among so many references."""

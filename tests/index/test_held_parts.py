@@ -1,7 +1,6 @@
 """Indexes that hold parts of their images: six descriptors an image, one match."""
 
 import dataclasses
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -67,7 +66,9 @@ def test_an_index_with_parts_counts_images_and_gives_their_own_descriptors(index
 
 def test_a_part_needs_a_higher_similarity_than_its_image(tmp_path):
     meaning = Calibration(0.0, 2.0, 2, "made up")
-    new = Manifest("none", "none", 32, DIM, "float32", calibration=asdict(meaning), parts=True)
+    new = Manifest(
+        "none", "none", 32, DIM, "float32", calibration=dataclasses.asdict(meaning), parts=True
+    )
     # By right angles nothing resembles a part but itself.
     made = np.concatenate([np.eye(DIM, dtype=np.float32)] * 2)[:12]
     with store.writer(tmp_path / "x", new) as writer:
