@@ -22,6 +22,8 @@ from rdcd_jax.images.sources import (
     no_images,
 )
 
+# Before the number that an image in memory is called by.
+IN_MEMORY = "#"
 Source = str | os.PathLike
 Images = Source | Image.Image | np.ndarray | ImageSet | Sequence[Source | Image.Image | np.ndarray]
 
@@ -45,7 +47,7 @@ def images_of(images: Images, *, ids: str = "name") -> ImageSet:
     if not several:
         raise UserError("There are no images in the list given; name at least one.")
     sets = [
-        _listed(each) if isinstance(each, str | os.PathLike) else _held(each, f"#{position}")
+        _listed(each) if isinstance(each, str | os.PathLike) else _held(each, f"{IN_MEMORY}{position}")
         for position, each in enumerate(several)
     ]
     joined = sets[0] if len(sets) == 1 else _joined(sets)

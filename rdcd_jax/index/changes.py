@@ -1,6 +1,7 @@
 """What has become of an index's images since they were added."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.folders import PLUGINS
+from rdcd_jax.images.given import IN_MEMORY
 from rdcd_jax.images.links import each_once
 from rdcd_jax.images.naming import distinct
 from rdcd_jax.images.sources import ImageSet
@@ -27,7 +29,7 @@ class Changes:
         changed: positions of images whose files have changed since.
         gone: stored paths of images of the index that are not listed any more.
         present: images that are in the index and have not changed.
-        known: ids of the index's images by their stored paths.
+        known: of those images that are in the index, ids there by stored paths.
         taken: all ids of the index.
     """
 
@@ -63,17 +65,21 @@ def find_changes(images: ImageSet, segments: Sequence[Segment], root: str) -> Ch
         root: of the index.
     """
     images = each_once(images)
-    stored = [stored_path(path, root) for path in lasting_paths(images)]
     files = stamps(images, range(len(images)))
-    known, before, taken, unplaced = {}, {}, set(), set()
+    images = _numbered_on(images, files, segments)
+    stored = [stored_path(path, root) for path in lasting_paths(images)]
+    listed, known, before, gone, taken, unplaced = set(stored), {}, {}, [], set(), set()
     for segment in segments:
-        known |= zip(segment.paths, segment.ids, strict=True)
-        before |= zip(segment.paths, segment.files[:, [BYTES, CHANGED]].tolist(), strict=True)
-        taken |= set(segment.ids)
-        # What format 4 or an older one added is known by its id alone.
-        unplaced |= {
-            name for name, path in zip(segment.ids, segment.paths, strict=True) if not path
-        }
+        taken.update(segment.ids)
+        for row, path in enumerate(segment.paths):
+            if path in listed:
+                known[path] = segment.ids[row]
+                before[path] = segment.files[row, [BYTES, CHANGED]].tolist()
+            elif not path:
+                # What format 4 or an older one added is known by its id alone.
+                unplaced.add(segment.ids[row])
+            else:
+                gone.append(path)
     new, changed = [], []
     for position, (path, now) in enumerate(
         zip(stored, files[:, [BYTES, CHANGED]].tolist(), strict=True)
@@ -84,8 +90,7 @@ def find_changes(images: ImageSet, segments: Sequence[Segment], root: str) -> Ch
         # Of what format 5 or an older one added, nothing is known.
         elif any(before[path]) and before[path] != now:
             changed.append(position)
-    listed = set(stored)
-    gone = [path for path in known if path not in listed and not _kept(path, images, root)]
+    gone = [path for path in gone if not _kept(path, images, root)]
     present = len(images) - len(new) - len(changed)
     return Changes(images, stored, files, new, changed, gone, present, known, taken)
 
@@ -102,10 +107,39 @@ def require_paths(folder: os.PathLike, segments: Sequence[Segment]) -> None:
         )
 
 
+def _numbered_on(images: ImageSet, files: np.ndarray, segments: Sequence[Segment]) -> ImageSet:
+    """The images, those in memory under the names that the index has their content by, or else under its next numbers.
+
+    They have no place of their own to be known by: a list begins with #0 each time.
+    """
+    if not images.in_memory:
+        return images
+    there = {
+        tuple(segment.files[row, [BYTES, CHANGED]].tolist()): path
+        for segment in segments
+        for row, path in enumerate(segment.paths)
+        if path.startswith(IN_MEMORY)
+    }
+    if not there:
+        return images
+    numbers = itertools.count(1 + max(int(path.removeprefix(IN_MEMORY)) for path in there.values()))
+    names, in_memory = list(images.paths), {}
+    for position, path in enumerate(images.paths):
+        if path in images.in_memory:
+            content = tuple(files[position, [BYTES, CHANGED]].tolist())
+            names[position] = there.get(content) or f"{IN_MEMORY}{next(numbers)}"
+            in_memory[names[position]] = images.in_memory[path]
+    ids = [
+        name if path in images.in_memory else id_
+        for name, path, id_ in zip(names, images.paths, images.ids, strict=True)
+    ]
+    return dataclasses.replace(images, ids=tuple(ids), paths=tuple(names), in_memory=in_memory)
+
+
 def _kept(stored: str, images: ImageSet, root: str) -> bool:
     """Whether an image that is not listed stays all the same: it was in memory, its folder cannot be
     opened now, or what reads its format is missing."""
-    if stored.startswith("#"):
+    if stored.startswith(IN_MEMORY):
         return True
     path = whole_path(stored, root)
     if os.path.splitext(path)[1].lower() in PLUGINS and os.path.isfile(path):

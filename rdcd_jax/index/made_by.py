@@ -1,6 +1,7 @@
 """What made an index, and what may go on with it: its model, image size and type."""
 
 import pathlib
+import secrets
 from collections.abc import Mapping
 
 import numpy as np
@@ -98,6 +99,8 @@ def manifest_of(
         image_size=embedder.image_size,
         dim=embedder.dim,
         dtype=dtype,
+        # Who has another index open that lay here does not take this one's segments for those.
+        next=secrets.randbelow(10**9),
         engine=embedder.engine,
         calibration=meaning and dict(meaning),
         normalised=background is not None,

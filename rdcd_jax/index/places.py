@@ -9,7 +9,7 @@ import numpy as np
 from rdcd_jax.core.errors import UnreadableImageError
 from rdcd_jax.images.decode import size_of
 from rdcd_jax.images.links import status
-from rdcd_jax.images.records import is_shard
+from rdcd_jax.images.lookup import held_in
 from rdcd_jax.images.sources import TFDS, ImageSet
 
 # Columns of what is kept of each image, int64; 0 where it is not known.
@@ -85,15 +85,13 @@ def is_stale(path: str, size: int, changed: int = 0) -> bool:
         size: its bytes then; of 0 nothing is known.
         changed: the time of its last change then, in nanoseconds; 0 where that is not known.
     """
-    if not size or not os.path.isabs(path) or is_shard(os.path.basename(path)):
+    if not size or not os.path.isabs(path):
         return False
     try:
         now = os.stat(path)
-    except NotADirectoryError:
-        # It lies in an archive.
-        return False
     except OSError:
-        return True
+        # Of what lies in an archive or in records, only a checksum would tell.
+        return held_in(path) is None
     return now.st_size != size or (changed != 0 and now.st_mtime_ns != changed)
 
 

@@ -131,6 +131,7 @@ class Index:
             raise UserError(f"There is no dtype '{dtype}'; use one of {', '.join(DTYPES)}.")
         folder = pathlib.Path(folder)
         there = read_manifest(folder) if (folder / MANIFEST).exists() else None
+        there = there if there is not None and len(there) else None
         embedder = embedder_for(model, there, engine).at_size(image_size)
         normalised = normalises(folder, there, normalised)
         background = getattr(embedder, "background", None) if normalised else None
@@ -162,8 +163,9 @@ class Index:
     def add(self, images: Images, *, on_progress: Progress | None = None) -> Added:
         """Adds images that are not in the index yet; what is done stays if this is ended.
 
-        An image is known by where it lies. Images of other folders that have the names of some that are there get ids
-        that tell them apart. What has changed since it was added stays as it is; `update` embeds it anew.
+        An image is known by where it lies; one in memory by its content, and it is called by the next number: `#3`.
+        Images of other folders that have the names of some that are there get ids that tell them apart. What has
+        changed since it was added stays as it is; `update` embeds it anew.
 
         Args:
             images: see `given.images_of`.

@@ -72,7 +72,7 @@ def writer(
 
     Args:
         folder: of the index.
-        new: the index to make where there is none.
+        new: the index to make where there is none, or an empty one.
         background: [T, D] float32 of the new index, where its scores are normalised.
 
     Raises:
@@ -85,8 +85,10 @@ def writer(
         read_manifest(folder)
     busy = f"{folder}: another process is changing this index; wait until it has ended."
     with held(folder / LOCK, busy):
-        fresh = new is not None and not (folder / MANIFEST).exists()
-        if fresh and any(own_files(folder)):
+        there = (folder / MANIFEST).exists()
+        # Nothing binds what holds nothing, such as what a build left that could read no image.
+        fresh = new is not None and not (there and len(read_manifest(folder)))
+        if fresh and not there and any(own_files(folder)):
             raise UserError(
                 f"{folder} holds segments of an index, but no {MANIFEST}; bring that back, or {AGAIN}."
             )

@@ -9,7 +9,7 @@ from PIL import Image
 import rdcd_jax
 from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.core.files import require_writable, write_text
-from rdcd_jax.images.sources import find_images
+from rdcd_jax.images.lookup import image_at
 from rdcd_jax.report.page import environment, script_digest, template
 from rdcd_jax.report.thumbnails import SIDE, thumbnail_uri
 
@@ -62,7 +62,7 @@ class Section:
 
 def at(path: str) -> Callable[[], Image.Image]:
     """What decodes the image at a path."""
-    return lambda: find_images(path).seen().decode(0, min_side_hint=SIDE)
+    return lambda: image_at(path).seen().decode(0, min_side_hint=SIDE)
 
 
 def size_line(size: tuple[int, int] | None, count: int | None = None) -> list[str]:

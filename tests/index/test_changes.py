@@ -229,3 +229,43 @@ def test_ids_that_begin_with_at(model, tmp_path, capsys):
     Index.build(tmp_path / "x", folder, model=model)
     assert main(["index", "remove", str(tmp_path / "x"), "@@home"]) == 0
     assert "1 images: 1 removed" in capsys.readouterr().out
+
+
+def test_images_in_memory_are_known_by_their_content(model, tmp_path):
+    first, second, third = (
+        np.asarray(Image.open(path)) for path in sorted(make_images(tmp_path / "a", 3).iterdir())
+    )
+    index = Index.build(tmp_path / "x", [first], model=model)
+    assert index.add([second]).added == 1
+    again = index.add([second, third, first])
+    assert (again.added, again.present, again.changed) == (1, 2, 0) and len(index) == 3
+    found = [found_first(index, image).reference for image in (first, second, third)]
+    assert found == ["#0", "#1", "#2"]
+    # They are nowhere to be looked for, so what is not given again stays.
+    updated = index.update([third])
+    assert (updated.added, updated.removed, updated.present) == (0, 0, 1) and len(index) == 3
+
+
+def test_an_index_built_anew_is_not_taken_for_the_one_that_lay_there(model, tmp_path):
+    first, second = (make_images(tmp_path / name, 3, seed=s) for s, name in ((1, "a"), (2, "b")))
+    index = Index.build(tmp_path / "x", first, model=model)
+    path = found_first(index, first / "T00001.jpg").path
+    shutil.rmtree(tmp_path / "x")
+    Index.build(tmp_path / "x", second, model=model)
+    # As many images, of the same model.
+    assert path == str(first / "T00001.jpg")
+    assert found_first(index, second / "T00001.jpg").path == str(second / "T00001.jpg")
+    assert index.nearest(index.contents().rows, 1)[1].tolist() == [[0], [1], [2]]
+
+
+def test_a_build_that_read_nothing_binds_nobody(model, tmp_path, capsys):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.jpg").write_bytes(b"nothing")
+    words = ["index", "build", f"--out={tmp_path / 'x'}"]
+    assert main([*words, str(tmp_path / "bad"), f"--model={model}"]) == 1
+    assert "can be read" in capsys.readouterr().err
+    good = make_images(tmp_path / "good", 2)
+    assert main([*words, str(good), f"--model={model}", "--dtype=int8"]) == 0
+    assert Index(tmp_path / "x").manifest.dtype == "int8"
+    assert main([*words, str(good), f"--model={model}"]) == 1
+    assert "give another folder" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from toy import make_images
 from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.given import images_of
+from rdcd_jax.images.pack import pack_images
 from rdcd_jax.images.seen import ink_of
 from rdcd_jax.index import Index
 from rdcd_jax.index.duplicates import find_duplicates
@@ -241,3 +242,41 @@ def test_drawings_are_told_by_their_ink(student, tmp_path):
     index = Index.build(tmp_path / "x", folder, model=str(student))
     again = find_duplicates(index, threshold=0.5)
     assert sorted(group.ids for group in again) == [("T00000", "T1"), ("d1", "large")]
+
+
+def packed(folder, out):
+    pack_images(folder, out, short_side=300)
+    return out
+
+
+def zipped(folder, out):
+    return shutil.make_archive(str(out), "zip", folder)
+
+
+def tarred(folder, out):
+    return shutil.make_archive(str(out), "tar", folder.parent, folder.name)
+
+
+@pytest.mark.parametrize("hold", [packed, zipped, tarred])
+def test_an_index_of_images_that_are_no_files(hold, student, tmp_path, caplog, capsys):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    for seed in range(2):
+        drawn(seed).save(folder / f"d{seed}.png")
+    drawn(1, (600, 450)).save(folder / "larger.png")
+    source = hold(folder, tmp_path / "held")
+    index = Index.build(tmp_path / "x", str(source), model=str(student))
+    with caplog.at_level(logging.WARNING):
+        groups = find_duplicates(index, threshold=0.5)
+    # What tells drawings apart is read where they lie, and nothing of them is taken for changed.
+    assert [sorted(group.ids) for group in groups] == [["d1", "larger"]]
+    assert not caplog.text
+    page = tmp_path / "g.html"
+    groups.save(page)
+    assert page.read_text().count("data:image/") == 2
+    words = ["search", f"--index={tmp_path / 'x'}", str(folder / "d1.png"), "--threshold=-2"]
+    assert main(words) == 0 and "changed" not in capsys.readouterr().err
+    gone = [tmp_path / "held", tmp_path / "held.zip", tmp_path / "held.tar"]
+    for path in gone:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    assert main(words) == 0 and "have changed or are gone" in capsys.readouterr().err

@@ -1,0 +1,40 @@
+"""One image by the path that an index or a result names it by, wherever it lies."""
+
+import os
+
+from rdcd_jax.images.archives import ARCHIVES, ArchiveReader
+from rdcd_jax.images.records import ShardReader, is_shard
+from rdcd_jax.images.sources import TFDS, ImageSet, listed
+
+
+def held_in(path: str) -> str | None:
+    """The archive or shard that holds the image of a path ARCHIVE:MEMBER or SHARD:PLACE; None where no such file is there."""
+    for colon in (place for place, character in enumerate(path) if character == ":"):
+        holder = path[:colon]
+        if (holder.endswith(ARCHIVES) or _is_shard(holder)) and os.path.isfile(holder):
+            return holder
+    return None
+
+
+def image_at(path: str) -> ImageSet:
+    """The image at one of the paths of `ImageSet.paths`, as a set of one.
+
+    Args:
+        path: of a file, or of what lies in an archive, in records or in a data set of tensorflow-datasets.
+
+    Raises:
+        UserError: nothing lies there any more.
+    """
+    if path.startswith(TFDS):
+        source, _, place = path.rpartition(":")
+        return listed(source).subset([int(place)])
+    holder = None if os.path.exists(path) else held_in(path)
+    if holder is None:
+        return listed(path)
+    # Their checksums are of the whole set, and nobody asks a single image for them.
+    reader = ShardReader("") if _is_shard(holder) else ArchiveReader(holder, "")
+    return ImageSet(path, (path,), (path,), reader)
+
+
+def _is_shard(path: str) -> bool:
+    return is_shard(os.path.basename(path))
