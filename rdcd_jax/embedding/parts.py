@@ -1,8 +1,9 @@
 """Descriptors of a large set on their way into a file, in parts that outlive whoever is killed.
 
     OUT.parts/manifest.json     what is embedded, by what, and how many images a part is of
-    OUT.parts/000012.npz        of those images from position 12 * rows on: ids, descriptors [n, D] float32, and
-                                unreadable [m, 2], ids and reasons
+    OUT.parts/000012.npz        of those images from position 12 * rows on: ids, descriptors [n, D] float32,
+                                unreadable [m, 2], ids and reasons, and files [n + m, 2] int64, bytes and time of the
+                                last change
     OUT.parts/process-0.lock    held by the process that makes parts 0, n, 2n, ... of n processes
 
 A part is written aside and renamed, so it is there whole or not at all. Whoever finds all parts there joins them to OUT
@@ -15,12 +16,18 @@ import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.files import remove_folder, write_aside, write_folder_aside, write_json
+from rdcd_jax.core.errors import UserError, one_line
+from rdcd_jax.core.files import (
+    remove_folder,
+    write_aside,
+    write_folder_aside,
+    write_json,
+    write_text,
+)
 from rdcd_jax.core.locks import held
 from rdcd_jax.embedding.descriptors import Descriptors, write_descriptor_parts
 from rdcd_jax.embedding.stream import (
@@ -32,6 +39,7 @@ from rdcd_jax.embedding.stream import (
     has_fingerprint,
     none_embedded,
 )
+from rdcd_jax.images.links import status
 from rdcd_jax.images.sources import ImageSet, changed
 
 FORMAT = 1
@@ -80,9 +88,9 @@ class Parts:
         return range(number * self.rows, min((number + 1) * self.rows, len(self.images)))
 
     def missing(self) -> list[int]:
-        """The parts that this process has to make still."""
+        """The parts that this process has to make still, or again, since files of theirs have changed."""
         index, count = self.process
-        return [number for number in self._numbers[index::count] if self.read(number) is None]
+        return [number for number in self._numbers[index::count] if not self._is_done(number)]
 
     def make(self, model: EmbeddingModel, number: int, batch_size: int) -> None:
         """Makes one part, as a piece of a pipeline's work."""
@@ -126,7 +134,21 @@ class Parts:
                 ids=found.ids,
                 descriptors=found.descriptors,
                 unreadable=np.asarray(unreadable, np.str_).reshape(-1, 2),
+                files=self._files(number),
             )
+
+    def _is_done(self, number: int) -> bool:
+        if self.read(number) is None:
+            return False
+        with np.load(self._path(number)) as arrays:
+            # Parts of version 0.1 do not say.
+            return "files" not in arrays or np.array_equal(arrays["files"], self._files(number))
+
+    def _files(self, number: int) -> np.ndarray:
+        """[n, 2] int64: bytes and time of the last change of a part's files; 0 for what lies in none of its own."""
+        found = (status(self.images, position) for position in self.positions(number))
+        rows = [(0, 0) if each is None else (each.st_size, each.st_mtime_ns) for each in found]
+        return np.asarray(rows, np.int64).reshape(-1, 2)
 
     def read(self, number: int) -> Part | None:
         """A part; None where it is missing or damaged."""
@@ -144,10 +166,11 @@ class Parts:
         return Part(found, unreadable)
 
     def join(self, keep: bool = False) -> Embedded | None:
-        """Writes the file and removes the parts.
+        """Writes the file and what was left out, and removes the parts.
 
         Args:
-            keep: leaves the parts to `remove`, so that until then the same embedding need not be made again.
+            keep: leaves the parts to `remove`, so that until then the same embedding need not be made again, and lists
+                nothing.
 
         Returns:
             What the file holds; None if parts of other processes are missing still, or one of them has just joined all.
@@ -192,6 +215,8 @@ class Parts:
         rows = (found.descriptors for found in parts if found is not None)
         write_descriptor_parts(self.out, ids, rows, dim, self.model)
         if not keep:
+            # Whoever is killed before the parts are gone joins them again.
+            list_unreadable(pathlib.Path(f"{self.out}.unreadable.txt"), unreadable)
             self.remove()
         return Embedded(len(ids), dim, unreadable)
 
@@ -275,6 +300,14 @@ def has_share(out: str | os.PathLike, count: int, process: tuple[int, int]) -> b
         raise UserError(f"There is no process {index} of {processes}; they are numbered from 0.")
     # Parts that are there may be of another size.
     return index * ROWS < count or _folder_of(out).exists()
+
+
+def list_unreadable(path: pathlib.Path, unreadable: Sequence[Unreadable]) -> None:
+    """Writes one sentence a line, or removes the list of an earlier run."""
+    if unreadable:
+        write_text(path, "".join(f"{one_line(each.reason)}\n" for each in unreadable))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _folder_of(out: str | os.PathLike) -> pathlib.Path:

@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 
 from rdcd_jax.core import hosts
-from rdcd_jax.core.errors import one_line
-from rdcd_jax.core.files import require_writable, write_text
+from rdcd_jax.core.files import require_writable
 from rdcd_jax.embedding.descriptors import (
     Descriptors,
     descriptor_suffix,
     read_descriptors,
 )
 from rdcd_jax.embedding.on_beam import OnBeam, make_parts
-from rdcd_jax.embedding.parts import Embedded, Parts, has_share, open_parts
+from rdcd_jax.embedding.parts import Embedded, Parts, has_share, list_unreadable, open_parts
 from rdcd_jax.embedding.stream import EmbeddingModel, Unreadable
 from rdcd_jax.images.given import images_of
 from rdcd_jax.images.sources import ImageSet
@@ -78,8 +77,6 @@ def embed_to_file(
             hosts.wait("embedded")
         if process is not None or hosts.is_first():
             found = parts.join()
-    if found is not None:
-        list_unreadable(pathlib.Path(f"{out}.unreadable.txt"), found.unreadable)
     if process is None:
         hosts.wait("descriptors written")
     return found
@@ -155,11 +152,3 @@ def _remove_files(paths: Sequence[pathlib.Path]) -> None:
 def report_as(on_progress: Progress | None, name: str) -> Callable[[int, int], None]:
     """The callback of one set."""
     return lambda done, total: None if on_progress is None else on_progress(name, done, total)
-
-
-def list_unreadable(path: pathlib.Path, unreadable: Sequence[Unreadable]) -> None:
-    """Writes one sentence a line, or removes the list of an earlier run."""
-    if unreadable:
-        write_text(path, "".join(f"{one_line(each.reason)}\n" for each in unreadable))
-    else:
-        path.unlink(missing_ok=True)

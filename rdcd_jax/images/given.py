@@ -47,7 +47,9 @@ def images_of(images: Images, *, ids: str = "name") -> ImageSet:
     if not several:
         raise UserError("There are no images in the list given; name at least one.")
     sets = [
-        _listed(each) if isinstance(each, str | os.PathLike) else _held(each, f"{IN_MEMORY}{position}")
+        _listed(each)
+        if isinstance(each, str | os.PathLike)
+        else _held(each, f"{IN_MEMORY}{position}")
         for position, each in enumerate(several)
     ]
     joined = sets[0] if len(sets) == 1 else _joined(sets)

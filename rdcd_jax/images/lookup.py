@@ -8,7 +8,7 @@ from rdcd_jax.images.sources import TFDS, ImageSet, listed
 
 
 def held_in(path: str) -> str | None:
-    """The archive or shard that holds the image of a path ARCHIVE:MEMBER or SHARD:PLACE; None where no such file is there."""
+    """The archive or shard of a path ARCHIVE:MEMBER or SHARD:PLACE; None where no such file is there."""
     for colon in (place for place, character in enumerate(path) if character == ":"):
         holder = path[:colon]
         if (holder.endswith(ARCHIVES) or _is_shard(holder)) and os.path.isfile(holder):

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import itertools
 import os
 import re
 
@@ -13,10 +14,10 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import is_address
 from rdcd_jax.core.options import flat
 from rdcd_jax.embedding.codecs import parse_codecs
-from rdcd_jax.images.sources import ImageSet, find_images
+from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.method.objective import TERMS, Objective
 from rdcd_jax.models.registry import refuse_image_size
-from rdcd_jax.training.evaluators import evaluations, layout_of
+from rdcd_jax.training.evaluators import evaluations, judging_images
 from rdcd_jax.training.schema import defaults, known_option
 from rdcd_jax.weights.onnx_model import KIND as ONNX_RUN
 
@@ -243,17 +244,12 @@ def check_training_set(images: ImageSet, config: ml_collections.ConfigDict) -> N
             f"{images.source} holds {queries[0]} and {len(queries) - 1} more of DISC's query names; training on"
             " evaluation queries makes every figure worthless. Give the training folder."
         )
-    folders = [
-        (name, folder)
-        for name, options in evaluations(config).items()
-        if (layout := layout_of(name, options)) is not None
-        for folder in (layout.queries, layout.references)
-    ]
+    judging = {name: judging_images(name, options) for name, options in evaluations(config).items()}
     if images.reader is not None:
         return  # Records are copies: no path says of what.
     training = {os.path.realpath(path) for path in images.paths}
-    for name, folder in folders:
-        for path in find_images(folder).paths:
+    for name, sets in judging.items():
+        for path in itertools.chain.from_iterable(each.paths for each in sets):
             if os.path.realpath(path) in training:
                 raise UserError(
                     f"{path} of config.evals.{name} is also a training image of {images.source}; train on others."

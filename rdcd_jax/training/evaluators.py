@@ -1,20 +1,22 @@
 """Evaluations by name, during a run and at its end: `config.evals`."""
 
+import contextlib
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import ml_collections
 
+from rdcd_jax.benchmarks.copydays_folder import find_copydays_images
 from rdcd_jax.benchmarks.copydays_runs import evaluate_copydays_run
-from rdcd_jax.benchmarks.disc_runs import IMAGE_SIZES, evaluate_disc
-from rdcd_jax.benchmarks.ground_truth import DiscLayout, find_disc_layout, find_ndec_layout
+from rdcd_jax.benchmarks.disc_runs import IMAGE_SIZES, LAYOUTS, evaluate_disc
+from rdcd_jax.benchmarks.ground_truth import DiscLayout
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.images.sources import ImageSet, find_images
 from rdcd_jax.weights.model import Model
 
 Figures = dict[str, float | None]
 # What the sources of a pair evaluation are given by.
 _PAIRS = ("queries", "references", "ground_truth")
-_LAYOUTS = {"disc": find_disc_layout, "ndec": find_ndec_layout}
 
 
 def evaluations(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
@@ -26,19 +28,37 @@ def evaluations(config: ml_collections.ConfigDict) -> dict[str, ml_collections.C
     }
 
 
-def layout_of(name: str, options: ml_collections.ConfigDict) -> DiscLayout | None:
-    """Where the parts of an evaluation lie; None for Copydays, which has none of these.
+def judging_images(name: str, options: ml_collections.ConfigDict) -> list[ImageSet]:
+    """The images that an evaluation judges by: its queries and references, or Copydays' originals and copies.
+
+    Raises:
+        UserError: they are not where the config says.
+    """
+    if options.protocol == "copydays":
+        with _named(name):
+            return [find_copydays_images(options.data)]
+    layout = _layout_of(name, options)
+    return [find_images(layout.queries), find_images(layout.references)]
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Says of which evaluation's folder an error is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"config.evals.{name}.data: {error}") from error
+
+
+def _layout_of(name: str, options: ml_collections.ConfigDict) -> DiscLayout:
+    """Where the parts of an evaluation lie that is as DISC2021's.
 
     Raises:
         UserError: a part is missing.
     """
-    if options.protocol in _LAYOUTS:
-        try:
-            return _LAYOUTS[options.protocol](options.data)
-        except UserError as error:
-            raise UserError(f"config.evals.{name}.data: {error}") from error
-    if options.protocol == "copydays":
-        return None
+    if options.protocol in LAYOUTS:
+        with _named(name):
+            return LAYOUTS[options.protocol](options.data)
     for part in _PAIRS:
         if not options[part]:
             raise UserError(
@@ -64,7 +84,7 @@ def evaluate(model: Model, options: ml_collections.ConfigDict, folder: pathlib.P
 
 
 def _disc(model: Model, options: ml_collections.ConfigDict, folder: pathlib.Path) -> Figures:
-    layout = layout_of(folder.name, options)
+    layout = _layout_of(folder.name, options)
     rows, _, _ = evaluate_disc(
         model.at_size(IMAGE_SIZES.get(options.protocol)),
         layout,

@@ -7,6 +7,7 @@
 CACHE is the run's folder, or config.data.cache, which several runs may share: the views do not depend on the seed.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -19,6 +20,7 @@ from jax.sharding import Mesh
 from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json
+from rdcd_jax.core.locks import held
 from rdcd_jax.core.mesh import local_mesh, replicate
 from rdcd_jax.core.progress import Reporter
 from rdcd_jax.embedding.descriptors import read_descriptors
@@ -29,6 +31,7 @@ from rdcd_jax.training.fitting import featured, trunk_of
 from rdcd_jax.weights.model import Model, digest_of
 
 UNEDITED, EDITED, PROGRESS = "features.npz", "view_features.npy", "view_features.json"
+LOCK = "view_features.lock"
 # Images whose views go through the trunk at a time.
 _BATCH = 64
 # Batches whose features are lost with a process that is killed.
@@ -114,6 +117,21 @@ def view_features(
         "unedited_size": config.evaluate.image_size,
         "images": images.fingerprint(),
     }
+    with contextlib.ExitStack() as stack:
+        if hosts.is_first():
+            # Of runs that share them one computes them, and the others wait.
+            stack.enter_context(held(folder / LOCK, None))
+        return _computed(config, images, model, folder, made_by)
+
+
+def _computed(
+    config: ml_collections.ConfigDict,
+    images: ImageSet,
+    model: Model,
+    folder: pathlib.Path,
+    made_by: dict,
+) -> ViewFeatures:
+    """As `view_features`, of features `made_by` such weights, images and views."""
     done = _done(folder, made_by) if hosts.is_first() else 0
     hosts.wait("features begun")
     if not (folder / UNEDITED).exists():

@@ -263,3 +263,32 @@ def test_the_command_line(toys, tmp_path, capsys):
     for wrong in (["--short-edge=16", "--image-size=16"], ["--process=2/2"], ["--process=1"]):
         with pytest.raises(SystemExit, match="2"):
             main([*words, *wrong])
+
+
+def test_a_part_whose_files_have_changed_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "ROWS", 4)
+    folder = make_images(tmp_path / "a", 12)
+    with pytest.raises(Killed):
+        embed_to_file(killed_after(2)[0], folder, tmp_path / "d.npz", batch_size=4)
+    make_images(tmp_path / "b", 1, seed=9)
+    (tmp_path / "b" / "T00000.jpg").replace(folder / "T00002.jpg")
+    model, given = killed_after(100)
+    embed_to_file(model, folder, tmp_path / "d.npz", batch_size=4)
+    # Of two parts one was whole and as the files are.
+    assert len(given) == 2
+    embed_to_file(MODEL, folder, tmp_path / "fresh.npz")
+    found, fresh = (read_descriptors(tmp_path / f"{name}.npz") for name in ("d", "fresh"))
+    np.testing.assert_array_equal(found.descriptors, fresh.descriptors)
+
+
+def test_who_is_killed_before_the_list_is_there_goes_on(tmp_path, monkeypatch):
+    folder = make_images(tmp_path / "a", 2)
+    (folder / "bad.jpg").write_bytes(b"nothing")
+    out = tmp_path / "d.npz"
+    with monkeypatch.context() as dying:
+        dying.setattr(parts, "list_unreadable", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            embed_to_file(MODEL, folder, out)
+    model, given = killed_after(0)
+    assert len(embed_to_file(model, folder, out).unreadable) == 1 and not given
+    assert "bad.jpg" in (tmp_path / "d.npz.unreadable.txt").read_text()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from toy import (
 
 from rdcd_jax.augment.policies import make_view
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.locks import held
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.method import losses
@@ -175,6 +177,17 @@ def test_runs_share_a_cache_that_refuses_other_views(images, start, tmp_path, mo
         config = config_of(images, start, **shared, **changes)
         with pytest.raises(UserError, match=rf"view_features\.json: its features are of {what}"):
             train_and_evaluate(config, tmp_path / "third")
+
+
+def test_of_runs_that_share_a_cache_one_computes_it(images, start, tmp_path):
+    config = config_of(images, start, **{"data.cache": str(tmp_path / "cache")})
+    second = threading.Thread(target=train_and_evaluate, args=(config, tmp_path / "run"))
+    with held(tmp_path / "cache" / frozen.LOCK, None):
+        second.start()
+        second.join(3)
+        assert second.is_alive() and not (tmp_path / "cache" / frozen.PROGRESS).exists()
+    second.join()
+    assert (tmp_path / "run" / "export").exists()
 
 
 def test_too_few_images_are_reported_before_anything_is_computed(images, start, tmp_path):

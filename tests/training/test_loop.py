@@ -334,6 +334,13 @@ def test_training_on_evaluation_images_is_refused(toys, images, features, tmp_pa
     config = toy_config(tmp_path / "train", features, **{"evals.disc.data": str(tmp_path)})
     with pytest.raises(UserError, match=r"R00000\.jpg of config\.evals\.disc is also a training"):
         train_and_evaluate(config, tmp_path / "run")
+
+    for part in ("original", "strong"):
+        make_images(tmp_path / "copydays" / part, 1, prefix="20")
+    originals, data = tmp_path / "copydays" / "original", str(tmp_path / "copydays")
+    config = toy_config(originals, features, **{"evals.copydays.data": data})
+    with pytest.raises(UserError, match=r"of config\.evals\.copydays is also a training image"):
+        train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
