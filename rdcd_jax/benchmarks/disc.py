@@ -86,7 +86,7 @@ def evaluate_descriptors(
         settings: how they are compared; 10 candidates a query unless they say otherwise.
         unreadable: ids of images that the ground truth may name although they could not be
             embedded; their pairs count as missed.
-        search: what searches, such as a `RememberingSearch`.
+        search: what searches the descriptors as they are, such as a `RememberingSearch`.
 
     Returns:
         One row for each codec and normalisation, codec by codec, and the predictions behind the
@@ -123,12 +123,15 @@ def evaluate_descriptors(
         encoded = [encode(each.descriptors) for each in (queries, references)]
         if ranks:
             unrelated = encode(training.descriptors)
-            similarities, _ = search(encoded[0], unrelated, ranks, settings.backend)
+            similarities, _ = backends.knn(encoded[0], unrelated, ranks, settings.backend)
         for spec, norm in zip(specs, norms, strict=True):
             pair = encoded
             if norm is not None:
                 pair = score_norm.append_adjustment(*encoded, norm.adjustment(similarities))
-            scores, query, reference = _candidates(pair, k, settings, search)
+            # Nobody asks for what was changed again, and to remember it would take its memory.
+            as_they_are = pair[1] is references.descriptors
+            by = search if as_they_are else backends.knn
+            scores, query, reference = _candidates(pair, k, settings, by)
             predictions = Predictions(queries.ids[query], references.ids[reference], scores)
             figures = metrics.evaluate(
                 ground_truth.pairs,

@@ -1,6 +1,7 @@
 """Groups of copies: which images belong together, and which of them to keep."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,6 +17,8 @@ from rdcd_jax.search.scoring import Scoring
 NEIGHBOURS = 20
 # Of an image with more, no further ones are looked at than four times as many as this.
 _MOST = 400
+# Images of a group whose scores to all of it are in memory at a time.
+_BLOCK = 1024
 # Pages of text and drawings resemble each other whatever is on them, so these are told by their ink: unlike pages of
 # one layout come to 0.92, the same page in another size or format to 0.999.
 SAME_INK = 0.98
@@ -70,14 +73,28 @@ class Group:
     @property
     def least(self) -> float:
         """The least score of any two of them, which may be below the threshold."""
-        return float(self.scores.min())
+        return float(self._to_others[0].min())
 
     @property
     def mean(self) -> float:
         """The mean score of two of them."""
-        count = len(self)
-        scores = self.scores
-        return float((scores.sum() - np.trace(scores)) / (count * (count - 1)))
+        return float(self._to_others[1].mean() / (len(self) - 1))
+
+    @functools.cached_property
+    def _to_others(self) -> tuple[np.ndarray, np.ndarray]:
+        """[n] of each its least score to another, and [n] the sum of its scores to the others.
+
+        Of some rows at a time: thousands of images may be one group.
+        """
+        least, total = np.empty(len(self)), np.empty(len(self))
+        for start in range(0, len(self), _BLOCK):
+            rows = np.arange(start, min(start + _BLOCK, len(self)))
+            scores = pair_scores(self.descriptors[rows], self.descriptors, self.scoring)
+            scores[rows - start, rows] = 0
+            total[rows] = scores.sum(axis=1, dtype=np.float64)
+            scores[rows - start, rows] = np.inf
+            least[rows] = scores.min(axis=1)
+        return least, total
 
     @property
     def sizes(self) -> list[tuple[int, int] | None]:
@@ -154,11 +171,9 @@ def part_of(group: Group, rows: list[int]) -> Group:
         files=group.files[rows],
         others=others,
     )
-    scores = part.scores
     if others:
-        return dataclasses.replace(part, score=float(scores[0, 1:].min()))
-    np.fill_diagonal(scores, np.inf)
-    return dataclasses.replace(part, score=float(scores.min(axis=1).max()))
+        return dataclasses.replace(part, score=float(part.scores_to(0)[1:].min()))
+    return dataclasses.replace(part, score=float(part._to_others[0].max()))
 
 
 def pair_scores(first: np.ndarray, second: np.ndarray, scoring: Scoring) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from rdcd_jax.index.manifest import Manifest
 from rdcd_jax.index.queries import Looks
 from rdcd_jax.index.results import Match
-from rdcd_jax.index.rows import Rows
+from rdcd_jax.index.rows import EXACT, Rows
 from rdcd_jax.index.variants import PARTS_CHANCES
 from rdcd_jax.search.scoring import Scoring
 
@@ -24,9 +24,9 @@ class Asked:
     """What a search asks for; see `Index.search`."""
 
     k: int
-    threshold: float | None
-    normalised: bool
-    engine: str
+    threshold: float | None = None
+    normalised: bool = True
+    engine: str = EXACT
 
 
 def matches_of(

@@ -61,12 +61,14 @@ def embed_queries(
     Args:
         model: what embeds them.
         images: the queries.
-        variants: keys of `VARIANTS`.
+        variants: keys of `VARIANTS`; one that is named twice counts once.
         on_progress: called with queries done and in all.
 
     Raises:
         UserError: an unknown variant, or the model gives NaN.
     """
+    # Named twice it would be two looks, and each costs.
+    variants = tuple(dict.fromkeys(variants))
     for name in variants:
         if name not in VARIANTS:
             raise UserError(

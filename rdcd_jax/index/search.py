@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.embedding.descriptors import require_usable
 from rdcd_jax.images.given import Images, images_of
 from rdcd_jax.index import store
 from rdcd_jax.index.ann import build_ann
@@ -40,6 +41,8 @@ from rdcd_jax.weights.onnx_model import OnnxModel
 
 # It changes queries with borders alone, and costs the others nothing.
 DEFAULT_VARIANTS = ("trim",)
+# How far a descriptor's length may be from 1: those that were stored as int8 or float16 are not quite of it.
+_LENGTH = 0.02
 
 
 class Index:
@@ -303,7 +306,7 @@ class Index:
             engine: as of `search`.
 
         Raises:
-            UserError: descriptors of another size; otherwise as `search`.
+            UserError: descriptors of another size or length, or with NaN; otherwise as `search`.
         """
         asked = Asked(k, threshold, normalised, engine)
         self._require_images(asked)
@@ -313,8 +316,16 @@ class Index:
                 f"Descriptors of shape {list(rows.shape)} cannot be compared with those of {self.folder}; give"
                 f" [N, {self.manifest.dim}]."
             )
+        names = [str(position) for position in range(len(rows))]
+        require_usable(names, rows, "The descriptors given")
+        lengths = np.linalg.norm(rows, axis=1)
+        if (other := np.flatnonzero(abs(lengths - 1) > _LENGTH)).size:
+            raise UserError(
+                f"Descriptor {other[0]} has length {lengths[other[0]]:.3g}; give descriptors of length 1, as the model"
+                " makes them."
+            )
         looks = Looks(np.arange(len(rows)), ("",) * len(rows), rows, [])
-        return self._found(looks, [str(i) for i in range(len(rows))], asked)
+        return self._found(looks, names, asked)
 
     def build_ann(self) -> float:
         """Builds an approximate search beside the index, for `engine="ann"`; to be built again when the index changed.
@@ -329,7 +340,8 @@ class Index:
             return build_ann(self.folder, writer.manifest, self._rows.whole(writer.manifest)).recall
 
     def _require_images(self, asked: Asked) -> None:
-        _require_some(asked.k)
+        if asked.k < 1:
+            raise UserError(f"k is {asked.k}; ask for at least 1 image.")
         if asked.engine not in ENGINES:
             raise UserError(
                 f"There is no engine '{asked.engine}'; use one of {', '.join(ENGINES)}."
@@ -436,18 +448,13 @@ class Index:
             scores [N, k] float32, descending, and positions in the index [N, k] int64.
 
         Raises:
-            UserError: k is below 1.
+            UserError: the index is empty, or k is below 1.
         """
-        _require_some(k)
+        self._require_images(Asked(k))
         return store.consistently(
             self.folder,
             lambda manifest: self._rows.nearest(manifest, _comparable(manifest, queries), k),
         )
-
-
-def _require_some(k: int) -> None:
-    if k < 1:
-        raise UserError(f"k is {k}; ask for at least 1 image.")
 
 
 def _comparable(manifest: Manifest, queries: np.ndarray) -> np.ndarray:

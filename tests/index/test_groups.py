@@ -18,8 +18,9 @@ from rdcd_jax.images.given import images_of
 from rdcd_jax.images.pack import pack_images
 from rdcd_jax.images.seen import ink_of
 from rdcd_jax.index import Index
+from rdcd_jax.index import groups as group_module
 from rdcd_jax.index.duplicates import find_duplicates
-from rdcd_jax.index.groups import Group, groups_of
+from rdcd_jax.index.groups import Group, groups_of, part_of
 from rdcd_jax.index.quarantine import write_script
 from rdcd_jax.search.scoring import Scoring
 from rdcd_jax.weights.library import load_model
@@ -54,6 +55,15 @@ def test_thousands_of_equal_images_stay_one_group():
     rows = np.concatenate([np.tile(arc(0), (3000, 1)), arc(80)])
     (group,) = named(rows, 0.9)
     assert len(group) == 3000 and group.score == pytest.approx(1)
+
+
+def test_what_a_group_says_of_its_scores_takes_some_rows_at_a_time(monkeypatch):
+    monkeypatch.setattr(group_module, "_BLOCK", 4)
+    (group,) = named(arc(*range(11)), 0.9)
+    pairs = group.scores[np.triu_indices(11, 1)]
+    assert group.least == pytest.approx(pairs.min()) and group.mean == pytest.approx(pairs.mean())
+    part = part_of(group, list(range(1, 10)))
+    assert part.score == pytest.approx(np.cos(np.radians(4)), abs=1e-5)
 
 
 FILES = np.asarray([[90, 3, 10, 10], [80, 1, 20, 10], [70, 2, 20, 10], [1, 0, 0, 0]])

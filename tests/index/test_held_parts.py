@@ -75,7 +75,9 @@ def test_a_part_needs_a_higher_similarity_than_its_image(tmp_path):
         writer.add(Descriptors(np.asarray(["a", "b"]), made, "made up"), ["", ""])
     index = Index(tmp_path / "x")
     index.embedder = Embedder(None, 32, name="none", fingerprint="none")
-    near = 0.7 * np.eye(DIM, dtype=np.float32)[[0, 4]]
+    # Of length 1, and to no other as near.
+    near = np.full((2, DIM), np.sqrt((1 - 0.7**2) / (DIM - 1)), np.float32)
+    near[[0, 1], [0, 4]] = 0.7
     own, part = (
         max(found, key=lambda match: match.score)
         for found in (index.search_descriptors(row[None], threshold=-2.0) for row in near)

@@ -410,6 +410,8 @@ def test_a_look_beside_a_query_needs_a_higher_similarity(model, tmp_path):
     assert index.threshold() == meaning.threshold(0.9, 4)
     with pytest.raises(UserError, match="is empty"):
         index.search(images)
+    with pytest.raises(UserError, match="is empty"):
+        index.nearest(np.ones((1, index.manifest.dim), np.float32), 1)
 
 
 def test_an_image_of_zeros_is_left_out(tmp_path, monkeypatch):

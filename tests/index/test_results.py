@@ -46,6 +46,12 @@ def test_matches(model, tmp_path):
     assert [match.reference for match in again] == ["T00003", "T00001"]
     with pytest.raises(UserError, match=r"give \[N, 8\]"):
         index.search_descriptors(rows[:, :4])
+    for wrong, match in (
+        (2 * rows[0], r"Descriptor 1 has length 2; give descriptors of length 1"),
+        (0 * rows[0], "The descriptors given: 1 of 2 descriptors are zero"),
+    ):
+        with pytest.raises(UserError, match=match):
+            index.search_descriptors(np.stack([rows[0], wrong]))
     matches.save(tmp_path / "m.csv")
     matches.save(tmp_path / "m.json")
     with (tmp_path / "m.csv").open() as file:

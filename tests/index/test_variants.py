@@ -143,6 +143,12 @@ def test_parts_of_a_query_count_as_fewer_looks_since_they_overlap(tmp_path):
     assert looks.chances.tolist() == [1, *[7.5] * 6] * 2
 
 
+def test_a_variant_named_twice_is_one_look(tmp_path):
+    images = find_images(make_images(tmp_path / "pictures", 1))
+    looks = embed_queries(Embedder(mean_colours, 16), images, ["flip", "flip"])
+    assert looks.variant == ("", "flip") and looks.chances.tolist() == [1, 2.5]
+
+
 def test_unknown_variants_are_refused(tmp_path):
     images = find_images(make_images(tmp_path / "pictures", 1))
     with pytest.raises(UserError, match="no variant 'mirror'; use none, or some of flip, rotate90"):
