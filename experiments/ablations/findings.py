@@ -3,6 +3,7 @@
 python -m experiments.ablations.findings
 """
 
+import argparse
 import json
 import pathlib
 import statistics
@@ -46,6 +47,9 @@ BUDGETS = {
 
 def main() -> int:
     """Writes the page and the plot."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     found = {
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for name in STUDIES

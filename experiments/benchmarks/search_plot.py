@@ -83,11 +83,12 @@ def summary_table(rows: list[dict]) -> str:
 
 def draw(cells: dict[str, dict], path: pathlib.Path) -> None:
     """Writes the table to `path` with the suffix .md, the plot to .png."""
-    write_text(path.with_suffix(".md"), _table(cells))
+    write_text(path.with_suffix(".md"), table(cells))
     _plot(cells, path.with_suffix(".png"))
 
 
-def _table(cells: dict[str, dict]) -> str:
+def table(cells: dict[str, dict]) -> str:
+    """Of each method and cell the setting that counts, in Markdown."""
     lines = [
         "# Search, measured",
         "",

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 RESULT = ROOT / "experiments" / "results" / "bench_step.json"
 
-QUEUE, DIM, FEATURE = 65536, 128, 512
+QUEUE = 65536
 # Images a second that torch reached on an idle server of 2 cores; a machine that is busy says nothing.
 IDLE_2_CORES = {
     "student forward and backward": 18.5,
@@ -41,38 +41,17 @@ def jax_parts(batch: int, size: int):
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from flax import nnx
 
-    from rdcd_jax import models
+    from experiments.benchmarks.paper_step import paper_step
     from rdcd_jax.method.objective import Objective
-    from rdcd_jax.method.state import init_state, split
     from rdcd_jax.method.step import forward, make_train_step
     from rdcd_jax.models.descriptor import normalize_images
-    from rdcd_jax.training.optim import make_optimizer
-    from rdcd_jax.weights.model import evaluation_mode
 
-    student = models.build("efficientnet_b0", dim=DIM, rngs=nnx.Rngs(0))
-    teacher = evaluation_mode(models.build("resnet50", dim=None, rngs=nnx.Rngs(1)))
-    teacher_graph, teacher_arrays = nnx.split(teacher)
-    teacher_arrays = nnx.as_pure(teacher_arrays)
-    graph = split(student)[0]
-    optimizer = make_optimizer("sgd", lambda step: 0.01, weight_decay=1e-6, momentum=0.9)
-    state = init_state(
-        student,
-        optimizer,
-        queue_size=QUEUE,
-        bank_size=QUEUE,
-        dim=DIM,
-        feature_dim=FEATURE,
-        rng=jax.random.key(0),
-    )
+    graph, optimizer, embed_teacher, state, teacher_arrays = paper_step(QUEUE)
     rng = jax.random.key(1)
     pixels = np.random.default_rng(0).integers(0, 256, (2, batch, size, size, 3), dtype=np.uint8)
     views = {"query": jnp.asarray(pixels[0]), "key": jnp.asarray(pixels[1])}
     images = normalize_images(views["query"])
-
-    def embed_teacher(arrays, x):
-        return nnx.merge(teacher_graph, arrays)(x)[1]
 
     def student_forward(params, batch_stats, x):
         return forward(graph, params, batch_stats, x, rng)[1]
@@ -81,39 +60,30 @@ def jax_parts(batch: int, size: int):
         feature, descriptor, new = forward(graph, params, batch_stats, x, rng)
         return jnp.sum(feature) + jnp.sum(descriptor), new
 
+    gradient = jax.value_and_grad(sum_of_forward, has_aux=True)
+    of_student = (*jax.tree.map(jnp.copy, (state.params, state.batch_stats)), images)
+    step = make_train_step(graph, optimizer, Objective(), embed_teacher)
+    programs = {
+        "teacher forward": (embed_teacher, (teacher_arrays, images), {}),
+        "student forward": (student_forward, of_student, {}),
+        "student forward and backward": (gradient, of_student, {}),
+        "step": (step, (state, teacher_arrays, views, rng), {"donate_argnums": 0}),
+    }
     compiled, seconds = {}, {}
-
-    def compile_part(name, function, *arguments, **options):
+    for name, (function, arguments, options) in programs.items():
         begun = time.perf_counter()
         compiled[name] = jax.jit(function, **options).lower(*arguments).compile()
         seconds[name] = time.perf_counter() - begun
-
-    compile_part("teacher forward", embed_teacher, teacher_arrays, images)
-    compile_part("student forward", student_forward, state.params, state.batch_stats, images)
-    compile_part(
-        "student forward and backward",
-        jax.value_and_grad(sum_of_forward, has_aux=True),
-        state.params,
-        state.batch_stats,
-        images,
-    )
-    step = make_train_step(graph, optimizer, Objective(), embed_teacher)
-    compile_part("step", step, state, teacher_arrays, views, rng, donate_argnums=0)
     held = [state]
-    params, batch_stats = jax.tree.map(jnp.copy, (state.params, state.batch_stats))
 
     def run_step():
         held[0], metrics = compiled["step"](held[0], teacher_arrays, views, rng)
         return metrics
 
     runs = {
-        "teacher forward": lambda: compiled["teacher forward"](teacher_arrays, images),
-        "student forward": lambda: compiled["student forward"](params, batch_stats, images),
-        "student forward and backward": lambda: compiled["student forward and backward"](
-            params, batch_stats, images
-        ),
-        "step": run_step,
-    }
+        name: functools.partial(compiled[name], *arguments)
+        for name, (_, arguments, _) in programs.items()
+    } | {"step": run_step}
     return {
         name: lambda run=run: jax.block_until_ready(run()) for name, run in runs.items()
     }, seconds

@@ -17,26 +17,69 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from rdcd_jax import models
+from experiments.benchmarks.paper_step import paper_step
 from rdcd_jax.augment.device.overlay import draw_atlas
 from rdcd_jax.augment.policies import has_overlays
 from rdcd_jax.core.files import write_json
 from rdcd_jax.core.huge_pages import restart_with_huge_pages
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.method.objective import Objective
-from rdcd_jax.method.state import init_state, split
 from rdcd_jax.method.step import make_train_step
 from rdcd_jax.training import feed
 from rdcd_jax.training.config import load_config
 from rdcd_jax.training.kept import keep_images
-from rdcd_jax.training.optim import make_optimizer
 from rdcd_jax.training.record import environment
-from rdcd_jax.weights.model import evaluation_mode
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results"
+
+
+def batches_of(options: argparse.Namespace) -> dict:
+    """By how the views come what makes them in the step, and a batch."""
+    config = load_config(f"{ROOT / 'configs' / 'rdcd.py'}:data=sample:train", [])
+    config.image_size, config.data.policy = options.size, options.policy
+    config.data.views = "device"
+    images = find_images(config.data.train)
+    images = images.subset(range(min(len(images), max(options.batch, 256))))
+    kept = keep_images(images, feed.source_size(config), on_device=True)
+    make_views = feed.make_views(config)
+    position = np.arange(options.batch, dtype=np.int32) % len(images)
+    pixels = {"pixels": kept.pixels, "aspects": kept.aspects, "index": position}
+    if has_overlays(options.policy):
+        pixels["atlas"] = draw_atlas()
+    pixels = jax.device_put(pixels)
+    ready = jax.jit(make_views)(pixels, jnp.int32(0))
+    return {
+        "views in the step": (make_views, pixels),
+        "views ready": (None, {name: ready[name] for name in ("query", "key")}),
+    }
+
+
+def timed(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of every step, and those that compiling took, by how the views come."""
+    dtype = jnp.bfloat16 if options.bfloat16 else None
+    graph, optimizer, embed, state, teacher_arrays = paper_step(65536, dtype)
+    rng = jax.random.key(1)
+    batches, steps, compile_seconds = batches_of(options), {}, {}
+    for name, (maker, batch) in batches.items():
+        begun = time.perf_counter()
+        step = jax.jit(
+            make_train_step(graph, optimizer, Objective(), embed, maker), donate_argnums=0
+        )
+        steps[name] = step.lower(state, teacher_arrays, batch, rng).compile()
+        compile_seconds[name] = round(time.perf_counter() - begun, 1)
+    times = {name: [] for name in steps}
+    for number in range(options.rounds + 1):
+        for name, step in steps.items():
+            # Once unmeasured: in training one step follows the other.
+            for _ in range(2):
+                begun = time.perf_counter()
+                state, metrics = step(state, teacher_arrays, batches[name][1], rng)
+                jax.block_until_ready(metrics)
+            if number:
+                times[name].append(time.perf_counter() - begun)
+    return times, compile_seconds
 
 
 def main() -> None:
@@ -51,75 +94,15 @@ def main() -> None:
     parser.add_argument("--result", type=pathlib.Path)
     options = parser.parse_args()
     path = options.result or RESULTS / f"bench_views_{jax.default_backend()}.json"
-
-    config = load_config(f"{ROOT / 'configs' / 'rdcd.py'}:data=sample:train", [])
-    config.image_size, config.data.policy, config.data.views = (
-        options.size,
-        options.policy,
-        "device",
-    )
-    images = find_images(config.data.train)
-    images = images.subset(range(min(len(images), max(options.batch, 256))))
-    kept = keep_images(images, feed.source_size(config), on_device=True)
-    dtype = jnp.bfloat16 if options.bfloat16 else None
-    student = models.build("efficientnet_b0", dim=128, rngs=nnx.Rngs(0), dtype=dtype)
-    teacher = evaluation_mode(models.build("resnet50", dim=None, rngs=nnx.Rngs(1), dtype=dtype))
-    teacher_graph, teacher_arrays = nnx.split(teacher)
-    optimizer = make_optimizer("sgd", lambda step: 0.01, weight_decay=1e-6, momentum=0.9)
-    state = init_state(
-        student,
-        optimizer,
-        queue_size=65536,
-        bank_size=65536,
-        dim=128,
-        feature_dim=512,
-        rng=jax.random.key(0),
-    )
-
-    def embed(arrays, x):
-        return nnx.merge(teacher_graph, arrays)(x)[1]
-
-    make_views = feed.make_views(config)
-    graph = split(student)[0]
-    rng = jax.random.key(1)
-    position = np.arange(options.batch, dtype=np.int32) % len(images)
-    pixels = {"pixels": kept.pixels, "aspects": kept.aspects, "index": position}
-    if has_overlays(options.policy):
-        pixels["atlas"] = draw_atlas()
-    pixels = jax.device_put(pixels)
-    ready = jax.jit(make_views)(pixels, jnp.int32(0))
-    batches = {
-        "views in the step": (make_views, pixels),
-        "views ready": (None, {name: ready[name] for name in ("query", "key")}),
-    }
-    teacher_arrays = nnx.as_pure(teacher_arrays)
-    steps, compile_seconds = {}, {}
-    for name, (maker, batch) in batches.items():
-        begun = time.perf_counter()
-        step = make_train_step(graph, optimizer, Objective(), embed, maker)
-        steps[name] = (
-            jax.jit(step, donate_argnums=0).lower(state, teacher_arrays, batch, rng).compile()
-        )
-        compile_seconds[name] = round(time.perf_counter() - begun, 1)
-    times = {name: [] for name in steps}
-    for number in range(options.rounds + 1):
-        for name, step in steps.items():
-            # Once unmeasured: in training one step follows the other.
-            for _ in range(2):
-                begun = time.perf_counter()
-                state, metrics = step(state, teacher_arrays, batches[name][1], rng)
-                jax.block_until_ready(metrics)
-            if number:
-                times[name].append(time.perf_counter() - begun)
+    times, compile_seconds = timed(options)
     medians = {name: statistics.median(found) for name, found in times.items()}
+    settings = {"result": path.name, "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "")}
+    share = 1 - medians["views ready"] / medians["views in the step"]
     result = {
         "environment": environment(),
-        "settings": vars(options)
-        | {"result": path.name, "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "")},
+        "settings": vars(options) | settings,
         "seconds a step": {name: round(value, 4) for name, value in medians.items()},
-        "views' share of the step": round(
-            1 - medians["views ready"] / medians["views in the step"], 4
-        ),
+        "views' share of the step": round(share, 4),
         "seconds to compile": compile_seconds,
         "all": times,
     }

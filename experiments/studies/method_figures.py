@@ -8,6 +8,7 @@ directions are used. The descriptors are those of `rdcd-effb0-64` and, before RD
 `rdcd-effb0-64@0.1`, which was whitened. Needs the teacher, see docs/weights.md.
 """
 
+import argparse
 import importlib.resources
 import pathlib
 import sys
@@ -195,6 +196,9 @@ def _save(figure: Figure, path: pathlib.Path) -> None:
 
 def main() -> int:
     """Draws both."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     draw_step(ROOT / "docs" / "step.png")
     draw_terms(ROOT / "docs" / "terms.png")
     return 0

@@ -3,7 +3,7 @@
     python -m experiments.studies.parts BENCHMARK [--models rdcd-effb0-128 ...]
 
 The references of BENCHMARK, a DISC-shaped folder, are put into an index without and with their parts (`index build
---parts`). Looked for are crops of every eighth reference (the middle half, third and quarter of the sides) and the
+--parts`). Looked for are crops of every eighth reference (the middle quarter, ninth and sixteenth of its area) and the
 benchmark's queries, of which the distractors show false alarms, by each model's own threshold of 90 % precision.
 
 `chance` is by how many times more often parts resemble unrelated images: of 1,000 training images in an index and 1,000
@@ -34,7 +34,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULT = ROOT / "experiments" / "results" / "parts.json"
 EVERY, CHANCE = 8, 1000
 # A crop's sides as a share of the image's.
-CROPS = {"half": 1 / 2, "third": 1 / 3, "quarter": 1 / 4}
+# Of the sides, by the share of the area.
+CROPS = {"1/4 of the area": 1 / 2, "1/9": 1 / 3, "1/16": 1 / 4}
 # What an index may hold.
 HELD = {"whole": False, "whole and parts": True}
 

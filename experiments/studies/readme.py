@@ -1,6 +1,7 @@
 """Writes what README and the documentation show of result files, so that it cannot drift from them.
 
-    python -m experiments.studies.readme           the tables, from files of experiments/results
+    python -m experiments.studies.readme           the tables, from files of experiments/results; and of these
+                                                   bench_search.md and .png from bench_search.json
     python -m experiments.studies.readme --draw    also docs/found.jpg, from the bundled sample, and docs/peers.png
 
 Tables stand between `<!-- NAME: ... -->` and `<!-- end of NAME -->`.
@@ -302,6 +303,7 @@ def main(argv: list[str] | None = None) -> int:
         text = page.read_text(encoding="utf-8")
         if filled(text, made) != text:
             write_text(page, filled(text, made))
+    search_plot.draw(_result("bench_search")["cells"], RESULTS / "bench_search.json")
     if options.draw:
         draw(ROOT / "docs" / "found.jpg")
         plot(ROOT / "docs" / "peers.png", minidisc())

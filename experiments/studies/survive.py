@@ -9,6 +9,7 @@ result goes to experiments/results/survive.json.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ import numpy as np
 
 from rdcd_jax.core.files import write_json
 from rdcd_jax.images.sources import find_images
+from rdcd_jax.method.state import TrainState
 from rdcd_jax.training.checkpoints import SEAL
 from rdcd_jax.training.config import load_config
 from rdcd_jax.training.loop import train_and_evaluate
@@ -33,6 +35,7 @@ from rdcd_jax.training.step_log import SPEEDS
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 RESULT = ROOT / "experiments" / "results" / "survive.json"
+STATE = tuple(TrainState.__dataclass_fields__)
 SAVE_EVERY = 10
 LIMIT_S = 600
 
@@ -122,60 +125,94 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def differing(run: Run, whole: Run) -> list[str]:
-    """What two finished runs differ in: parts of the state, lines of the metrics, files of the export."""
-    ours, theirs = run.state(), whole.state()
-    found = [
-        name
-        for name in ours.__dataclass_fields__
-        if not all(
-            np.array_equal(a, b)
-            for a, b in zip(
-                jax.tree.leaves(getattr(ours, name)),
-                jax.tree.leaves(getattr(theirs, name)),
-                strict=True,
-            )
-        )
-    ]
-    if run.metrics() != whole.metrics():
-        found.append("metrics.jsonl")
-    weights = pathlib.Path("export") / "weights.safetensors"
-    if (run.workdir / weights).read_bytes() != (whole.workdir / weights).read_bytes():
-        found.append(str(weights))
-    return found
-
-
 def prepare(out: pathlib.Path) -> None:
     """Images to train on, one of them broken and one a pipe, and descriptors that stand for the teacher's."""
     images = find_images("sample:train")
-    (out / "pictures").mkdir(parents=True, exist_ok=True)
+    (out / "images").mkdir(parents=True, exist_ok=True)
     for path in images.paths[:96]:
-        shutil.copy(path, out / "pictures")
-    (out / "pictures" / "broken.jpg").write_bytes(pathlib.Path(images.paths[96]).read_bytes()[:500])
-    if not (out / "pictures" / "pipe.jpg").exists():
-        os.mkfifo(out / "pictures" / "pipe.jpg")
+        shutil.copy(path, out / "images")
+    (out / "images" / "broken.jpg").write_bytes(pathlib.Path(images.paths[96]).read_bytes()[:500])
+    if not (out / "images" / "pipe.jpg").exists():
+        os.mkfifo(out / "images" / "pipe.jpg")
     # Any unit vectors do. The pipe and the broken image have some too, so that the run meets them.
-    names = sorted(path.stem for path in (out / "pictures").iterdir())
+    names = sorted(path.stem for path in (out / "images").iterdir())
     rows = np.random.default_rng(0).normal(size=(len(names), 64)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     np.savez(out / "features.npz", ids=np.array(names), descriptors=rows)
 
 
-def kills(run: Run, count: int, duration: float, seed: int, note) -> None:
-    """Kills the run `count` times, then lets it end."""
-    rng = random.Random(seed)
-    done = 0
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What all injections share.
+
+    Attributes:
+        out: the folder.
+        whole: the undisturbed run that each is compared with.
+        steps: of a run.
+        seconds: that the undisturbed run took.
+        injections: what was done so far.
+    """
+
+    out: pathlib.Path
+    whole: Run
+    steps: int
+    seconds: float
+    injections: list[dict]
+
+    def run(self, name: str, **changes: object) -> Run:
+        """A run of its own."""
+        return Run(self.out, name, self.steps, **changes)
+
+    def note(self, **what: object) -> None:
+        """Keeps what was done."""
+        self.injections.append(what)
+        with (self.out / "injections.jsonl").open("a") as file:
+            file.write(json.dumps(what) + "\n")
+        print(what, flush=True)
+
+    def differing(self, run: Run) -> list[str]:
+        """What a finished run and the undisturbed one differ in: parts of the state, the metrics, the export."""
+        ours, theirs = run.state(), self.whole.state()
+        leaves = [
+            [jax.tree.leaves(getattr(each, name)) for each in (ours, theirs)] for name in STATE
+        ]
+        found = [
+            name
+            for name, pair in zip(STATE, leaves, strict=True)
+            if not all(map(np.array_equal, *pair))
+        ]
+        if run.metrics() != self.whole.metrics():
+            found.append("metrics.jsonl")
+        weights = pathlib.Path("export") / "weights.safetensors"
+        if (run.workdir / weights).read_bytes() != (self.whole.workdir / weights).read_bytes():
+            found.append(str(weights))
+        return found
+
+
+def undisturbed(out: pathlib.Path, steps: int) -> Trial:
+    """Makes the run that the others are compared with."""
+    whole = Run(out, "whole", steps)
+    whole.finish()
+    shutil.rmtree(whole.workdir)
+    begun = time.monotonic()
+    # The second start finds its programs compiled, as those that are killed do.
+    status = whole.finish()
+    trial = Trial(out, whole, steps, time.monotonic() - begun, [])
+    trial.note(what="undisturbed", status=status, seconds=round(trial.seconds, 1))
+    assert status == 0, whole.said()[-2000:]
+    assert whole.steps() == list(range(1, steps + 1))
+    return trial
+
+
+def killed(trial: Trial, count: int, seed: int) -> dict:
+    """Kills a run `count` times, then lets it end."""
+    rng, run, done = random.Random(seed), trial.run("killed"), 0
     while done < count:
         process, begun = run.start(), time.monotonic()
-        during_save = done % 3 == 2
-        if during_save:
-            for _ in range(rng.randint(0, 2)):
-                wait_for(run.saving, process, "a save")
-                wait_for(lambda: not run.saving(), process, "the end of a save")
-            wait_for(run.saving, process, "a save")
-            time.sleep(rng.uniform(0, 0.15))
+        if done % 3 == 2:
+            _wait_into_a_save(run, process, rng)
         else:
-            pause = rng.uniform(0, duration)
+            pause = rng.uniform(0, trial.seconds)
             wait_for(lambda: time.monotonic() - begun > pause, process, "the kill")
         if process.poll() is not None:
             # It ended before: begin once more, so that every kill has something to kill.
@@ -184,19 +221,113 @@ def kills(run: Run, count: int, duration: float, seed: int, note) -> None:
         saving = run.saving()
         kill(process)
         done += 1
-        note(
-            what="SIGKILL",
-            number=done,
-            after_s=round(time.monotonic() - begun, 3),
-            in_a_save=saving,
-            step=max(run.steps(), default=0),
-        )
-    note(what="the run goes on to its end", status=run.finish())
+        seconds = round(time.monotonic() - begun, 3)
+        step = max(run.steps(), default=0)
+        trial.note(what="SIGKILL", number=done, after_s=seconds, in_a_save=saving, step=step)
+    trial.note(what="the run goes on to its end", status=run.finish())
+    return {
+        "kills": done,
+        "in a save": sum(each.get("in_a_save", False) for each in trial.injections),
+        "differs in": trial.differing(run),
+        "every step once": run.steps() == trial.whole.steps(),
+    }
+
+
+def _wait_into_a_save(run: Run, process: subprocess.Popen, rng: random.Random) -> None:
+    for _ in range(rng.randint(0, 2)):
+        wait_for(run.saving, process, "a save")
+        wait_for(lambda: not run.saving(), process, "the end of a save")
+    wait_for(run.saving, process, "a save")
+    time.sleep(rng.uniform(0, 0.15))
+
+
+def stopped(trial: Trial) -> dict:
+    """Stops a run by SIGTERM."""
+    run = trial.run("stopped")
+    process = _at_ten_steps(run)
+    os.kill(process.pid, signal.SIGTERM)
+    status = process.wait(LIMIT_S)
+    trial.note(what="SIGTERM", status=status, step=max(run.steps()))
+    assert status == 128 + signal.SIGTERM, run.said()[-2000:]
+    return {
+        "status": status,
+        "last step saved": run.saved()[-1] == max(run.steps()),
+        "status of the rest": run.finish(),
+        "differs in": trial.differing(run),
+    }
+
+
+def damaged(trial: Trial, name: str) -> dict:
+    """Spoils the largest file of a run's newest checkpoint."""
+    run = trial.run(name.replace(" ", "-"))
+    process = run.start()
+    wait_for(lambda: len(run.saved()) == 2, process, "two checkpoints")
+    kill(process)
+    newest = run.workdir / "checkpoints" / str(run.saved()[-1])
+    path = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    DAMAGE[name](path)
+    status = run.finish()
+    trial.note(what=f"checkpoint {name}", file=str(path.relative_to(trial.out)), status=status)
+    return {
+        "status": status,
+        "named": f"{newest} is damaged" in run.said(),
+        "differs in": trial.differing(run),
+    }
+
+
+def without_room(trial: Trial) -> dict:
+    """Lets no file of a run grow beyond a megabyte for a while: to Orbax, a full disk."""
+    run = trial.run("full-disk")
+    process = _at_ten_steps(run)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))
+    wait_for(lambda: "could not be saved" in run.said(), process, "a failed save")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    status = process.wait(LIMIT_S)
+    trial.note(what="full disk during a save", status=status)
+    return {
+        "status": status,
+        "told": "could not be saved" in run.said(),
+        "differs in": trial.differing(run),
+    }
+
+
+def bereft(trial: Trial) -> dict:
+    """Kills a run's data worker."""
+    run = trial.run("worker-dies")
+    process = _at_ten_steps(run)
+    workers = data_workers(process.pid)
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    status = process.wait(LIMIT_S)
+    trial.note(what="data worker killed", workers=len(workers), status=status)
+    return {
+        "workers": len(workers),
+        "status": status,
+        "told": "a data worker process died" in run.said().lower(),
+        "differs in": trial.differing(run),
+    }
+
+
+def diverging(trial: Trial) -> dict:
+    """Trains at a rate at which no loss stays finite."""
+    run = trial.run("diverges", optimizer__learning_rate=1e30)
+    status = run.finish()
+    sentence = next(line for line in run.said().splitlines() if line.startswith("rdcd-jax: "))
+    trial.note(what="divergence", status=status, sentence=sentence)
+    return {"status": status, "sentence": sentence.replace(str(trial.out), "OUT")}
+
+
+def _at_ten_steps(run: Run) -> subprocess.Popen:
+    process = run.start()
+    wait_for(lambda: max(run.steps(), default=0) >= 10, process, "ten steps")
+    return process
 
 
 def main() -> None:
     """Injects everything, and writes what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--steps", type=int, default=120)
@@ -209,123 +340,29 @@ def main() -> None:
         )
     shutil.rmtree(out, ignore_errors=True)
     prepare(out)
-    injections: list[dict] = []
-
-    def note(**what) -> None:
-        injections.append(what)
-        with (out / "injections.jsonl").open("a") as file:
-            file.write(json.dumps(what) + "\n")
-        print(what, flush=True)
-
-    results: dict[str, object] = {}
-    whole = Run(out, "whole", options.steps)
-    status = whole.finish()
-    shutil.rmtree(whole.workdir)
-    begun = time.monotonic()
-    # The second start finds its programs compiled, as those that are killed do.
-    status = whole.finish()
-    duration = time.monotonic() - begun
-    note(what="undisturbed", status=status, seconds=round(duration, 1))
-    assert status == 0, whole.said()[-2000:]
-    expected = list(range(1, options.steps + 1))
-    assert whole.steps() == expected
-
-    killed = Run(out, "killed", options.steps)
-    kills(killed, options.kills, duration, options.seed, note)
-    results["killed"] = {
-        "kills": sum(each["what"] == "SIGKILL" for each in injections),
-        "in a save": sum(each.get("in_a_save", False) for each in injections),
-        "differs in": differing(killed, whole),
-        "every step once": killed.steps() == expected,
+    trial = undisturbed(out, options.steps)
+    results: dict[str, object] = {
+        "killed": killed(trial, options.kills, options.seed),
+        "SIGTERM": stopped(trial),
+        **{f"checkpoint {name}": damaged(trial, name) for name in DAMAGE},
+        "full disk": without_room(trial),
+        "data worker killed": bereft(trial),
+        "divergence": diverging(trial),
     }
-
-    stopped = Run(out, "stopped", options.steps)
-    process = stopped.start()
-    wait_for(lambda: max(stopped.steps(), default=0) >= 10, process, "ten steps")
-    os.kill(process.pid, signal.SIGTERM)
-    status = process.wait(LIMIT_S)
-    note(what="SIGTERM", status=status, step=max(stopped.steps()))
-    kept = stopped.saved()[-1] == max(stopped.steps())
-    results["SIGTERM"] = {
-        "status": status,
-        "last step saved": kept,
-        "status of the rest": stopped.finish(),
-        "differs in": differing(stopped, whole),
-    }
-
-    damage = {
-        "cut short": lambda path: os.truncate(path, path.stat().st_size // 2),
-        "one bit flipped": flip,
-        "deleted": os.unlink,
-    }
-    for name, spoil in damage.items():
-        spoilt = Run(out, name.replace(" ", "-"), options.steps)
-        process = spoilt.start()
-        wait_for(lambda: len(spoilt.saved()) == 2, process, "two checkpoints")
-        kill(process)
-        newest = spoilt.workdir / "checkpoints" / str(spoilt.saved()[-1])
-        path = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-        spoil(path)
-        status = spoilt.finish()
-        note(what=f"checkpoint {name}", file=str(path.relative_to(out)), status=status)
-        results[f"checkpoint {name}"] = {
-            "status": status,
-            "named": f"{newest} is damaged" in spoilt.said(),
-            "differs in": differing(spoilt, whole),
-        }
-
-    full = Run(out, "full-disk", options.steps)
-    process = full.start()
-    wait_for(lambda: max(full.steps(), default=0) >= 10, process, "ten steps")
-    # No file may grow beyond a megabyte: to orbax, a full disk.
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))
-    wait_for(lambda: "could not be saved" in full.said(), process, "a failed save")
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-    status = process.wait(LIMIT_S)
-    note(what="full disk during a save", status=status)
-    results["full disk"] = {
-        "status": status,
-        "told": "could not be saved" in full.said(),
-        "differs in": differing(full, whole),
-    }
-
-    bereft = Run(out, "worker-dies", options.steps)
-    process = bereft.start()
-    wait_for(lambda: max(bereft.steps(), default=0) >= 10, process, "ten steps")
-    workers = data_workers(process.pid)
-    for worker in workers:
-        os.kill(worker, signal.SIGKILL)
-    status = process.wait(LIMIT_S)
-    note(what="data worker killed", workers=len(workers), status=status)
-    results["data worker killed"] = {
-        "workers": len(workers),
-        "status": status,
-        "told": "a data worker process died" in bereft.said(),
-        "differs in": differing(bereft, whole),
-    }
-
-    wild = Run(out, "diverges", options.steps, optimizer__learning_rate=1e30)
-    status = wild.finish()
-    sentence = next(line for line in wild.said().splitlines() if line.startswith("rdcd-jax: "))
-    note(what="divergence", status=status, sentence=sentence)
-    results["divergence"] = {"status": status, "sentence": sentence.replace(str(out), "OUT")}
-
     everything = "".join(path.read_text(errors="replace") for path in out.glob("*.log"))
+    unreadable = (trial.whole.workdir / "unreadable.txt").read_text()
     results["tracebacks"] = everything.count("Traceback")
-    unreadable = (whole.workdir / "unreadable.txt").read_text()
-    results["pipe and broken picture listed"] = (
-        "pipe.jpg" in unreadable and "broken.jpg" in unreadable
+    results["pipe and broken image listed"] = all(
+        name in unreadable for name in ("pipe.jpg", "broken.jpg")
     )
-    write_json(
-        RESULT,
-        {
-            "environment": environment(),
-            "settings": {"kills": options.kills, "steps": options.steps, "seed": options.seed},
-            "seconds of an undisturbed run": round(duration, 1),
-            "results": results,
-            "injections": injections,
-        },
-    )
+    found = {
+        "environment": environment(),
+        "settings": {"kills": options.kills, "steps": options.steps, "seed": options.seed},
+        "seconds of an undisturbed run": round(trial.seconds, 1),
+        "results": results,
+        "injections": trial.injections,
+    }
+    write_json(RESULT, found)
     print(json.dumps(results, indent=2))
 
 
@@ -351,6 +388,13 @@ def data_workers(pid: int) -> list[int]:
             if parent == pid and "spawn_main" in command:
                 found.append(int(entry.name))
     return found
+
+
+DAMAGE = {
+    "cut short": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "one bit flipped": flip,
+    "deleted": os.unlink,
+}
 
 
 if __name__ == "__main__":

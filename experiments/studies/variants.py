@@ -53,7 +53,7 @@ def quarter(image: Image.Image) -> Image.Image:
     return image.crop((width // 4, height // 4, width // 4 + width // 2, height // 4 + height // 2))
 
 
-KINDS = {"bordered": bordered, "screenshot": screenshot, "quarter": quarter}
+KINDS = {"bordered": bordered, "screenshot": screenshot, "1/4 of the area": quarter}
 
 
 def make_copies(folder: pathlib.Path) -> int:
@@ -72,7 +72,7 @@ def make_copies(folder: pathlib.Path) -> int:
 def table(percent: dict[str, dict]) -> str:
     """The result in Markdown."""
     lines = [
-        "| | `--variants` | borders | screenshot | quarter | benchmark: found, right |",
+        "| | `--variants` | borders | screenshot | 1/4 of the area | benchmark: found, right |",
         "|---|---|---|---|---|---|",
     ]
     for name in sorted(percent, key=lambda name: int(name.rpartition("-")[2])):

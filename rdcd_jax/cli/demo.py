@@ -10,7 +10,7 @@ def add_demo(verbs) -> None:
     parser = verb(
         verbs,
         "demo",
-        "Distil a student from the teacher on the bundled images, and find edited copies with it.",
+        "Find edited copies among the bundled images, then distil a student from the teacher.",
         "rdcd-jax demo --out=demo-out",
         _demo,
     )

@@ -91,7 +91,11 @@ _NUMBERS_AND_TEXT = {
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 }
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# How many items each takes off the stack; None for all above the last mark.
+_ITEMS = {
+    **{"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None},
+    **{"APPEND": 1, "APPENDS": None, "ADDITEMS": None, "SETITEM": 2, "SETITEMS": None},
+}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set, "EMPTY_TUPLE": tuple}
 
 
@@ -125,13 +129,6 @@ def _interpret(stream, name: str) -> object:
     stack: list = []
     marks: list[int] = []
     memo: dict[int, object] = {}
-
-    def above_mark() -> list:
-        at = marks.pop()
-        items = stack[at:]
-        del stack[at:]
-        return items
-
     for opcode, argument, _ in pickletools.genops(stream):
         op = opcode.name
         if op in ("PROTO", "FRAME"):
@@ -146,53 +143,64 @@ def _interpret(stream, name: str) -> object:
             stack.append(_short_number(argument))
         elif op in _EMPTY:
             stack.append(_EMPTY[op]())
-        elif op in _TUPLES:
-            count = _TUPLES[op]
-            stack[-count:] = [tuple(stack[-count:])]
-        elif op == "TUPLE":
-            stack.append(tuple(above_mark()))
-        elif op in ("APPEND", "APPENDS"):
-            items = [stack.pop()] if op == "APPEND" else above_mark()
-            _as(list, stack[-1]).extend(items)
-        elif op == "ADDITEMS":
-            items = above_mark()
-            _as(set, stack[-1]).update(map(_plain, items))
-        elif op in ("SETITEM", "SETITEMS"):
-            items = [stack.pop(-2), stack.pop()] if op == "SETITEM" else above_mark()
-            keys = map(_plain, items[::2])
-            _as(dict, stack[-1]).update(zip(keys, items[1::2], strict=True))
         elif op in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
         elif op == "MEMOIZE":
             memo[len(memo)] = stack[-1]
         elif op in ("BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
-        elif op == "GLOBAL":
-            stack.append(_admitted(argument.replace(" ", "."), name))
-        elif op == "STACK_GLOBAL":
-            attribute, module = stack.pop(), stack.pop()
-            stack.append(_admitted(f"{module}.{attribute}", name))
-        elif op == "REDUCE":
-            arguments, function = stack.pop(), stack.pop()
-            stack.append(_call(_as(_Global, function).name, _as(tuple, arguments)))
-        elif op == "NEWOBJ":
-            arguments, kind = stack.pop(), stack.pop()
-            _as(tuple, arguments)
-            stack.append(_call(_as(_Global, kind).name, ()))
-            _as(Attributes, stack[-1])
-        elif op == "BINPERSID":
-            stack.append(_storage(_as(tuple, stack.pop())))
-        elif op == "BUILD":
-            state, made = stack.pop(), _as(dict, stack[-1])
-            # Of an OrderedDict (torch's `_metadata`) they are versions of layers, no weights.
-            if isinstance(made, Attributes) and isinstance(state, dict):
-                made.update(state)
+        elif op in _ITEMS:
+            at = marks.pop() if _ITEMS[op] is None else len(stack) - _ITEMS[op]
+            if at < 0:
+                raise IndexError(f"{op} of what is not there")
+            items = stack[at:]
+            del stack[at:]
+            _gather(op, items, stack)
         else:
-            raise UserError(
-                f"{name}: refused, since its pickle uses {op}, which no state dict needs; "
-                "save it again with torch.save(model.state_dict(), FILE)."
-            )
+            _make(op, argument, stack, name)
     raise ValueError("no STOP")
+
+
+def _gather(op: str, items: list, stack: list) -> None:
+    """Puts items into a tuple of their own, or into the container before them."""
+    if op.startswith("TUPLE"):
+        stack.append(tuple(items))
+    elif op.startswith("APPEND"):
+        _as(list, stack[-1]).extend(items)
+    elif op == "ADDITEMS":
+        _as(set, stack[-1]).update(map(_plain, items))
+    else:
+        keys = map(_plain, items[::2])
+        _as(dict, stack[-1]).update(zip(keys, items[1::2], strict=True))
+
+
+def _make(op: str, argument: str | None, stack: list, name: str) -> None:
+    """Names what is to be made, makes it, and gives it its state."""
+    if op == "GLOBAL":
+        stack.append(_admitted(argument.replace(" ", "."), name))
+    elif op == "STACK_GLOBAL":
+        attribute, module = stack.pop(), stack.pop()
+        stack.append(_admitted(f"{module}.{attribute}", name))
+    elif op == "REDUCE":
+        arguments, function = stack.pop(), stack.pop()
+        stack.append(_call(_as(_Global, function).name, _as(tuple, arguments)))
+    elif op == "NEWOBJ":
+        arguments, kind = stack.pop(), stack.pop()
+        _as(tuple, arguments)
+        stack.append(_call(_as(_Global, kind).name, ()))
+        _as(Attributes, stack[-1])
+    elif op == "BINPERSID":
+        stack.append(_storage(_as(tuple, stack.pop())))
+    elif op == "BUILD":
+        state, made = stack.pop(), _as(dict, stack[-1])
+        # Of an OrderedDict (torch's `_metadata`) they are versions of layers, no weights.
+        if isinstance(made, Attributes) and isinstance(state, dict):
+            made.update(state)
+    else:
+        raise UserError(
+            f"{name}: refused, since its pickle uses {op}, which no state dict needs; "
+            "save it again with torch.save(model.state_dict(), FILE)."
+        )
 
 
 def _as(kind, value):

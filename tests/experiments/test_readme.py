@@ -1,6 +1,7 @@
 """README and docs show what the result files say."""
 
 import importlib.util
+import json
 import re
 import shlex
 import tomllib
@@ -8,6 +9,7 @@ import tomllib
 import pytest
 
 import rdcd_jax
+from experiments.benchmarks import search_plot
 from experiments.studies.readme import ROOT, filled, pages, tables
 from rdcd_jax.cli.main import make_parser
 
@@ -22,6 +24,12 @@ def test_tables_are_those_of_the_result_files():
     assert filled("<!-- models: x -->\nold\n<!-- end of models -->", {"models": "new"}) == (
         "<!-- models: x -->\nnew\n<!-- end of models -->"
     )
+
+
+def test_what_was_measured_of_searches_is_that_of_the_result_file():
+    results = ROOT / "experiments" / "results"
+    cells = json.loads((results / "bench_search.json").read_text(encoding="utf-8"))["cells"]
+    assert (results / "bench_search.md").read_text(encoding="utf-8") == search_plot.table(cells)
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
