@@ -1,12 +1,13 @@
 """What the descriptors make of pages of text and of drawings, for which they were not trained.
 
-    python -m experiments.studies.documents [DRAWINGS]
+    python -m experiments.studies.documents DRAWINGS
 
 120 pages of random words in one layout are the references. The queries are half of them, blurred, compressed and
 cropped at the margin, and as many other pages. DRAWINGS is a DISC-shaped folder of clip art
 (`python -m experiments.studies.clipart`); of its queries those count that `seen.is_plain` takes for drawings. Of each
-student: how many matches reach the model's own threshold, and which share of them are copies; how many copies are found
-first; and how similar the most similar two unlike pages are. Written to experiments/results/documents.json.
+student by each engine: how many matches reach the model's own threshold, and which share of them are copies; how many
+copies are found first; and how similar the most similar two unlike pages are. Written to
+experiments/results/documents.json.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from rdcd_jax.images.given import images_of
 from rdcd_jax.images.seen import is_plain
 from rdcd_jax.index import Index
 from rdcd_jax.training.record import environment
+from rdcd_jax.weights.model import INT8, JAX
 from rdcd_jax.weights.shipped import list_models
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -68,9 +70,10 @@ def measured(index: Index, queries: dict[str, object], truth: set[tuple[str, str
     }
 
 
-def of_pages(model: str, folder: str) -> dict:
+def of_pages(model: str, engine: str, folder: str) -> dict:
     """What a model makes of the pages."""
-    index = Index.build(f"{folder}/pages-{model}", [page(i) for i in range(PAGES)], model=model)
+    pages = [page(i) for i in range(PAGES)]
+    index = Index.build(f"{folder}/pages-{model}-{engine}", pages, model=model, engine=engine)
     similarity = index.contents().rows @ index.contents().rows.T
     np.fill_diagonal(similarity, -1)
     copies = {f"copy{i}": copied(page(i)) for i in range(0, PAGES, 2)}
@@ -80,10 +83,11 @@ def of_pages(model: str, folder: str) -> dict:
     return {**found, "most_similar_unlike_pages": round(float(similarity.max()), 4)}
 
 
-def of_drawings(model: str, folder: str, data: pathlib.Path) -> dict:
+def of_drawings(model: str, engine: str, folder: str, data: pathlib.Path) -> dict:
     """What a model makes of the plain ones among a benchmark's queries."""
     layout = find_disc_layout(data)
-    index = Index.build(f"{folder}/drawings-{model}", layout.references, model=model)
+    out = f"{folder}/drawings-{model}-{engine}"
+    index = Index.build(out, layout.references, model=model, engine=engine)
     queries = images_of(layout.queries).seen()
     plain = [i for i in range(len(queries)) if is_plain(queries.decode(i))]
     named = {queries.ids[i]: queries.paths[i] for i in plain}
@@ -91,19 +95,46 @@ def of_drawings(model: str, folder: str, data: pathlib.Path) -> dict:
     return measured(index, named, pairs)
 
 
+def table(models: dict[str, dict]) -> str:
+    """The result in Markdown."""
+    lines = [
+        "| | `--engine` | pages: found first, of 60 | right of what is reported | clip art: found | right of what is"
+        " reported |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, engines in models.items():
+        for number, (engine, of) in enumerate(engines.items()):
+            pages, drawings = of["pages"], of["drawings"]
+            cells = [
+                "" if number else f"`{name}`",
+                f"`{engine}`",
+                pages["copies_found_first"],
+                f"{pages['copies_among_matches']} of {pages['matches']:,}",
+                f"{drawings['copies_among_matches']} of {drawings['copies']}",
+                f"{drawings['copies_among_matches']} of {drawings['matches']}",
+            ]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measures every shipped student."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("drawings", type=pathlib.Path, nargs="?")
+    parser.add_argument("drawings", type=pathlib.Path)
     data = parser.parse_args().drawings
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for model in list_models():
-            found[model] = {"pages": of_pages(model, folder)}
-            if data is not None:
-                found[model]["drawings"] = of_drawings(model, folder, data)
+            found[model] = {
+                engine: {
+                    "pages": of_pages(model, engine, folder),
+                    "drawings": of_drawings(model, engine, folder, data),
+                }
+                for engine in (JAX, INT8)
+            }
+            print(model, found[model], flush=True)
     write_json(RESULT, {"models": found, "environment": environment()})
 
 

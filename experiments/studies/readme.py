@@ -25,6 +25,7 @@ from experiments.benchmarks.projection import compiled_rows
 from experiments.studies import (
     calibration,
     disc_dry_run,
+    documents,
     finetune,
     parts,
     robustness,
@@ -218,6 +219,7 @@ def tables() -> dict[str, str]:
         "dry_run": disc_dry_run.table(_result("disc_dry_run")),
         "robust": robustness.table(*(_result("robustness")[key] for key in ("contenders", "axes"))),
         "stored": stored.table(_result("stored")["models"]),
+        "documents": documents.table(_result("documents")["models"]),
         "engines": engines_table(_result("engines")["models"]),
         "searched": search_plot.summary_table(_result("bench_search")["summary"]),
         "cost": cost.table(costs["networks"], costs["settings"]["size"]),

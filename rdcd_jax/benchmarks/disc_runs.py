@@ -70,6 +70,9 @@ def evaluate_disc(
         settings: of `Settings.written`: codecs, score_norm, k, global_candidates, backend. Training images are embedded
             only if something needs them.
 
+    Returns:
+        The table, the ranked pairs behind its last row, and the images that were left out.
+
     Raises:
         UserError: anything wrong with the folder, names or files; before any image is embedded
             where that can be known.
@@ -149,6 +152,9 @@ def evaluate_disc_files(
         benchmark: as in `evaluate_disc`.
         training: a descriptor file of unrelated images.
         settings: as of `evaluate_disc`.
+
+    Returns:
+        As `evaluate_disc`.
 
     Raises:
         UserError: anything wrong with the files or names.

@@ -22,9 +22,9 @@ _MAX_THREADS = 16
 _BATCHES_AHEAD = 2
 NOTHING = "the model embeds it by nothing but zeros"
 
-# Called with images done and images in all.
 # Images at a time.
 _BATCH = 32
+# Called with images done and images in all.
 Progress = Callable[[int, int], None]
 
 

@@ -102,7 +102,19 @@ class Groups(Sequence[Group]):
     def save_script(
         self, path: str | os.PathLike, quarantine: str | os.PathLike, *, keep: str = "largest"
     ) -> int:
-        """Writes a shell script that moves all but the image to keep of each group; see `quarantine.write_script`."""
+        """Writes a shell script that moves all but the image to keep of each group, and runs nothing.
+
+        Args:
+            path: the script.
+            quarantine: the folder that it moves images into.
+            keep: which image of each group stays, see `Group.kept`.
+
+        Returns:
+            How many images it moves.
+
+        Raises:
+            UserError: there is no such rule.
+        """
         return write_script(path, self.groups, quarantine, keep)
 
     def _save_page(self, path: str | os.PathLike, keep: str) -> None:
@@ -137,6 +149,9 @@ def find_duplicates(
         engine: what computes descriptors: "jax", "onnxruntime-int8" or "auto", see `engines.load_by`; an index has its
             own.
         on_progress: called with images done and in all.
+
+    Returns:
+        The groups, the surest first, and the images that were left out.
 
     Raises:
         UserError: for images or a model that cannot be read, or a model without a calibration where no threshold is

@@ -174,6 +174,9 @@ class Index:
             images: see `given.images_of`.
             on_progress: called with images done and in all.
 
+        Returns:
+            How many were added, were there already, or have changed since; and the images that were left out.
+
         Raises:
             UserError: for images or a model that cannot be read.
         """
@@ -187,6 +190,9 @@ class Index:
 
         Args:
             images: as of `update`.
+
+        Returns:
+            What is new, changed and gone; nothing is embedded or written.
 
         Raises:
             UserError: as `update`.
@@ -209,6 +215,9 @@ class Index:
         Args:
             images: all that the index is to hold, see `given.images_of`; for None what it was built from.
             on_progress: called with images done and in all.
+
+        Returns:
+            How many were added, embedded anew, removed or left as they are; and the images that were left out.
 
         Raises:
             UserError: for images or a model that cannot be read, an index that keeps no paths or sources.
@@ -246,7 +255,17 @@ class Index:
                 self.manifest = writer.manifest
 
     def remove(self, ids: Sequence[str]) -> int:
-        """Removes images by id; gives how many of them there were."""
+        """Removes images; their files stay.
+
+        Args:
+            ids: of the images; those that the index has not are passed over.
+
+        Returns:
+            How many were removed.
+
+        Raises:
+            UserError: another process is changing the index, or it is damaged.
+        """
         with store.writer(self.folder) as writer:
             removed = writer.remove(ids)
             self.manifest = writer.manifest
@@ -276,6 +295,9 @@ class Index:
             engine: "exact", or "ann", what `build_ann` built: ScaNN names candidates, whose scores are exact.
             on_progress: called with images done and in all.
 
+        Returns:
+            At most k matches of each query, query by query, the best first; and the queries that could not be read.
+
         Raises:
             UserError: the index is empty or damaged, k is below 1, a variant or an engine is unknown; `build_ann` did
                 not run since the index changed.
@@ -304,6 +326,9 @@ class Index:
             threshold: as of `search`.
             normalised: as of `search`.
             engine: as of `search`.
+
+        Returns:
+            As `search`.
 
         Raises:
             UserError: descriptors of another size or length, or with NaN; otherwise as `search`.

@@ -93,6 +93,9 @@ def load_model(spec: str) -> Model | OnnxModel:
     Args:
         spec: see `load_network`; or `onnxruntime:PATH`, and `onnxruntime` alone for the installed package's teacher.
 
+    Returns:
+        The model, at its own image size.
+
     Raises:
         UserError: see `load_network`; without onnxruntime, or for a file that it cannot run.
 

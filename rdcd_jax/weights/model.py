@@ -121,7 +121,15 @@ class Model(Embeds):
         return np.asarray(self._embedded(images))[:count]
 
     def at_size(self, image_size: int | None, *, short_edge: bool = False) -> "Model":
-        """The same model for images of another side, or of another short edge; itself for None."""
+        """The same model for images of another size.
+
+        Args:
+            image_size: side in pixels that images are resized to; None for the model as it is.
+            short_edge: keeps the aspect, and makes the short edge of that length.
+
+        Raises:
+            UserError: a size that the network cannot take.
+        """
         if image_size is None:
             return self
         require_size(image_size, short_edge)
