@@ -69,6 +69,9 @@ def _embed(options, rest) -> None:
         )
     if found is None and options.process is None:
         return  # The first of the processes that joined says so.
+    if found is None and options.out.exists():
+        print(f"{options.out} is there; delete it to embed the images again.")
+        return
     if found is None:
         print(f"This process's images are embedded; the last one to end writes {options.out}.")
         return

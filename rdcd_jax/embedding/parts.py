@@ -285,7 +285,8 @@ def open_parts(
 
 
 def has_share(out: str | os.PathLike, count: int, process: tuple[int, int]) -> bool:
-    """Whether a process has parts to make: a small set has fewer of them than there may be processes.
+    """Whether a process has parts to make: not of a file that is whole, and a small set has fewer than there may be
+    processes.
 
     Args:
         out: the file that they are to become.
@@ -299,7 +300,7 @@ def has_share(out: str | os.PathLike, count: int, process: tuple[int, int]) -> b
     if not 0 <= index < processes:
         raise UserError(f"There is no process {index} of {processes}; they are numbered from 0.")
     # Parts that are there may be of another size.
-    return index * ROWS < count or _folder_of(out).exists()
+    return _folder_of(out).exists() or (index * ROWS < count and not os.path.exists(out))
 
 
 def list_unreadable(path: pathlib.Path, unreadable: Sequence[Unreadable]) -> None:

@@ -46,7 +46,8 @@ def embed_to_file(
             them, one sentence a line.
         batch_size: images at a time.
         process: this process's number, from 0, and the number of processes that share the work and know nothing of each
-            other; for None those that joined (see `hosts`), all of which return when the file is there.
+            other, and make no file anew that is there; for None those that joined (see `hosts`), all of which return
+            when the file is there.
         beam: makes the parts on the machines of an Apache Beam pipeline, which see the same files.
         on_progress: called with the source, images done and in all, of this process's share; not of a pipeline.
 

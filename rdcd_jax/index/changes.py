@@ -1,6 +1,7 @@
 """What has become of an index's images since they were added."""
 
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Sequence
@@ -27,10 +28,11 @@ class Changes:
         files: [N, 4] int64, see `places.stamps`.
         new: positions of images whose paths are not in the index.
         changed: positions of images whose files have changed since.
-        gone: stored paths of images of the index that are not listed any more.
         present: images that are in the index and have not changed.
         known: of those images that are in the index, ids there by stored paths.
         taken: all ids of the index.
+        unlisted: stored paths of images of the index that are not listed now.
+        root: of the index.
     """
 
     images: ImageSet
@@ -38,10 +40,16 @@ class Changes:
     files: np.ndarray
     new: list[int]
     changed: list[int]
-    gone: list[str]
     present: int
     known: dict[str, str] = dataclasses.field(repr=False)
     taken: set[str] = dataclasses.field(repr=False)
+    unlisted: list[str] = dataclasses.field(repr=False)
+    root: str
+
+    @functools.cached_property
+    def gone(self) -> list[str]:
+        """Stored paths of images of the index that are to be dropped, since they are not listed any more."""
+        return [path for path in self.unlisted if not _kept(path, self.images, self.root)]
 
     def ids(self, positions: Sequence[int]) -> tuple[str, ...]:
         """The ids that images get in the index: of those there their own, of others what distinguishes them."""
@@ -68,7 +76,7 @@ def find_changes(images: ImageSet, segments: Sequence[Segment], root: str) -> Ch
     files = stamps(images, range(len(images)))
     images = _numbered_on(images, files, segments)
     stored = [stored_path(path, root) for path in lasting_paths(images)]
-    listed, known, before, gone, taken, unplaced = set(stored), {}, {}, [], set(), set()
+    listed, known, before, taken, unplaced, unlisted = set(stored), {}, {}, set(), set(), []
     for segment in segments:
         taken.update(segment.ids)
         for row, path in enumerate(segment.paths):
@@ -79,7 +87,7 @@ def find_changes(images: ImageSet, segments: Sequence[Segment], root: str) -> Ch
                 # What format 4 or an older one added is known by its id alone.
                 unplaced.add(segment.ids[row])
             else:
-                gone.append(path)
+                unlisted.append(path)
     new, changed = [], []
     for position, (path, now) in enumerate(
         zip(stored, files[:, [BYTES, CHANGED]].tolist(), strict=True)
@@ -90,9 +98,8 @@ def find_changes(images: ImageSet, segments: Sequence[Segment], root: str) -> Ch
         # Of what format 5 or an older one added, nothing is known.
         elif any(before[path]) and before[path] != now:
             changed.append(position)
-    gone = [path for path in gone if not _kept(path, images, root)]
     present = len(images) - len(new) - len(changed)
-    return Changes(images, stored, files, new, changed, gone, present, known, taken)
+    return Changes(images, stored, files, new, changed, present, known, taken, unlisted, root)
 
 
 def require_paths(folder: os.PathLike, segments: Sequence[Segment]) -> None:

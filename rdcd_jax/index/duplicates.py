@@ -340,6 +340,8 @@ def _embedded(embedder: Model | OnnxModel, images: ImageSet, on_progress: Progre
     )
     digest = hashlib.sha256(key.encode()).hexdigest()[:32]
     path = cache_folder() / "duplicates" / f"{digest}.npz"
+    # Of a call that was killed at its end.
+    path.unlink(missing_ok=True)
     done = embed_to_file(
         embedder,
         images,

@@ -292,3 +292,14 @@ def test_who_is_killed_before_the_list_is_there_goes_on(tmp_path, monkeypatch):
     model, given = killed_after(0)
     assert len(embed_to_file(model, folder, out).unreadable) == 1 and not given
     assert "bad.jpg" in (tmp_path / "d.npz.unreadable.txt").read_text()
+
+
+def test_a_process_that_is_started_again_leaves_the_file_as_it_is(toys, tmp_path, capsys):
+    out, model = tmp_path / "d.npz", make_export(tmp_path / "student", dim=8)
+    words = ["embed", str(make_images(tmp_path / "a", 300)), f"--model={model}", f"--out={out}"]
+    assert main([*words, "--process=0/2"]) == 0 and "the last one to end" in capsys.readouterr().out
+    assert main([*words, "--process=1/2"]) == 0 and "300 descriptors" in capsys.readouterr().out
+    before = out.read_bytes()
+    assert main([*words, "--process=1/2"]) == 0
+    assert "d.npz is there; delete it" in capsys.readouterr().out
+    assert out.read_bytes() == before and not (tmp_path / "d.npz.parts").exists()
