@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.leftovers import clear_leftovers, name_aside
+from rdcd_jax.core.leftovers import clear_leftovers, path_aside
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+]*://")
 # With fewer bytes a disk is full.
@@ -34,15 +34,11 @@ def write_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path)
     with _named(path):
-        handle, name = tempfile.mkstemp(
-            prefix=name_aside(path), suffix=path.suffix, dir=path.parent
-        )
-        os.close(handle)
-        aside = pathlib.Path(name)
+        aside = path_aside(path)
+        # Not by `tempfile`, whose files are private; what is left behind should be as readable as any other file.
+        aside.touch(exist_ok=False)
         try:
             yield aside
-            # mkstemp makes private files; what we leave behind should be as readable as any other file.
-            aside.chmod(0o666 & ~_umask())
             aside.replace(path)
         except BaseException:
             aside.unlink(missing_ok=True)
@@ -81,12 +77,10 @@ def write_folder_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path)
-    aside = pathlib.Path(
-        tempfile.mkdtemp(prefix=name_aside(path), suffix=path.suffix, dir=path.parent)
-    )
+    aside = path_aside(path)
+    aside.mkdir()
     try:
         yield aside
-        aside.chmod(0o777 & ~_umask())
         aside.rename(path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -95,7 +89,7 @@ def write_folder_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 def remove_folder(path: pathlib.Path) -> None:
     """Removes a folder so that nobody sees half of it."""
-    aside = tempfile.mkdtemp(prefix=name_aside(path), suffix=path.suffix, dir=path.parent)
+    aside = path_aside(path)
     path.rename(aside)
     shutil.rmtree(aside)
 
@@ -201,7 +195,10 @@ def cache_folder() -> pathlib.Path:
     return (pathlib.Path(home) if home else pathlib.Path.home() / ".cache") / "rdcd_jax"
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def stamp_of(path: str | os.PathLike) -> tuple[int, ...]:
+    """What tells a file from another one at the same path; nothing where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import socket
 import time
@@ -14,9 +15,10 @@ _CLEARED: set[pathlib.Path] = set()
 _DAY = 86_400
 
 
-def name_aside(path: pathlib.Path) -> str:
-    """What the name of a temporary file or folder for `path` begins with; `tempfile` adds eight characters."""
-    return f".{path.stem}-{_host()}_{os.getpid()}_"
+def path_aside(path: pathlib.Path) -> pathlib.Path:
+    """A path beside `path`, of the same suffix, for a temporary file or folder of this process."""
+    name = f".{path.stem}-{_host()}_{os.getpid()}_{secrets.token_hex(4)}{path.suffix}"
+    return path.with_name(name)
 
 
 def clear_leftovers(path: pathlib.Path) -> None:

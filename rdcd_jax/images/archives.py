@@ -13,9 +13,12 @@ import zlib
 from collections.abc import Callable
 
 from rdcd_jax.core.errors import UnreadableImageError, UserError
+from rdcd_jax.core.files import stamp_of
 
 # What is taken for an archive; of the compressed ones only to say that they must be decompressed first.
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+# Archives that are kept open.
+_MOST_OPEN = 64
 # A member is read into memory whole.
 _MOST_BYTES = 2**30
 
@@ -35,8 +38,8 @@ class ArchiveReader:
 
     def __call__(self, path: str) -> bytes:
         """The bytes of the image at `path`."""
-        read, lock = _open(self.archive)
         try:
+            read, lock = _open(self.archive, stamp_of(self.archive))
             with lock:
                 content = read(path[len(self.archive) + 1 :])
         except (OSError, ValueError, KeyError, RuntimeError, EOFError, *_BROKEN) as error:
@@ -72,18 +75,18 @@ def list_archive(path: str) -> tuple[list[str], ArchiveReader]:
             would be unpacked to.
     """
     try:
-        if path.endswith(".zip"):
+        if _is_zip(path):
             with zipfile.ZipFile(path) as archive:
                 entries = archive.infolist()
             names = [each.filename for each in entries]
-            members = [(each.filename, each.file_size) for each in entries if not each.is_dir()]
+            # Of what was written twice the last counts.
+            members = {each.filename: each.file_size for each in entries if not each.is_dir()}
+            members = list(members.items())
             locked = [each.filename for each in entries if each.flag_bits & 1]
         else:
             with tarfile.open(path, "r:") as archive:
-                entries = archive.getmembers()
-            names = [each.name for each in entries]
-            # A link or device holds no image.
-            members = [(each.name, each.size) for each in entries if each.isreg()]
+                names = archive.getnames()
+                members = [(name, each.size) for name, each in _tar_members(archive).items()]
             locked = []
     except (ValueError, EOFError, OverflowError, *_BROKEN) as error:
         raise UserError(
@@ -105,26 +108,53 @@ def list_archive(path: str) -> tuple[list[str], ArchiveReader]:
     return [name for name, _ in members], ArchiveReader(path, digest.hexdigest())
 
 
+def is_archive(path: str) -> bool:
+    """Whether a file of that name is taken for an archive."""
+    return path.lower().endswith(ARCHIVES)
+
+
+def _is_zip(path: str) -> bool:
+    return path.lower().endswith(".zip")
+
+
+def _tar_members(archive: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
+    """A tar's files by name, of what was written twice the last.
+
+    A hard link is what it links to; other links and devices hold no image.
+    """
+    found: dict[str, tarfile.TarInfo] = {}
+    for each in archive.getmembers():
+        if each.isreg():
+            found[each.name] = each
+        elif each.islnk() and each.linkname in found:
+            found[each.name] = found[each.linkname]
+    return found
+
+
 def _require_inside(path: str, name: str) -> None:
-    foreign = pathlib.PureWindowsPath(name)  # knows both kinds of slash, and drives
-    if foreign.drive or foreign.root or ".." in foreign.parts:
+    # It knows both kinds of slash. A colon alone is none of a drive.
+    foreign = pathlib.PureWindowsPath(name)
+    if foreign.root or ".." in foreign.parts:
         raise UserError(
             f"{path}: its member {name!r} would be written outside the archive's folder; such an archive is not to be"
             " trusted, make one with plain relative names."
         )
 
 
-@functools.lru_cache
-def _open(path: str) -> tuple[Callable[[str], bytes | None], threading.Lock]:
-    """What reads a member by its name (None for one too large), and a lock for its users."""
-    if path.endswith(".zip"):
+@functools.lru_cache(_MOST_OPEN)
+def _open(path: str, _: tuple[int, ...]) -> tuple[Callable[[str], bytes | None], threading.Lock]:
+    """What reads a member by its name (None for one too large), and a lock for its users.
+
+    Another file at the same path, which has another stamp, is opened anew.
+    """
+    if _is_zip(path):
         archive = zipfile.ZipFile(path)
 
         def read(name: str) -> bytes | None:
             return archive.read(name) if archive.getinfo(name).file_size <= _MOST_BYTES else None
     else:
         archive = tarfile.TarFile(path)
-        members = {each.name: each for each in archive if each.isreg()}
+        members = _tar_members(archive)
 
         def read(name: str) -> bytes | None:
             member = members[name]

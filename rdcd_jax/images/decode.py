@@ -127,12 +127,12 @@ def decode_rgb(
             _PILLOW_IS_SILENT,
             Image.open(file, formats=FORMATS) as image,
         ):
-            if as_seen:
-                seen.seek_structure(image)
             if min_side_hint is not None:
                 image.draft(None, (min_side_hint, min_side_hint))
             large = image.width * image.height > _LARGE_PIXELS
             with _ONE_LARGE if large else contextlib.nullcontext():
+                if as_seen:
+                    seen.seek_structure(image)
                 try:
                     rgb = to_rgb(image, as_seen)
                 except OSError as error:

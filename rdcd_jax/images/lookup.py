@@ -2,7 +2,7 @@
 
 import os
 
-from rdcd_jax.images.archives import ARCHIVES, ArchiveReader
+from rdcd_jax.images.archives import ArchiveReader, is_archive
 from rdcd_jax.images.records import ShardReader, is_shard
 from rdcd_jax.images.sources import TFDS, ImageSet, listed
 
@@ -11,7 +11,7 @@ def held_in(path: str) -> str | None:
     """The archive or shard of a path ARCHIVE:MEMBER or SHARD:PLACE; None where no such file is there."""
     for colon in (place for place, character in enumerate(path) if character == ":"):
         holder = path[:colon]
-        if (holder.endswith(ARCHIVES) or _is_shard(holder)) and os.path.isfile(holder):
+        if (is_archive(holder) or _is_shard(holder)) and os.path.isfile(holder):
             return holder
     return None
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from rdcd_jax.core.errors import UnreadableImageError, UserError
-from rdcd_jax.core.files import cache_folder, write_json
+from rdcd_jax.core.files import cache_folder, stamp_of, write_json
 
 # Of the many shards of a large set, each reader keeps a file and its index open.
 _MOST_OPEN = 512
@@ -106,7 +106,7 @@ class ShardReader:
     def __call__(self, path: str) -> bytes:
         """The bytes of the image at `path`."""
         shard, _, position = path.rpartition(":")
-        reader, lock = _open_shard(shard)
+        reader, lock = _open_shard(shard, stamp_of(shard))
         try:
             with lock:
                 return reader.read([int(position)])[0]
@@ -117,8 +117,11 @@ class ShardReader:
 
 
 @functools.lru_cache(_MOST_OPEN)
-def _open_shard(shard: str):
-    """The reader of a shard, and a lock for its users, since it keeps a position."""
+def _open_shard(shard: str, _: tuple[int, ...]):
+    """The reader of a shard, and a lock for its users, since it keeps a position.
+
+    Another file at the same path, which has another stamp, is opened anew.
+    """
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(shard, "readahead_buffer_size:0,max_parallelism:0")

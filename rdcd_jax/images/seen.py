@@ -24,7 +24,7 @@ _SAMPLED = 1024
 # Mean grey level of ink from which on it would be lost on white.
 _LIGHT = 191
 # Frames that are looked at for one with structure.
-_MOST_FRAMES = 1000
+_MOST_FRAMES, _MOST_PIXELS = 1000, 500_000_000
 # Bits that deep images are made with.
 _DEPTHS = (8, 10, 12, 14, 16, 24, 31)
 # Share of the values that lie below white: a few hot pixels do not decide.
@@ -93,8 +93,9 @@ def seek_structure(image: Image.Image) -> None:
     """Moves an animation to its first frame with structure; it stays at its first where none has any."""
     if not _is_animated(image):
         return
-    for frame in itertools.islice(ImageSequence.Iterator(image), _MOST_FRAMES):
-        seen = flattened(frame) if has_transparency(frame) else frame
+    for frame in _frames(image):
+        few = frame.resize([min(side, _SAMPLED) for side in frame.size], Image.Resampling.NEAREST)
+        seen = flattened(few) if has_transparency(few) else few
         if np.asarray(seen.convert("L"), np.float32).std() >= FLAT:
             return
     image.seek(0)
@@ -103,8 +104,14 @@ def seek_structure(image: Image.Image) -> None:
 def all_frames(image: Image.Image) -> Iterator[bytes]:
     """The pixels of an animation's frames as bytes of RGBA, one frame in memory at a time; none of a still image."""
     if _is_animated(image):
-        for frame in itertools.islice(ImageSequence.Iterator(image), _MOST_FRAMES):
+        for frame in _frames(image):
             yield frame.convert("RGBA").tobytes()
+
+
+def _frames(image: Image.Image) -> Iterator[Image.Image]:
+    """The first frames, as many as can be decoded in seconds: a few bytes may claim any number of large ones."""
+    most = max(1, min(_MOST_FRAMES, _MOST_PIXELS // (image.width * image.height)))
+    return itertools.islice(ImageSequence.Iterator(image), most)
 
 
 def _is_animated(image: Image.Image) -> bool:

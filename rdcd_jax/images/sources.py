@@ -13,7 +13,7 @@ from PIL import Image
 
 from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.core.files import is_address, read_lines
-from rdcd_jax.images.archives import ARCHIVES, list_archive
+from rdcd_jax.images.archives import is_archive, list_archive
 from rdcd_jax.images.decode import decode_rgb, size_of, to_rgb
 from rdcd_jax.images.folders import PLUGINS, is_image_name, list_folder
 from rdcd_jax.images.naming import escaped, ids_of
@@ -239,7 +239,7 @@ def listed(source: str | os.PathLike) -> ImageSet:
             f"{escaped(text)}: there is no such folder or text file of image paths, nor an archive or records; the"
             f" bundled images are {', '.join(BUNDLED)}."
         )
-    if text.endswith(ARCHIVES):
+    if is_archive(text):
         return _of_archive(text)
     # An image is known by its content, however it is called.
     is_image = is_image_name(root.name) or size_of(text) is not None

@@ -132,7 +132,7 @@ def find_duplicates(
     images: Images | Index,
     *,
     against: Images | None = None,
-    model: str | Model | OnnxModel = "rdcd-effb0-128",
+    model: str | os.PathLike | Model | OnnxModel = "rdcd-effb0-128",
     threshold: float | None = None,
     normalised: bool = True,
     engine: str = AUTO,

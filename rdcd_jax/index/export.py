@@ -1,5 +1,6 @@
 """An index's descriptors, ids, paths and sizes for other systems."""
 
+import errno
 import os
 import pathlib
 
@@ -96,9 +97,13 @@ def _write_faiss(path: pathlib.Path, found: Segment, manifest: Manifest) -> None
     made.add(found.rows)
     numbers = (each.tolist() for each in _numbers(found).values())
     lines = zip(found.ids, found.paths, *numbers, strict=True)
-    write_csv(path.with_name(f"{path.name}.csv"), COLUMNS, lines)
-    with write_aside(path) as aside:
-        faiss.write_index(made, str(aside))
+    # Both are renamed when both are whole: a row of one names the image of the other's.
+    with write_aside(path) as aside, write_aside(path.with_name(f"{path.name}.csv")) as names:
+        write_csv(names, COLUMNS, lines)
+        try:
+            faiss.write_index(made, str(aside))
+        except RuntimeError as error:
+            raise OSError(errno.EIO, str(error).strip(), str(aside)) from error
 
 
 KINDS = {"parquet": _write_parquet, "faiss": _write_faiss, "npz": _write_npz}

@@ -1,5 +1,6 @@
 """What made an index, and what may go on with it: its model, image size and type."""
 
+import os
 import pathlib
 import secrets
 from collections.abc import Mapping
@@ -18,13 +19,13 @@ from rdcd_jax.weights.onnx_model import OnnxModel
 
 
 def embedder_for(
-    model: str | Model | OnnxModel, there: Manifest | None, engine: str
+    model: str | os.PathLike | Model | OnnxModel, there: Manifest | None, engine: str
 ) -> Model | OnnxModel:
     """The model to build by, computed by an engine of `weights.engines`.
 
     Of a shipped student it is the version that an index which is there was made by, and "auto" is that index's engine.
     """
-    if engine == AUTO and there is not None and isinstance(model, str):
+    if engine == AUTO and there is not None and isinstance(model, str | os.PathLike):
         model = load_model_of(model, there.fingerprint)
         engine = there.engine or model.engine
     model = load_by(model, engine, there and there.fingerprint)

@@ -93,6 +93,9 @@ def _moves(
             continue
         elif not os.path.isfile(source):
             lines.append(f"# no file of its own: {_comment(source)}")
+        elif os.path.islink(source):
+            # Elsewhere it might lead to nothing.
+            lines.append(f"# a link, so it stays: {_comment(source)}")
         else:
             moved.add(file)
             target = os.path.join(folder, _name(len(moved), source))

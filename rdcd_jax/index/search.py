@@ -74,16 +74,24 @@ class Index:
         [True]
     """
 
-    def __init__(self, folder: str | os.PathLike, *, model: str | Model | OnnxModel | None = None):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        model: str | os.PathLike | Model | OnnxModel | None = None,
+    ):
         self.folder = pathlib.Path(folder)
         self.manifest = read_manifest(self.folder)
-        self._given = model
+        self._given = os.fspath(model) if isinstance(model, os.PathLike) else model
         self._rows = Rows(self.folder)
         self.added: Added | None = None
 
     @classmethod
     def open(
-        cls, folder: str | os.PathLike, *, model: str | Model | OnnxModel | None = None
+        cls,
+        folder: str | os.PathLike,
+        *,
+        model: str | os.PathLike | Model | OnnxModel | None = None,
     ) -> "Index":
         """Opens an index that is there; see the class.
 
@@ -98,7 +106,7 @@ class Index:
         folder: str | os.PathLike,
         images: Images,
         *,
-        model: str | Model | OnnxModel,
+        model: str | os.PathLike | Model | OnnxModel,
         dtype: str = "float32",
         image_size: int | None = None,
         calibration: Mapping | None = None,

@@ -15,6 +15,8 @@ from rdcd_jax.report.thumbnails import SIDE, thumbnail_uri
 
 # Images that a page shows; more would make it too large to open.
 _MOST_SHOWN = 600
+# And so many of one section, so that a large group hides no other.
+_MOST_OF_ONE = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +92,12 @@ def write_gallery(
     require_writable(out)
     shown, left = [], _MOST_SHOWN
     for section in sections:
-        if left < len(section.figures):
+        figures = section.figures[:_MOST_OF_ONE]
+        if left < len(figures):
             break
-        left -= len(section.figures)
-        shown.append((section, [(figure, figure.uri()) for figure in section.figures]))
+        left -= len(figures)
+        more = len(section.figures) - len(figures)
+        shown.append((section, [(figure, figure.uri()) for figure in figures], more))
     script = template("gallery.js")
     text = (
         environment()
@@ -103,7 +107,7 @@ def write_gallery(
             style=template("report.css"),
             script=script,
             script_digest=script_digest(script),
-            has_scores=any(section.score is not None for section, _ in shown),
+            has_scores=any(section.score is not None for section, *_ in shown),
             title=title,
             summary=summary,
             sections=shown,

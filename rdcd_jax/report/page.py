@@ -13,6 +13,7 @@ import jinja2
 import rdcd_jax
 from rdcd_jax.core.errors import one_line
 from rdcd_jax.core.files import require_writable, write_text
+from rdcd_jax.images.naming import escaped
 from rdcd_jax.report import charts, tables
 from rdcd_jax.report.runs import FALSE_POSITIVE, MISSED, Case, Run, read_runs
 from rdcd_jax.report.thumbnails import Thumbnails
@@ -142,7 +143,13 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters["one_line"] = one_line
+    made.filters["whole"] = _whole
     return made
+
+
+def _whole(path: str) -> str:
+    """A path as it is, but for line ends, of which a list of paths has one each."""
+    return escaped(path).replace("\n", "\\n").replace("\r", "\\r")
 
 
 def script_digest(script: str) -> str:

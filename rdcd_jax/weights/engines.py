@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 import pathlib
 
 import jax
@@ -58,7 +59,7 @@ def with_engine(model: Model | OnnxModel, engine: str) -> Model | OnnxModel:
 
 
 def load_by(
-    model: str | Model | OnnxModel, engine: str, fingerprint: str | None = None
+    model: str | os.PathLike | Model | OnnxModel, engine: str, fingerprint: str | None = None
 ) -> Model | OnnxModel:
     """A model ready to be computed by an engine.
 
@@ -70,7 +71,7 @@ def load_by(
     Raises:
         UserError: see `load_model` and `with_engine`.
     """
-    if isinstance(model, str):
+    if isinstance(model, str | os.PathLike):
         return with_engine(load_model_of(model, fingerprint), engine)
     return model if engine == AUTO else with_engine(model, engine)
 

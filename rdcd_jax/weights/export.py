@@ -75,10 +75,14 @@ def write_torch(model: Model, path: pathlib.Path) -> None:
 def write_safetensors(model: Model, path: pathlib.Path) -> None:
     """The same names without the counters: torch's strict load makes them up for a plain dict.
 
-    The metadata hold the model's card, so that the file is also a model here.
+    The metadata hold the model's card, so that the file is also a model here; it has no background, so scores are not
+    normalised by it.
     """
     tensors = convert.to_torch(model.module, model.network)
-    write_tensors(path, tensors, {CARD: json.dumps(model_card(model))})
+    card = model_card(model) | {
+        name: model.card[name] for name in ("calibration",) if name in model.card
+    }
+    write_tensors(path, tensors, {CARD: json.dumps(card)})
 
 
 def write_onnx(model: Model, path: pathlib.Path) -> None:

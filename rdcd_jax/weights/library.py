@@ -87,7 +87,7 @@ def load_network(spec: str, *, trunk: bool = False, feature_dim: int | None = No
     )
 
 
-def load_model(spec: str) -> Model | OnnxModel:
+def load_model(spec: str | os.PathLike) -> Model | OnnxModel:
     """Loads whatever embeds images: a network as `load_network` does, or an ONNX file that onnxruntime runs.
 
     Args:
@@ -105,6 +105,7 @@ def load_model(spec: str) -> Model | OnnxModel:
         >>> model.dim, model.image_size
         (64, 288)
     """
+    spec = os.fspath(spec)
     kind, _, path = spec.partition(":")
     if kind != ONNX_RUN:
         return dataclasses.replace(load_network(spec), spec=absolute_spec(spec))
@@ -123,13 +124,14 @@ def absolute_spec(spec: str) -> str:
     return spec if named or not os.path.exists(spec) else os.path.abspath(spec)
 
 
-def load_model_of(spec: str, fingerprint: str | None) -> Model | OnnxModel:
+def load_model_of(spec: str | os.PathLike, fingerprint: str | None) -> Model | OnnxModel:
     """Loads what `load_model` does; of a shipped student the version that has these weights, if one has.
 
     Args:
         spec: see `load_model`.
         fingerprint: a digest of weights, see `Model.fingerprint`; None for any.
     """
+    spec = os.fspath(spec)
     found = load_model(spec)
     if fingerprint is not None and not has_fingerprint(found, fingerprint):
         for name in every_shipped():
@@ -204,7 +206,9 @@ def _load_file(path: pathlib.Path) -> Model:
             f"{path} does not say what network it is of; `rdcd-jax weights export` writes files that do."
         )
     card, module = _read_card(path, metadata[CARD])
-    return _filled(card["name"], card["network"], module, tensors, card["image_size"], source=path)
+    size = card["image_size"]
+    model = _filled(card["name"], card["network"], module, tensors, size, source=path)
+    return dataclasses.replace(model, card=card)
 
 
 def _read_card(path: pathlib.Path, text: str | bytes) -> tuple[dict, DescriptorNet]:

@@ -14,6 +14,7 @@ import safetensors.numpy
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import cache_folder, file_sha256
 from rdcd_jax.core.tensors import write_tensors
+from rdcd_jax.images.naming import escaped
 from rdcd_jax.weights.kinds import KINDS, TEACHER_HELP, TEACHER_PACKAGE, read_weights
 from rdcd_jax.weights.kinds import kind as kind_row
 
@@ -79,7 +80,7 @@ def import_weights(kind: str, path: str | os.PathLike) -> pathlib.Path:
     metadata = {
         "kind": kind,
         "network": weights.network,
-        "source": path.name,
+        "source": escaped(path.name),
         "source_sha256": digest,
         "tensors_sha256": _tensors_sha256(weights.tensors),
         "licence": row.licence,

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -101,10 +102,10 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path):
 
 
 def test_a_folder_that_refuses_is_named(tmp_path, monkeypatch):
-    def refused(**how):
-        raise PermissionError(errno.EACCES, "Permission denied", os.path.join(how["dir"], ".a-xyz"))
+    def refused(path, **how):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(files.tempfile, "mkstemp", refused)
+    monkeypatch.setattr(pathlib.Path, "touch", refused)
     with pytest.raises(PermissionError) as error:
         write_text(tmp_path / "a.txt", "")
     assert error.value.filename == str(tmp_path)

@@ -1,7 +1,9 @@
 """Images in archives."""
 
 import io
+import os
 import tarfile
+import warnings
 import zipfile
 
 import numpy as np
@@ -102,3 +104,52 @@ def test_a_member_whose_name_is_no_text_is_carried_through(folder, tmp_path):
     path = tarred(tmp_path / "a.tar", folder, ["caf\udce9.jpg"])
     found = find_images(path)
     assert found.ids[-1] == "caf\\udce9" and found.read(len(found) - 1) == b""
+
+
+def png(colour):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def written(path, members):
+    """An archive of these members, (name, content) each."""
+    if path.suffix.lower() == ".zip":
+        with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path, "w") as archive:
+            for name, content in members:
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(path, "w") as archive:
+            for name, content in members:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+def test_an_archive_that_was_replaced_is_read_anew(tmp_path, suffix):
+    path = written(tmp_path / f"a{suffix}", [("a.png", png("red"))])
+    assert find_images(path).decode(0).getpixel((0, 0)) == (255, 0, 0)
+    written(tmp_path / f"new{suffix}", [("a.png", png("blue"))]).replace(path)
+    assert find_images(path).decode(0).getpixel((0, 0)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("suffix", [".ZIP", ".Tar"])
+def test_what_was_written_twice_counts_once_as_it_is_last(tmp_path, suffix):
+    members = [("a.png", png("red")), ("10:30.png", png("green")), ("a.png", png("blue"))]
+    images = find_images(written(tmp_path / f"a{suffix}", members))
+    assert images.ids == ("10:30", "a")
+    assert images.decode(1).getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_a_hard_link_in_a_tar_is_its_image(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png("red"))
+    os.link(folder / "a.png", folder / "b.png")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(folder, ".")
+    images = find_images(tmp_path / "a.tar")
+    assert images.ids == ("a", "b")
+    assert images.decode(0).tobytes() == images.decode(1).tobytes()

@@ -89,6 +89,16 @@ def test_a_frame_with_structure_stands_for_an_animation(tmp_path, suffix):
     assert (pixels(decode_rgb(tmp_path / "still.gif", as_seen=True)) == 255).all()
 
 
+def test_of_large_frames_few_are_looked_at(tmp_path, monkeypatch):
+    blank = Image.new("RGB", SIZE, "white")
+    blank.save(tmp_path / "a.png", save_all=True, append_images=[blank, photo(1)])
+    assert (pixels(decode_rgb(tmp_path / "a.png", as_seen=True)) != 255).any()
+    monkeypatch.setattr(seen, "_MOST_PIXELS", 2 * SIZE[0] * SIZE[1])
+    assert (pixels(decode_rgb(tmp_path / "a.png", as_seen=True)) == 255).all()
+    with Image.open(tmp_path / "a.png") as image:
+        assert len(list(seen.all_frames(image))) == 2
+
+
 @pytest.mark.parametrize("scale", [4, 16, 64, 256, 65536])
 def test_deep_values_equal_their_plain_copy(scale):
     grey = np.asarray(photo(2).convert("L"))

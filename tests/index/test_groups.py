@@ -114,6 +114,17 @@ def test_the_script_moves_all_but_one(student, photos, tmp_path, capsys):
     assert "--quarantine is where the script of --script moves files" in capsys.readouterr().err
 
 
+def test_a_link_is_not_moved_to_where_it_leads_nowhere(student, photos, tmp_path):
+    os.rename(photos / "poor.jpg", tmp_path / "elsewhere.jpg")
+    (photos / "poor.jpg").symlink_to("../elsewhere.jpg")
+    groups = find_duplicates(photos, model=str(student), threshold=0.99)
+    assert groups.save_script(tmp_path / "move.sh", tmp_path / "away" / "deep") == 1
+    assert "# a link, so it stays: " in (tmp_path / "move.sh").read_text()
+    for _ in range(2):
+        subprocess.run(["sh", tmp_path / "move.sh"], check=True)
+    assert (photos / "poor.jpg").exists()
+
+
 def test_a_file_that_is_no_text_is_moved(student, photos, tmp_path):
     try:
         os.rename(photos / "poor.jpg", os.fsencode(photos) + b"/caf\xe9.jpg")

@@ -17,6 +17,7 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import Descriptors
 from rdcd_jax.embedding.stream import Embedder
 from rdcd_jax.index import Index, rows, store
+from rdcd_jax.index.duplicates import find_duplicates
 from rdcd_jax.index.groups import groups_of
 from rdcd_jax.index.manifest import FORMAT, MANIFEST, Manifest, read_manifest
 from rdcd_jax.index.results import Added
@@ -412,6 +413,14 @@ def test_a_look_beside_a_query_needs_a_higher_similarity(model, tmp_path):
         index.search(images)
     with pytest.raises(UserError, match="is empty"):
         index.nearest(np.ones((1, index.manifest.dim), np.float32), 1)
+
+
+def test_a_model_is_given_as_a_path_object_too(student, tmp_path):
+    folder = make_images(tmp_path / "pictures", 2)
+    built = Index.build(tmp_path / "x", folder, model=student)
+    Index.build(tmp_path / "x", folder, model=student)
+    assert Index(tmp_path / "x", model=student).embedder.fingerprint == built.embedder.fingerprint
+    assert find_duplicates(folder, model=student, threshold=0.9).images == 2
 
 
 def test_an_image_of_zeros_is_left_out(tmp_path, monkeypatch):

@@ -100,6 +100,19 @@ def test_groups(model, tmp_path):
         groups.save(tmp_path / "g.txt")
 
 
+def test_a_large_group_hides_no_other_and_paths_stay_as_they_are(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("rdcd_jax.report.gallery._MOST_OF_ONE", 3)
+    folder = make_images(tmp_path / "a", 2)
+    for i in range(4):
+        (folder / f"copy{i}.jpg").write_bytes((folder / "T00000.jpg").read_bytes())
+    # As a Mac calls its screenshots.
+    (folder / "at 5\u202fPM.jpg").write_bytes((folder / "T00001.jpg").read_bytes())
+    find_duplicates(folder, model=model, threshold=0.999).save(tmp_path / "g.html")
+    page = (tmp_path / "g.html").read_text()
+    assert page.count("<figure") == 5 and "2 more are not shown" in page
+    assert f'data-path="{folder}/at 5\u202fPM.jpg"' in page
+
+
 def test_many_images_are_embedded_through_parts(model, tmp_path, monkeypatch):
     """Who is killed goes on: what was embedded lies in the cache folder, and is gone when all is done."""
     folder = make_images(tmp_path / "a", 12)

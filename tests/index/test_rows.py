@@ -13,6 +13,7 @@ from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import Descriptors, read_descriptors
 from rdcd_jax.index import Index, ann, rows, store
+from rdcd_jax.index.export import export_index
 from rdcd_jax.search import backends
 
 DIM = 8
@@ -135,6 +136,21 @@ def test_faiss(index, tmp_path):
     with (tmp_path / "out.faiss.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert lines[nearest[0, 0]]["id"] == match.reference and len(lines) == 200
+
+
+def test_a_faiss_file_and_its_names_are_of_one_index(index, tmp_path, monkeypatch):
+    faiss = pytest.importorskip("faiss")
+    exported(index, "faiss", tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("out*")}
+    index.remove(index.ids[:1])
+
+    def full(*_):
+        raise RuntimeError("could not open for writing")
+
+    monkeypatch.setattr(faiss, "write_index", full)
+    with pytest.raises(OSError, match=r"Input.*out\.faiss"):
+        export_index(index, tmp_path / "out.faiss", "faiss")
+    assert before == {path.name: path.read_bytes() for path in tmp_path.glob("*out*")}
 
 
 def test_formats_without_their_package_and_unknown_ones(index, tmp_path, monkeypatch, capsys):
