@@ -23,7 +23,7 @@ _INK = 96
 _SAMPLED = 1024
 # Mean grey level of ink from which on it would be lost on white.
 _LIGHT = 191
-# Frames that are looked at for one with structure.
+# Of an animation, frames that are looked at, and pixels of all of them.
 _MOST_FRAMES, _MOST_PIXELS = 1000, 500_000_000
 # Bits that deep images are made with.
 _DEPTHS = (8, 10, 12, 14, 16, 24, 31)
