@@ -7,12 +7,11 @@ import jax
 import optax
 from flax import nnx
 
+from experiments.benchmarks.step import DIM, FEATURE, QUEUE
 from rdcd_jax import models
 from rdcd_jax.method.state import TrainState, Tree, init_state, split
 from rdcd_jax.training.optim import make_optimizer
 from rdcd_jax.weights.model import evaluation_mode
-
-DIM, FEATURE = 128, 512
 
 
 class PaperStep(NamedTuple):
@@ -33,11 +32,10 @@ class PaperStep(NamedTuple):
     teacher_arrays: Tree
 
 
-def paper_step(memory: int, dtype: jax.typing.DTypeLike | None = None) -> PaperStep:
+def paper_step(dtype: jax.typing.DTypeLike | None = None) -> PaperStep:
     """Makes the networks and the state.
 
     Args:
-        memory: rows of queue and bank.
         dtype: of the trunks; None for float32.
     """
     student = models.build("efficientnet_b0", dim=DIM, rngs=nnx.Rngs(0), dtype=dtype)
@@ -47,8 +45,8 @@ def paper_step(memory: int, dtype: jax.typing.DTypeLike | None = None) -> PaperS
     state = init_state(
         student,
         optimizer,
-        queue_size=memory,
-        bank_size=memory,
+        queue_size=QUEUE,
+        bank_size=QUEUE,
         dim=DIM,
         feature_dim=FEATURE,
         rng=jax.random.key(0),

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 RESULT = ROOT / "experiments" / "results" / "bench_step.json"
 
-QUEUE = 65536
+QUEUE, DIM, FEATURE = 65536, 128, 512
 # Images a second that torch reached on an idle server of 2 cores; a machine that is busy says nothing.
 IDLE_2_CORES = {
     "student forward and backward": 18.5,
@@ -47,7 +47,7 @@ def jax_parts(batch: int, size: int):
     from rdcd_jax.method.step import forward, make_train_step
     from rdcd_jax.models.descriptor import normalize_images
 
-    graph, optimizer, embed_teacher, state, teacher_arrays = paper_step(QUEUE)
+    graph, optimizer, embed_teacher, state, teacher_arrays = paper_step()
     rng = jax.random.key(1)
     pixels = np.random.default_rng(0).integers(0, 256, (2, batch, size, size, 3), dtype=np.uint8)
     views = {"query": jnp.asarray(pixels[0]), "key": jnp.asarray(pixels[1])}

@@ -59,7 +59,7 @@ def batches_of(options: argparse.Namespace) -> dict:
 def timed(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds of every step, and those that compiling took, by how the views come."""
     dtype = jnp.bfloat16 if options.bfloat16 else None
-    graph, optimizer, embed, state, teacher_arrays = paper_step(65536, dtype)
+    graph, optimizer, embed, state, teacher_arrays = paper_step(dtype)
     rng = jax.random.key(1)
     batches, steps, compile_seconds = batches_of(options), {}, {}
     for name, (maker, batch) in batches.items():

@@ -303,7 +303,7 @@ def bereft(trial: Trial) -> dict:
     return {
         "workers": len(workers),
         "status": status,
-        "told": "a data worker process died" in run.said().lower(),
+        "told": "A data worker process died" in run.said(),
         "differs in": trial.differing(run),
     }
 

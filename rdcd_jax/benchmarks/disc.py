@@ -86,7 +86,7 @@ def evaluate_descriptors(
         settings: how they are compared; 10 candidates a query unless they say otherwise.
         unreadable: ids of images that the ground truth may name although they could not be
             embedded; their pairs count as missed.
-        search: what searches the descriptors as they are, such as a `RememberingSearch`.
+        search: what searches, such as a `RememberingSearch`.
 
     Returns:
         One row for each codec and normalisation, codec by codec, and the predictions behind the
@@ -123,15 +123,12 @@ def evaluate_descriptors(
         encoded = [encode(each.descriptors) for each in (queries, references)]
         if ranks:
             unrelated = encode(training.descriptors)
-            similarities, _ = backends.knn(encoded[0], unrelated, ranks, settings.backend)
+            similarities, _ = search(encoded[0], unrelated, ranks, settings.backend)
         for spec, norm in zip(specs, norms, strict=True):
             pair = encoded
             if norm is not None:
                 pair = score_norm.append_adjustment(*encoded, norm.adjustment(similarities))
-            # Nobody asks for what was changed again, and to remember it would take its memory.
-            as_they_are = pair[1] is references.descriptors
-            by = search if as_they_are else backends.knn
-            scores, query, reference = _candidates(pair, k, settings, by)
+            scores, query, reference = _candidates(pair, k, settings, search)
             predictions = Predictions(queries.ids[query], references.ids[reference], scores)
             figures = metrics.evaluate(
                 ground_truth.pairs,
@@ -186,17 +183,24 @@ def _candidates(
 
 
 class RememberingSearch:
-    """`backends.knn` that does not search the same arrays for the same number of neighbours twice."""
+    """`backends.knn` that does not search one database for the same queries and number of neighbours twice.
 
-    def __init__(self):
-        self._found: dict[tuple[int, int, int], tuple] = {}
+    Args:
+        database: [M, D]; whatever else is searched is not kept in memory.
+    """
+
+    def __init__(self, database: np.ndarray):
+        self._database = database
+        self._found: dict[tuple[int, int], tuple] = {}
 
     def __call__(
         self, queries: np.ndarray, database: np.ndarray, k: int, backend: str = "jax"
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `backends.knn`; exact backends give the same answer, so whichever searched first will do."""
-        key = id(queries), id(database), k
+        if database is not self._database:
+            return backends.knn(queries, database, k, backend)
+        key = id(queries), k
         if key not in self._found:
-            # With the arrays, so that no other gets their ids.
-            self._found[key] = backends.knn(queries, database, k, backend), queries, database
+            # With the queries, so that no others get their id.
+            self._found[key] = backends.knn(queries, database, k, backend), queries
         return self._found[key][0]

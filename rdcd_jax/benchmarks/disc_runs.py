@@ -105,13 +105,14 @@ def evaluate_disc(
     truth = read_ground_truth(layout.ground_truth)
     require_known_ids(truth, images["queries"].ids, images["references"].ids)
 
-    out, search = pathlib.Path(out), disc.RememberingSearch()
+    out = pathlib.Path(out)
     with (
         embedded_sets(model, images, out, batch_size, on_progress, keep=keep_descriptors) as found,
         written_by_first(out) as results,
     ):
         embedded, left_out = found
         unreadable = [each for some in left_out.values() for each in some]
+        search = disc.RememberingSearch(embedded["references"].descriptors)
         rows, predictions = disc.evaluate_descriptors(
             embedded["queries"],
             embedded["references"],
@@ -161,8 +162,8 @@ def evaluate_disc_files(
     """
     compared = Settings.written(training is not None, **settings)
     truth = read_ground_truth(ground_truth)
-    search = disc.RememberingSearch()
     read = read_sets({"query": queries, "reference": references, "training": training})
+    search = disc.RememberingSearch(read["reference"].descriptors)
     rows, predictions = disc.evaluate_descriptors(
         read["query"],
         read["reference"],

@@ -138,11 +138,11 @@ class Parts:
             )
 
     def _is_done(self, number: int) -> bool:
-        if self.read(number) is None:
-            return False
-        with np.load(self._path(number)) as arrays:
-            # Parts of version 0.1 do not say.
-            return "files" not in arrays or np.array_equal(arrays["files"], self._files(number))
+        arrays = self._arrays(number)
+        # Parts of version 0.1 do not say of what files they are.
+        return arrays is not None and (
+            "files" not in arrays or np.array_equal(arrays["files"], self._files(number))
+        )
 
     def _files(self, number: int) -> np.ndarray:
         """[n, 2] int64: bytes and time of the last change of a part's files; 0 for what lies in none of its own."""
@@ -152,18 +152,26 @@ class Parts:
 
     def read(self, number: int) -> Part | None:
         """A part; None where it is missing or damaged."""
+        arrays = self._arrays(number)
+        if arrays is None:
+            return None
+        ids, rows = arrays["ids"], arrays["descriptors"]
+        found = Descriptors(ids, rows, self.model) if len(ids) else None
+        return Part(found, [Unreadable(*each) for each in arrays["unreadable"].tolist()])
+
+    def _arrays(self, number: int) -> dict[str, np.ndarray] | None:
+        """What a part's file holds; None where it is missing or damaged."""
         try:
             # Opened here, since numpy leaves a file open that turns out not to be an archive.
-            with self._path(number).open("rb") as file, np.load(file) as arrays:
-                ids, rows, left_out = (arrays[n] for n in ("ids", "descriptors", "unreadable"))
-            unreadable = [Unreadable(*each) for each in left_out.tolist()]
-            if len(ids) != len(rows) or len(ids) + len(unreadable) != len(self.positions(number)):
-                return None
+            with self._path(number).open("rb") as file, np.load(file) as stored:
+                arrays = dict(stored)
+            ids, rows, left_out = (arrays[n] for n in ("ids", "descriptors", "unreadable"))
+            count, sound = len(ids) + len(left_out), len(ids) == len(rows)
+            sound = sound and left_out.shape[1:] == (2,)
+            return arrays if sound and count == len(self.positions(number)) else None
         except Exception:
             # Damaged files make zipfile and numpy raise nearly anything.
             return None
-        found = Descriptors(ids, rows, self.model) if len(ids) else None
-        return Part(found, unreadable)
 
     def join(self, keep: bool = False) -> Embedded | None:
         """Writes the file and what was left out, and removes the parts.

@@ -30,16 +30,18 @@ class ArchiveReader:
     Attributes:
         archive: its path.
         content: hex digest over its members' names and sizes.
+        stamp: of the file that was listed, see `stamp_of`.
     """
 
     archive: str
     content: str
+    stamp: tuple[int, ...]
     kind = "archive"
 
     def __call__(self, path: str) -> bytes:
         """The bytes of the image at `path`."""
         try:
-            read, lock = _open(self.archive, stamp_of(self.archive))
+            read, lock = _open(self.archive, self.stamp)
             with lock:
                 content = read(path[len(self.archive) + 1 :])
         except (OSError, ValueError, KeyError, RuntimeError, EOFError, *_BROKEN) as error:
@@ -74,6 +76,7 @@ def list_archive(path: str) -> tuple[list[str], ArchiveReader]:
         UserError: the archive is damaged or encrypted, or a member's name leads out of the folder that the archive
             would be unpacked to.
     """
+    stamp = stamp_of(path)
     try:
         if _is_zip(path):
             with zipfile.ZipFile(path) as archive:
@@ -105,7 +108,7 @@ def list_archive(path: str) -> tuple[list[str], ArchiveReader]:
     )
     listing = "".join(f"{name} {size}\n" for name, size in members)
     digest = hashlib.sha256(listing.encode(errors="surrogateescape"))
-    return [name for name, _ in members], ArchiveReader(path, digest.hexdigest())
+    return [name for name, _ in members], ArchiveReader(path, digest.hexdigest(), stamp)
 
 
 def is_archive(path: str) -> bool:

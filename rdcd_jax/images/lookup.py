@@ -2,6 +2,7 @@
 
 import os
 
+from rdcd_jax.core.files import stamp_of
 from rdcd_jax.images.archives import ArchiveReader, is_archive
 from rdcd_jax.images.records import ShardReader, is_shard
 from rdcd_jax.images.sources import TFDS, ImageSet, listed
@@ -31,8 +32,10 @@ def image_at(path: str) -> ImageSet:
     holder = None if os.path.exists(path) else held_in(path)
     if holder is None:
         return listed(path)
-    # Their checksums are of the whole set, and nobody asks a single image for them.
-    reader = ShardReader("") if _is_shard(holder) else ArchiveReader(holder, "")
+    # Their checksums are of the whole set; for a single image what tells the file from another does.
+    stamp = stamp_of(holder)
+    is_records = _is_shard(holder)
+    reader = ShardReader(str(stamp)) if is_records else ArchiveReader(holder, str(stamp), stamp)
     return ImageSet(path, (path,), (path,), reader)
 
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from rdcd_jax.core.errors import UnreadableImageError, UserError
-from rdcd_jax.core.files import cache_folder, stamp_of, write_json
+from rdcd_jax.core.files import cache_folder, write_json
 
 # Of the many shards of a large set, each reader keeps a file and its index open.
 _MOST_OPEN = 512
@@ -106,7 +106,7 @@ class ShardReader:
     def __call__(self, path: str) -> bytes:
         """The bytes of the image at `path`."""
         shard, _, position = path.rpartition(":")
-        reader, lock = _open_shard(shard, stamp_of(shard))
+        reader, lock = _open_shard(shard, self.content)
         try:
             with lock:
                 return reader.read([int(position)])[0]
@@ -117,10 +117,10 @@ class ShardReader:
 
 
 @functools.lru_cache(_MOST_OPEN)
-def _open_shard(shard: str, _: tuple[int, ...]):
+def _open_shard(shard: str, _: str):
     """The reader of a shard, and a lock for its users, since it keeps a position.
 
-    Another file at the same path, which has another stamp, is opened anew.
+    A shard of other content at the same path is opened anew.
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
@@ -205,7 +205,7 @@ class TfdsReader:
     def __call__(self, path: str) -> bytes:
         """The bytes of the image at `path`."""
         position = int(path.rpartition(":")[2])
-        source, lock = _open_tfds(self.folder, self.split, self.feature)
+        source, lock = _open_tfds(self)
         try:
             with lock:
                 return source[position][self.feature]
@@ -216,11 +216,11 @@ class TfdsReader:
 
 
 @functools.lru_cache
-def _open_tfds(folder: str, split: str, feature: str):
+def _open_tfds(reader: TfdsReader):
     import tensorflow_datasets as tfds
 
-    source = tfds.builder_from_directory(folder).as_data_source(
-        split, decoders={feature: tfds.decode.SkipDecoding()}
+    source = tfds.builder_from_directory(reader.folder).as_data_source(
+        reader.split, decoders={reader.feature: tfds.decode.SkipDecoding()}
     )
     return source, threading.Lock()
 
@@ -315,7 +315,7 @@ def _tfds_ids(text: str, reader: TfdsReader) -> list[str]:
     try:
         ids = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        source, _ = _open_tfds(reader.folder, reader.split, reader.feature)
+        source, _ = _open_tfds(reader)
         try:
             ids = [record["id"].decode() for record in source]
         except (RuntimeError, ValueError, KeyError) as error:

@@ -66,6 +66,20 @@ class Manifest:
         return len(self) * self.per_image
 
 
+def binding_manifest(folder: pathlib.Path) -> Manifest | None:
+    """What a build has to go on with; None where there is no index, or an empty one.
+
+    Such is what a build leaves that could read no image.
+
+    Raises:
+        UserError: see `read_manifest`.
+    """
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = read_manifest(folder)
+    return manifest if len(manifest) else None
+
+
 def read_manifest(folder: pathlib.Path) -> Manifest:
     """Reads what an index is.
 

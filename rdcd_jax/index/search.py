@@ -24,7 +24,7 @@ from rdcd_jax.index.made_by import (
     require_same_engine,
     require_same_model,
 )
-from rdcd_jax.index.manifest import BINARY, DTYPES, MANIFEST, Manifest, read_manifest
+from rdcd_jax.index.manifest import BINARY, DTYPES, Manifest, binding_manifest, read_manifest
 from rdcd_jax.index.matching import PRECISION, Asked, matches_of
 from rdcd_jax.index.places import COLUMNS, root_of, whole_path
 from rdcd_jax.index.queries import Looks, embed_queries
@@ -141,8 +141,7 @@ class Index:
         if dtype not in DTYPES:
             raise UserError(f"There is no dtype '{dtype}'; use one of {', '.join(DTYPES)}.")
         folder = pathlib.Path(folder)
-        there = read_manifest(folder) if (folder / MANIFEST).exists() else None
-        there = there if there is not None and len(there) else None
+        there = binding_manifest(folder)
         embedder = embedder_for(model, there, engine).at_size(image_size)
         normalised = normalises(folder, there, normalised)
         background = getattr(embedder, "background", None) if normalised else None

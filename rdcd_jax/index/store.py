@@ -26,7 +26,14 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import flush, write_aside, write_json
 from rdcd_jax.core.locks import held
 from rdcd_jax.embedding.descriptors import Descriptors, require_usable
-from rdcd_jax.index.manifest import AGAIN, FORMAT, MANIFEST, Manifest, read_manifest
+from rdcd_jax.index.manifest import (
+    AGAIN,
+    FORMAT,
+    MANIFEST,
+    Manifest,
+    binding_manifest,
+    read_manifest,
+)
 from rdcd_jax.index.segments import (
     SEGMENTS,
     Segment,
@@ -85,10 +92,8 @@ def writer(
         read_manifest(folder)
     busy = f"{folder}: another process is changing this index; wait until it has ended."
     with held(folder / LOCK, busy):
-        there = (folder / MANIFEST).exists()
-        # Nothing binds what holds nothing, such as what a build left that could read no image.
-        fresh = new is not None and not (there and len(read_manifest(folder)))
-        if fresh and not there and any(own_files(folder)):
+        fresh = new is not None and binding_manifest(folder) is None
+        if fresh and not (folder / MANIFEST).exists() and any(own_files(folder)):
             raise UserError(
                 f"{folder} holds segments of an index, but no {MANIFEST}; bring that back, or {AGAIN}."
             )
