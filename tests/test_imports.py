@@ -182,3 +182,30 @@ def test_numpy_only_parts_load_no_jax():
 def test_the_command_line_loads_its_verbs_late():
     """`rdcd-jax --help` must not wait for jax."""
     assert not {"jax", "flax", "rich", "grain"} & tops(closure("rdcd_jax.cli"))
+
+
+def defined(path):
+    """Names that a module gives to anything."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+@pytest.mark.parametrize("folder", ["rdcd_jax", "experiments", "configs"])
+def test_what_is_imported_from_a_module_is_there(folder):
+    # Also where the import needs what is not installed here, such as torch.
+    lost = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                source = ROOT / f"{node.module.replace('.', '/')}.py"
+                if source.exists():
+                    missing = {alias.name for alias in node.names} - defined(source)
+                    lost += [f"{path.relative_to(ROOT)}: {node.module}.{name}" for name in missing]
+    assert not lost
