@@ -59,8 +59,7 @@ def evaluate(
 
     Returns:
         The metrics. Equal scores are taken at their worst: false pairs are ranked before true ones,
-        and a true pair ranks behind every prediction of its query that scores as high. Without
-        predictions every figure is 0, as the challenge's own evaluation has it.
+        and a true pair ranks behind every prediction of its query that scores as high.
 
     Raises:
         UserError: duplicate predictions or true pairs, an empty ground truth, lengths that differ,
@@ -90,10 +89,6 @@ def evaluate(
     _refuse_duplicates("ground truth", true_pairs, true_queries, true_references)
 
     true_ranks = _true_ranks(pairs, query_codes, scores, true_pairs)
-    if len(scores) == 0:
-        empty = np.zeros(0)
-        return Metrics(0.0, 0.0, 0.0, 0.0, 0.0, empty, empty, empty, true_ranks)
-
     is_true = np.isin(pairs, true_pairs)
     order = np.lexsort((is_true, -scores))
     found = np.cumsum(is_true[order])

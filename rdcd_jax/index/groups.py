@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -203,8 +204,12 @@ def groups_of(
         scoring: how similarities become scores.
     """
     count = len(ids)
-    rows, columns, weights = _links(descriptors, descriptors, threshold, scoring, same=True)
-    graph = scipy.sparse.coo_array((weights != 0, (rows, columns)), (count, count)).tocsr()
+    stands_for = _equal_rows(descriptors, threshold)
+    kept = np.flatnonzero(stands_for == np.arange(count))
+    rows, columns, _ = _links(descriptors[kept], descriptors[kept], threshold, scoring, same=True)
+    equal = np.flatnonzero(stands_for != np.arange(count))
+    ends = np.append(kept[rows], stands_for[equal]), np.append(kept[columns], equal)
+    graph = scipy.sparse.coo_array((np.ones(len(ends[0]), bool), ends), (count, count)).tocsr()
     graph = graph.maximum(graph.T)
     _, label = csgraph.connected_components(graph, directed=False)
     order = np.argsort(label, kind="stable")
@@ -267,6 +272,26 @@ def _group(
     named = (tuple(names[i] for i in rows.tolist()) for names in (ids, paths))
     files = np.zeros((len(rows), COLUMNS), np.int64)
     return Group(*named, score, threshold, descriptors[rows], scoring, files)
+
+
+def _equal_rows(descriptors: np.ndarray, threshold: float) -> np.ndarray:
+    """[N]: the first row of those that equal a row and are its copies, else the row itself.
+
+    Thousands of images may be one, a placeholder say; all are linked through it, and its neighbours looked for once.
+    """
+    first: dict[bytes, int] = {}
+    stands_for = np.array(
+        [
+            first.setdefault(hashlib.blake2b(row, digest_size=16).digest(), i)
+            for i, row in enumerate(np.ascontiguousarray(descriptors))
+        ],
+        np.int64,
+    )
+    equal = np.flatnonzero(stands_for != np.arange(len(descriptors)))
+    # Rounding may leave even these below a threshold of 1.
+    apart = equal[np.sum(descriptors[equal] ** 2, axis=1) < threshold]
+    stands_for[apart] = apart
+    return stands_for
 
 
 def _cut(

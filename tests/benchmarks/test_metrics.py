@@ -81,9 +81,11 @@ def test_false_predictions_rank_before_true_ones_of_equal_score():
     assert evaluate(truth, ["q", "p"], ["a", "b"], [1, 1]).recall_at_1 == 1
 
 
-def test_without_predictions_every_figure_is_zero():
+def test_without_predictions_nothing_is_found_at_any_precision():
     metrics = evaluate([("q", "a")], [], [], [])
-    assert metrics.average_precision == metrics.recall_at_p90 == metrics.recall_at_1 == 0
+    assert metrics.average_precision == metrics.recall_at_1 == metrics.recall_at_10 == 0
+    assert metrics.recall_at_p90 is metrics.threshold_at_p90 is None
+    assert metrics.precisions.shape == metrics.recalls.shape == metrics.thresholds.shape == (0,)
     assert metrics.true_ranks.tolist() == [NOT_RETRIEVED]
 
 

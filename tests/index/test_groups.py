@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import types
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from rdcd_jax.index import groups as group_module
 from rdcd_jax.index.duplicates import find_duplicates
 from rdcd_jax.index.groups import Group, groups_of, part_of
 from rdcd_jax.index.quarantine import write_script
+from rdcd_jax.search import backends
 from rdcd_jax.search.scoring import Scoring
 from rdcd_jax.weights.library import load_model
 
@@ -51,10 +53,19 @@ def test_groups_do_not_chain():
     assert first.mean == pytest.approx(np.mean(pairs), abs=1e-5)
 
 
-def test_thousands_of_equal_images_stay_one_group():
-    rows = np.concatenate([np.tile(arc(0), (3000, 1)), arc(80)])
-    (group,) = named(rows, 0.9)
-    assert len(group) == 3000 and group.score == pytest.approx(1)
+def test_thousands_of_equal_images_are_one_group_and_searched_for_once(monkeypatch):
+    searched = []
+
+    def knn(queries, *others):
+        searched.append(len(queries))
+        return backends.knn(queries, *others)
+
+    monkeypatch.setattr(group_module, "backends", types.SimpleNamespace(knn=knn))
+    rows = np.concatenate([arc(3), np.tile(arc(0), (3000, 1)), arc(80), arc(0, 6)])
+    (group,) = named(rows, 0.99)
+    # Those at 3 degrees and at 6 too, and in the set's order.
+    assert group.ids == (*(f"p{i}" for i in range(3001)), "p3002", "p3003")
+    assert group.score == pytest.approx(np.cos(np.radians(6))) and sum(searched) == 4
 
 
 def test_what_a_group_says_of_its_scores_takes_some_rows_at_a_time(monkeypatch):
