@@ -50,7 +50,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         config.objective.nested_dims = (given.dim // 4, given.dim // 2, given.dim)
     config.optimizer.name = "adamw"
     config.optimizer.weight_decay = 0.0
-    config.schedule.warmup_epochs = 1
+    # The warm-up is part of them.
+    config.schedule.warmup_epochs = min(1, given.epochs - 1)
     config.schedule.epochs = given.epochs
     config.data.cached_views = given.views
     if given.trainable == "projector":
@@ -70,5 +71,5 @@ def _train_all(config: ml_collections.ConfigDict) -> None:
     config.student.recalibrate = 0
     config.queue.size = config.bank.size = config.batch_size
     config.objective.regress_lambda = 1.0
-    config.teacher.model = config.init_from
+    config.teacher.model = config.get_ref("init_from")
     config.schedule.epochs = 4

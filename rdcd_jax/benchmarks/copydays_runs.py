@@ -1,5 +1,6 @@
 """What the command line's `evaluate copydays` does, as functions of plain arguments."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from rdcd_jax.core.hosts import written_by_first
 from rdcd_jax.embedding.descriptors import Descriptors, read_sets
 from rdcd_jax.embedding.service import Progress, embedded_sets
 from rdcd_jax.embedding.stream import EmbeddingModel, Unreadable
-from rdcd_jax.images.sources import find_images
+from rdcd_jax.images.sources import ImageSet, find_images
 
 
 def evaluate_copydays_run(
@@ -51,17 +52,9 @@ def evaluate_copydays_run(
     Raises:
         UserError: as `evaluate_disc`.
     """
-    compared = Settings.written(training is not None, score_norm="None", **settings)
-    images = {"copydays": find_copydays_images(data)}
-    others = {"distractors": distractors, "training": training if compared.needs_training else None}
-    for name, source in others.items():
-        if source is not None:
-            # Nothing asks what these are called.
-            images[name] = find_images(source, ids="path")
-    originals = sum(each.startswith(f"{ORIGINAL}/") for each in images["copydays"].ids)
-    n_distractors = len(images["distractors"]) if "distractors" in images else 0
-    candidate_count(compared.k, copydays.DEFAULT_K, originals + n_distractors)
-
+    compared, images = copydays_inputs(
+        data, getattr(model, "dim", None), distractors, training, **settings
+    )
     out = pathlib.Path(out)
     with (
         embedded_sets(model, images, out, batch_size, on_progress, keep=keep_descriptors) as found,
@@ -84,6 +77,42 @@ def evaluate_copydays_run(
         sets = embedded["copydays"], embedded.get("distractors")
         _write_record(results, rows, *sets, measured, unreadable)
     return rows, [each for some in left_out.values() for each in some]
+
+
+def copydays_inputs(
+    data: str | os.PathLike,
+    dim: int | None,
+    distractors: str | os.PathLike | None,
+    training: str | os.PathLike | None,
+    **settings: Any,
+) -> tuple[Settings, dict[str, ImageSet]]:
+    """What an evaluation is made of, before any image is opened.
+
+    Args:
+        data: the folder.
+        dim: D, dimensions of the descriptors; None where not known.
+        distractors: as of `evaluate_copydays_run`.
+        training: likewise.
+        settings: likewise.
+
+    Returns:
+        The settings; the images, those for training only where something is fitted on them.
+
+    Raises:
+        UserError: a part is missing, or they cannot work together.
+    """
+    compared = Settings.written(training is not None, score_norm="None", **settings)
+    images = {"copydays": find_copydays_images(data)}
+    for name, source in {"distractors": distractors, "training": training}.items():
+        if source is not None:
+            # Nothing asks what these are called.
+            images[name] = find_images(source, ids="path")
+    if not compared.needs_training:
+        images.pop("training", None)
+    originals = sum(each.startswith(f"{ORIGINAL}/") for each in images["copydays"].ids)
+    candidate_count(compared.k, copydays.DEFAULT_K, originals + len(images.get("distractors", ())))
+    compared.require_dimensions(dim, len(images.get("training", ())))
+    return compared, images
 
 
 def evaluate_copydays_files(
@@ -140,5 +169,5 @@ def _write_record(
     if distractors is not None:
         ids = np.concatenate([ids, distractors.ids])
         database = np.concatenate([database, distractors.descriptors])
-    references = Descriptors(ids, database, found.model)
+    references = dataclasses.replace(found, ids=ids, descriptors=database)
     write_record(out, rows, truth, references, queries=len(found), measured=measured)

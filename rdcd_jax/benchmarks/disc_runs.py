@@ -8,6 +8,7 @@ from rdcd_jax.benchmarks import disc
 from rdcd_jax.benchmarks.calibrating import write_calibration
 from rdcd_jax.benchmarks.ground_truth import (
     DiscLayout,
+    GroundTruth,
     find_disc_layout,
     find_ndec_layout,
     read_ground_truth,
@@ -19,7 +20,7 @@ from rdcd_jax.core.hosts import written_by_first
 from rdcd_jax.embedding.descriptors import read_sets
 from rdcd_jax.embedding.service import Progress, embedded_sets
 from rdcd_jax.embedding.stream import EmbeddingModel, Unreadable
-from rdcd_jax.images.sources import find_images
+from rdcd_jax.images.sources import ImageSet, find_images
 
 # The benchmarks that are evaluated as DISC2021 is.
 LAYOUTS = {"disc": find_disc_layout, "ndec": find_ndec_layout}
@@ -93,18 +94,7 @@ def evaluate_disc(
     """
     layout = data if isinstance(data, DiscLayout) else LAYOUTS[benchmark](data)
     measured_on = layout.ground_truth if data is layout else data
-    training = layout.training if training is None else training
-    compared = Settings.written(training is not None, **settings)
-    sources = {"queries": layout.queries, "references": layout.references}
-    if compared.needs_training:
-        sources["training"] = training
-    images = {name: find_images(source) for name, source in sources.items()}
-    candidate_count(compared.k, disc.DEFAULT_K, len(images["references"]))
-    if "training" in images and (dim := getattr(model, "dim", None)):
-        compared.require_enough(len(images["training"]), dim)
-    truth = read_ground_truth(layout.ground_truth)
-    require_known_ids(truth, images["queries"].ids, images["references"].ids)
-
+    compared, images, truth = disc_inputs(layout, getattr(model, "dim", None), training, **settings)
     out = pathlib.Path(out)
     with (
         embedded_sets(model, images, out, batch_size, on_progress, keep=keep_descriptors) as found,
@@ -130,6 +120,39 @@ def evaluate_disc(
         measured = Measured(measured_on, shown, model.image_size, model.short_edge)
         write_record(results, rows, truth, sets[1], queries=len(sets[0]), measured=measured)
     return Evaluation(rows, predictions, unreadable)
+
+
+def disc_inputs(
+    layout: DiscLayout, dim: int | None, training: str | os.PathLike | None, **settings: Any
+) -> tuple[Settings, dict[str, ImageSet], GroundTruth]:
+    """What an evaluation is made of, before any image is opened.
+
+    Args:
+        layout: where its parts lie.
+        dim: D, dimensions of the descriptors; None where not known.
+        training: in place of the layout's own training images.
+        settings: as of `evaluate_disc`.
+
+    Returns:
+        The settings; the images, those for training only where something is fitted on them; the true pairs.
+
+    Raises:
+        UserError: a part is missing, or they cannot work together.
+    """
+    given = training is not None
+    training = training if given else layout.training
+    compared = Settings.written(training is not None, **settings)
+    sources = {"queries": layout.queries, "references": layout.references}
+    if given or compared.needs_training:
+        sources["training"] = training
+    images = {name: find_images(source) for name, source in sources.items()}
+    if not compared.needs_training:
+        images.pop("training", None)
+    candidate_count(compared.k, disc.DEFAULT_K, len(images["references"]))
+    compared.require_dimensions(dim, len(images.get("training", ())))
+    truth = read_ground_truth(layout.ground_truth)
+    require_known_ids(truth, images["queries"].ids, images["references"].ids)
+    return compared, images, truth
 
 
 def evaluate_disc_files(

@@ -67,14 +67,25 @@ class Settings:
         whitens = any(parse_codec(name).needs_training for name in self.codecs)
         return whitens or any(spec is not None for spec in self.score_norms)
 
-    def require_enough(self, training: int, dim: int) -> None:
-        """Raises UserError where a codec cannot be fitted on so few training images, before they are embedded."""
-        fitted = [name for name in self.codecs if parse_codec(name).needs_training]
-        if fitted and training < dim:
-            raise UserError(
-                f"{fitted[0]} is fitted on at least as many training images as the model has dimensions: {training} are"
-                f" given for {dim}; give a larger training set, or other codecs."
-            )
+    def require_dimensions(self, dim: int | None, training: int) -> None:
+        """Refuses what descriptors of `dim` dimensions and so many training images do not allow, before any is made.
+
+        Raises:
+            UserError: a codec is of more dimensions, or fitted on more images.
+        """
+        for codec in map(parse_codec, self.codecs):
+            if dim is None or not codec.needs_training:
+                continue
+            if codec.dim > dim:
+                raise UserError(
+                    f"{codec.name} has {codec.dim} dimensions, and the model's descriptor only {dim}; choose a codec of"
+                    f" {dim} at most."
+                )
+            if training < dim:
+                raise UserError(
+                    f"{codec.name} is fitted on at least as many training images as the model has dimensions:"
+                    f" {training} are given for {dim}; give a larger training set, or other codecs."
+                )
 
     def require(self, has_training: bool) -> None:
         """Raises UserError for settings that cannot work, before any costly work."""

@@ -44,9 +44,11 @@ def main(argv: list[str] | None = None) -> int:
         for word in rest
         if options.verb not in ("train", "sweep") or not word.startswith("--config.")
     ]
-    if not any(word.startswith("-") for word in unknown) and hasattr(options, "sources"):
+    dashes = unknown.index("--") if "--" in unknown else len(unknown)
+    before, after = unknown[:dashes], unknown[dashes + 1 :]
+    if not any(word.startswith("-") for word in before) and hasattr(options, "sources"):
         # argparse takes none that stand behind an option.
-        options.sources = [*options.sources, *unknown]
+        options.sources = [*options.sources, *before, *after]
         unknown = []
     if unknown:
         words = ["rdcd-jax", options.verb, *filter(None, [getattr(options, "action", None)])]

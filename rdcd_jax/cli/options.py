@@ -68,11 +68,13 @@ def positive(text: str) -> int:
 
 def score(text: str) -> float:
     """An option's score: a similarity, less what score normalisation takes off it."""
+    from rdcd_jax.search.calibration import require_score
+
     number = float(text)
-    if not -2 <= number <= 1:
-        raise argparse.ArgumentTypeError(
-            f"{text} is no score; they run from -2 to 1, and copies mostly score 0.1 to 0.9"
-        )
+    try:
+        require_score(number)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
     return number
 
 

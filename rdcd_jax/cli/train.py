@@ -62,14 +62,12 @@ def _train(options, rest) -> None:
         _plan(options, rest)
         return
     from rdcd_jax.training.config import load_config
-    from rdcd_jax.training.loop import train_and_evaluate
+    from rdcd_jax.training.loop import run_training
 
     config = load_config(options.config, rest)
-    state = train_and_evaluate(config, options.workdir, profile=options.profile)
-    export = options.workdir / "export"
-    finished = export.is_dir()
+    state, finished = run_training(config, options.workdir, profile=options.profile)
     if finished and hosts.is_first():
-        print(f"The run is in {options.workdir}, its student in {export}.")
+        print(f"The run is in {options.workdir}, its student in {options.workdir / 'export'}.")
     elif hosts.is_first():
         print(
             f"Stopped and saved after step {int(state.step)}; the same command continues the run."

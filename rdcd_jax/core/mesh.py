@@ -1,5 +1,6 @@
 """The device mesh: one `data` axis; state everywhere, batches split over it."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -26,9 +27,10 @@ def make_mesh(devices: int = 0) -> Mesh:
     return mesh_of(found[: devices or len(found)])
 
 
-def local_mesh() -> Mesh:
-    """A mesh of this process's own devices, for what it does by itself."""
-    return mesh_of(jax.local_devices())
+def local_mesh(*, batch: int = 0) -> Mesh:
+    """A mesh of this process's own devices, for what it does by itself; of so many that they divide a batch evenly."""
+    devices = jax.local_devices()
+    return mesh_of(devices[: math.gcd(batch, len(devices))])
 
 
 def mesh_of(devices: Sequence[jax.Device]) -> Mesh:

@@ -1,4 +1,4 @@
-"""Writing safetensors files."""
+"""Safetensors files."""
 
 import errno
 import os
@@ -22,8 +22,17 @@ def write_tensors(
         OSError: it cannot be written.
     """
     with write_aside(path) as aside:
+        mode = aside.stat().st_mode
         try:
             safetensors.numpy.save_file(dict(tensors), aside, metadata)
         except safetensors.SafetensorError as error:
             full = os.strerror(errno.ENOSPC) in str(error)
             raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(aside)) from error
+        # Safetensors makes the file anew, and private.
+        aside.chmod(mode)
+
+
+def require_readable(path: str | os.PathLike) -> None:
+    """Raises PermissionError for a file that may not be read, which safetensors takes for missing."""
+    if os.path.exists(path) and not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import os
 import pathlib
 import zipfile
@@ -15,6 +16,8 @@ from rdcd_jax.core.files import write_aside
 from rdcd_jax.search.exact import rows_not_finite
 
 PARTS = ("query", "reference")
+# What a file says of the model, beside its rows.
+MADE_BY = ("model", "fingerprint")
 _H5_SUFFIXES = (".h5", ".hdf5")
 # Descriptors hardly compress: what unpacks to more bytes than this, and to so many times the file, is an attack on
 # memory.
@@ -35,11 +38,13 @@ class Descriptors:
         ids: [N] unicode, the images' ids, all different; see `id_array`.
         descriptors: [N, D] float32, finite.
         model: the model's name; empty where a foreign file does not tell.
+        fingerprint: of the model's weights, see `Model.fingerprint`; empty where the file does not tell.
     """
 
     ids: np.ndarray
     descriptors: np.ndarray
     model: str = ""
+    fingerprint: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,8 +64,8 @@ def read_descriptors(path: str | os.PathLike, part: str | None = None) -> Descri
     """Reads descriptors from a file.
 
     Args:
-        path: `.npz` with `ids`, `descriptors` and `model`; or `.h5` with either `vectors` and
-            `image_names`, or `query`, `query_ids`, `reference` and `reference_ids`.
+        path: `.npz` with `ids` and `descriptors`, and mostly `model` and `fingerprint`; or `.h5` with either `vectors`
+            and `image_names`, or `query`, `query_ids`, `reference` and `reference_ids`.
         part: "query" or "reference": which half of an `.h5` file that holds both. Files of one set
             are read whatever the part.
 
@@ -75,7 +80,7 @@ def read_descriptors(path: str | os.PathLike, part: str | None = None) -> Descri
     if not path.is_file():
         raise UserError(f"{path}: there is no such descriptor file.")
     try:
-        ids, rows, model = _read_npz(path) if suffix == ".npz" else _read_h5(path, part)
+        ids, rows, made_by = _read_npz(path) if suffix == ".npz" else _read_h5(path, part)
         ids = ids if ids.dtype.kind == "U" else id_array([_text(name) for name in ids.tolist()])
     except UserError:
         raise
@@ -87,8 +92,8 @@ def read_descriptors(path: str | os.PathLike, part: str | None = None) -> Descri
         # What is beyond single precision becomes infinite, and is reported as such.
         with np.errstate(over="ignore"):
             rows = rows.astype(np.float32, copy=False)
-    _require_sound(Descriptors(ids, rows, model), path)
-    return Descriptors(ids, rows.astype(np.float32, copy=False), model)
+    _require_sound(Descriptors(ids, rows), path)
+    return Descriptors(ids, rows.astype(np.float32, copy=False), **made_by)
 
 
 def write_descriptors(path: str | os.PathLike, descriptors: Descriptors) -> None:
@@ -106,7 +111,8 @@ def write_descriptors(path: str | os.PathLike, descriptors: Descriptors) -> None
     _require_sound(descriptors, path)
     ids = [str(name) for name in np.asarray(descriptors.ids).tolist()]
     rows = np.asarray(descriptors.descriptors, np.float32)
-    _write(path, ids, [rows], rows.shape[1], descriptors.model)
+    made_by = {name: getattr(descriptors, name) for name in MADE_BY}
+    _write(path, ids, [rows], rows.shape[1], made_by)
 
 
 def write_descriptor_parts(
@@ -114,7 +120,7 @@ def write_descriptor_parts(
     ids: Sequence[str],
     parts: Iterable[np.ndarray],
     dim: int,
-    model: str,
+    made_by: Mapping[str, str],
 ) -> None:
     """Writes descriptors that need not all be in memory, as `write_descriptors` does.
 
@@ -123,14 +129,14 @@ def write_descriptor_parts(
         ids: of all N images, all different.
         parts: [n, D] float32 each, N in all, taken one after another.
         dim: D.
-        model: the model's name.
+        made_by: the attributes `MADE_BY` of `Descriptors`.
 
     Raises:
         UserError: another suffix, NaN, wrong shapes.
     """
     path = pathlib.Path(path)
     descriptor_suffix(path)
-    _write(path, ids, _sound_parts(path, ids, parts), dim, model)
+    _write(path, ids, _sound_parts(path, ids, parts), dim, made_by)
 
 
 def _sound_parts(
@@ -144,20 +150,29 @@ def _sound_parts(
 
 
 def _write(
-    path: pathlib.Path, ids: Sequence[str], parts: Iterable[np.ndarray], dim: int, model: str
+    path: pathlib.Path,
+    ids: Sequence[str],
+    parts: Iterable[np.ndarray],
+    dim: int,
+    made_by: Mapping[str, str],
 ) -> None:
     write = _write_npz if descriptor_suffix(path) == ".npz" else _write_h5
     with write_aside(path) as aside:
-        write(aside, ids, parts, dim, model)
+        write(aside, ids, parts, dim, made_by)
 
 
 def _write_npz(
-    path: pathlib.Path, ids: Sequence[str], parts: Iterable[np.ndarray], dim: int, model: str
+    path: pathlib.Path,
+    ids: Sequence[str],
+    parts: Iterable[np.ndarray],
+    dim: int,
+    made_by: Mapping[str, str],
 ) -> None:
+    texts = {name: np.asarray(text) for name, text in made_by.items()}
     members = (
         *(_joined_ids(ids) if _is_wasteful(ids) else _wide_ids(ids)),
         ("descriptors", np.dtype("<f4"), (len(ids), dim), parts),
-        ("model", np.asarray(model).dtype, (), [np.asarray(model)]),
+        *((name, each.dtype, (), [each]) for name, each in texts.items()),
     )
     with zipfile.ZipFile(path, "w") as archive:
         for name, dtype, shape, arrays in members:
@@ -188,12 +203,16 @@ def _joined_ids(ids: Sequence[str]) -> Iterable[tuple]:
 
 
 def _write_h5(
-    path: pathlib.Path, ids: Sequence[str], parts: Iterable[np.ndarray], dim: int, model: str
+    path: pathlib.Path,
+    ids: Sequence[str],
+    parts: Iterable[np.ndarray],
+    dim: int,
+    made_by: Mapping[str, str],
 ) -> None:
     with h5py.File(path, "w") as file:
         vectors = file.create_dataset("vectors", (len(ids), dim), np.float32)
         names = file.create_dataset("image_names", (len(ids),), h5py.string_dtype("utf-8"))
-        file.attrs["model"] = model
+        file.attrs.update(made_by)
         start = 0
         for rows in parts:
             stop = start + len(rows)
@@ -230,16 +249,21 @@ def require_comparable(named: Mapping[str, Descriptors]) -> None:
                 f"{first_name} holds {first.descriptors.shape[1]}-d descriptors and {name} "
                 f"{each.descriptors.shape[1]}-d ones; embed both with the same model."
             )
-    known = [(name, each.model) for name, each in named.items() if each.model]
-    for name, model in known[1:]:
-        if model != known[0][1]:
+    for (name, each), (other_name, other) in itertools.combinations(named.items(), 2):
+        if each.fingerprint and other.fingerprint:
+            # Of one name there may be several weights, and of the same weights several names.
+            differ = each.fingerprint != other.fingerprint
+        else:
+            differ = each.model and other.model and each.model != other.model
+        if differ:
+            weights = " (other weights of that name)" if each.model == other.model else ""
             raise UserError(
-                f"{known[0][0]} was embedded by {known[0][1]!r} and {name} by {model!r}; "
+                f"{name} was embedded by {each.model!r} and {other_name} by {other.model!r}{weights}; "
                 "embed both with the same model."
             )
 
 
-def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, str]:
+def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
     # Opened here, since numpy leaves a file open that turns out not to be an archive.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         joined = "ids_utf8" in arrays and "ids_ends" in arrays
@@ -251,9 +275,9 @@ def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, str]:
                 "ids, descriptors and model."
             )
         _require_honest(path, sum(member.file_size for member in arrays.zip.infolist()))
-        model = str(arrays["model"]) if "model" in arrays else ""
+        made_by = {name: _text(arrays[name].item()) for name in MADE_BY if name in arrays}
         ids = _split_ids(arrays["ids_utf8"], arrays["ids_ends"]) if joined else arrays["ids"]
-        return ids, arrays["descriptors"], model
+        return ids, arrays["descriptors"], made_by
 
 
 def _split_ids(text: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -267,7 +291,7 @@ def _text(name: object) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def _read_h5(path: pathlib.Path, part: str | None) -> tuple[np.ndarray, np.ndarray, str]:
+def _read_h5(path: pathlib.Path, part: str | None) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
     with h5py.File(path, "r") as file:
         if "vectors" in file and "image_names" in file:
             names = "vectors", "image_names"
@@ -287,7 +311,8 @@ def _read_h5(path: pathlib.Path, part: str | None) -> tuple[np.ndarray, np.ndarr
         _require_honest(path, rows.nbytes + ids.nbytes)
         # Files made by other programs often declare ASCII and hold UTF-8.
         ids = ids.asstr("utf-8")[()] if h5py.check_string_dtype(ids.dtype) else ids[()]
-        return ids, rows[()], str(file.attrs.get("model", ""))
+        made_by = {name: _text(file.attrs[name]) for name in MADE_BY if name in file.attrs}
+        return ids, rows[()], made_by
 
 
 def _require_honest(path: pathlib.Path, unpacked: int) -> None:

@@ -16,7 +16,7 @@ import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class Parts:
         out: the file that they become.
         folder: they lie in.
         images: the images.
-        model: the name of what embeds them.
+        made_by: name and fingerprint of what embeds them, see `descriptors.MADE_BY`.
         rows: images of a part.
         process: this process's number, from 0, and the number of processes.
     """
@@ -79,7 +79,7 @@ class Parts:
     out: pathlib.Path
     folder: pathlib.Path
     images: ImageSet
-    model: str
+    made_by: Mapping[str, str]
     rows: int
     process: tuple[int, int]
 
@@ -156,7 +156,7 @@ class Parts:
         if arrays is None:
             return None
         ids, rows = arrays["ids"], arrays["descriptors"]
-        found = Descriptors(ids, rows, self.model) if len(ids) else None
+        found = Descriptors(ids, rows, **self.made_by) if len(ids) else None
         return Part(found, [Unreadable(*each) for each in arrays["unreadable"].tolist()])
 
     def _arrays(self, number: int) -> dict[str, np.ndarray] | None:
@@ -218,10 +218,10 @@ class Parts:
                 dim = part.found.descriptors.shape[1]
         if not ids:
             self.remove()
-            raise UserError(none_embedded(self.images, self.model, unreadable[0].reason))
+            raise UserError(none_embedded(self.images, self.made_by["model"], unreadable[0].reason))
         parts = (self._whole(number).found for number in self._numbers)
         rows = (found.descriptors for found in parts if found is not None)
-        write_descriptor_parts(self.out, ids, rows, dim, self.model)
+        write_descriptor_parts(self.out, ids, rows, dim, self.made_by)
         if not keep:
             # Whoever is killed before the parts are gone joins them again.
             list_unreadable(pathlib.Path(f"{self.out}.unreadable.txt"), unreadable)
@@ -289,7 +289,8 @@ def open_parts(
         " number of its own."
     )
     with held(folder / f"process-{index}.lock", busy):
-        yield Parts(out, folder, images, model.name, stored["rows"], process)
+        made_by = {"model": model.name, "fingerprint": model.fingerprint}
+        yield Parts(out, folder, images, made_by, stored["rows"], process)
 
 
 def has_share(out: str | os.PathLike, count: int, process: tuple[int, int]) -> bool:

@@ -255,7 +255,7 @@ def _checked(
             f"{images.source}: the model {model.name or 'given'} embeds {bad.size} of {len(kept)} "
             f"images by NaN or infinity, the first {kept[bad[0]]}; its weights are damaged."
         )
-    return Descriptors(kept, embedded, model.name)
+    return Descriptors(kept, embedded, model.name, model.fingerprint)
 
 
 def _decoded(

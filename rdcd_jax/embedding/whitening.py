@@ -135,10 +135,15 @@ class PCAWhitening:
             UserError: the file is not one.
         """
         try:
-            with np.load(path) as arrays:
-                return cls(*(arrays[field.name] for field in dataclasses.fields(cls)))
-        except (OSError, KeyError, ValueError) as error:
+            # Opened here, since numpy leaves a file open that turns out not to be an archive.
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                found = cls(*(arrays[field.name] for field in dataclasses.fields(cls)))
+            if found.components.shape[1:] != found.mean.shape or found.mean.ndim != 1:
+                raise ValueError("shapes that do not fit")
+        except Exception as error:
+            # Damaged files make zipfile and numpy raise nearly anything.
             raise UserError(f"{path} is not a saved whitening; fit it again.") from error
+        return found
 
 
 def training_selection(n_rows: int, max_rows: int) -> np.ndarray:

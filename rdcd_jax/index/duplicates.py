@@ -29,6 +29,7 @@ from rdcd_jax.index.quarantine import write_script
 from rdcd_jax.index.results import require_savable
 from rdcd_jax.index.search import PRECISION, Index, Progress
 from rdcd_jax.report.gallery import Figure, Section, at, size_line, write_gallery
+from rdcd_jax.search.calibration import require_score
 from rdcd_jax.search.scoring import Scoring, scoring_of
 from rdcd_jax.weights.engines import AUTO, load_by
 from rdcd_jax.weights.model import Model
@@ -186,7 +187,9 @@ def find_duplicates(
         name = f"model {embedder.name}"
         given = [images] if against is None else [images, against]
         sets = [_of_images(embedder, each, on_progress) for each in given]
-    if threshold is None:
+    if threshold is not None:
+        require_score(threshold)
+    else:
         threshold = scoring.threshold(PRECISION, len(sets[-1].ids))
     if threshold is None:
         raise UserError(

@@ -83,6 +83,7 @@ def _write_npz(path: pathlib.Path, found: Segment, manifest: Manifest) -> None:
             **_numbers(found),
             descriptors=found.rows,
             model=np.asarray(manifest.model),
+            fingerprint=np.asarray(manifest.fingerprint),
         )
 
 

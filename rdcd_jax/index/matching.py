@@ -10,6 +10,7 @@ from rdcd_jax.index.queries import Looks
 from rdcd_jax.index.results import Match
 from rdcd_jax.index.rows import EXACT, Rows
 from rdcd_jax.index.variants import PARTS_CHANCES
+from rdcd_jax.search.calibration import require_score
 from rdcd_jax.search.scoring import Scoring
 
 # Of matches that are reported where no threshold is given.
@@ -27,6 +28,10 @@ class Asked:
     threshold: float | None = None
     normalised: bool = True
     engine: str = EXACT
+
+    def __post_init__(self):
+        if self.threshold is not None:
+            require_score(self.threshold)
 
 
 def matches_of(

@@ -306,8 +306,8 @@ class Index:
             At most k matches of each query, query by query, the best first; and the queries that could not be read.
 
         Raises:
-            UserError: the index is empty or damaged, k is below 1, a variant or an engine is unknown; `build_ann` did
-                not run since the index changed.
+            UserError: the index is empty or damaged, k is below 1, the threshold no score, a variant or an engine
+                unknown; `build_ann` did not run since the index changed.
         """
         asked = Asked(k, threshold, normalised, engine)
         self._require_images(asked)

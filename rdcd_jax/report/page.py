@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import hashlib
 import itertools
+import logging
 import os
 import pathlib
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from rdcd_jax.report.thumbnails import Thumbnails
 
 # Mistakes of each kind and run that are shown, and bytes that their images may take in all.
 SHOWN, _BYTES = 12, 3_500_000
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +105,11 @@ def _with_images(runs: Sequence[Run], count: int) -> tuple[list[Shown], list[str
                 f"{run.name} was evaluated from descriptor files, so it has no images to show."
             )
         elif images.problem:
-            notes.append(f"{run.name} has no images to show any more: {one_line(images.problem)}")
+            # The page may be passed on, and need not tell where they were.
+            notes.append(
+                f"{run.name} has no images to show any more; they are not where they were."
+            )
+            _log.warning("%s has no images to show any more: %s", run.name, images.problem)
     lists = [
         [(number, case) for case in cases[:count]]
         for number, run in enumerate(runs)

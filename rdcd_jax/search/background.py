@@ -10,7 +10,7 @@ import numpy as np
 import safetensors.numpy
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.tensors import write_tensors
+from rdcd_jax.core.tensors import require_readable, write_tensors
 from rdcd_jax.search.int8 import quantised
 
 BACKGROUND = "background.safetensors"
@@ -40,6 +40,7 @@ def read_background(path: str | os.PathLike, dim: int) -> np.ndarray:
     Raises:
         UserError: it is missing, damaged or of smaller descriptors.
     """
+    require_readable(path)
     try:
         tensors = safetensors.numpy.load_file(path)
         levels, scales = tensors["levels"], tensors["scales"]

@@ -21,6 +21,18 @@ _EQUAL = 1e-6
 _COPIES = 100
 
 
+def require_score(threshold: float) -> None:
+    """Refuses what no match can score: similarities are from -1 to 1, and score normalisation takes up to 1 off.
+
+    Raises:
+        UserError: it is below -2, above 1 or NaN.
+    """
+    if not -2 <= threshold <= 1:
+        raise UserError(
+            f"{threshold} is no score; they run from -2 to 1, and copies mostly score 0.1 to 0.9."
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """What a score means, measured on a labelled set: the odds of a copy are a power of the score's own, s / (1 - s).
@@ -63,7 +75,12 @@ class Calibration:
         Args:
             precision: 0 to 1.
             references: as for `probability`.
+
+        Raises:
+            UserError: a precision that is no such number.
         """
+        if not 0 <= precision <= 1:
+            raise UserError(f"{precision} is no precision; give a number from 0 to 1, such as 0.9.")
         if not self.copies:
             # Version 0.1 knew the probability of a single match alone.
             score = expit((logit(precision) - self._offset(references)) / self.exponent)

@@ -9,6 +9,8 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.search import exact
 
 DEFAULT = "1.0[0,2]"
+# So many descriptors are its ranks 0 to 2.
+LEAST_BACKGROUND = 3
 # Far beyond any use; larger ones would drown the scores they are added to.
 _MOST_BETA = 1e6
 # Training descriptors that may be of the query's own image.

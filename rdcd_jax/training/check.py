@@ -17,6 +17,7 @@ from rdcd_jax.embedding.codecs import parse_codecs
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.method.objective import TERMS, Objective
 from rdcd_jax.models.registry import refuse_image_size
+from rdcd_jax.search.score_norm import LEAST_BACKGROUND
 from rdcd_jax.training.evaluators import evaluations, judging_images
 from rdcd_jax.training.schema import defaults, known_option
 from rdcd_jax.weights.onnx_model import KIND as ONNX_RUN
@@ -43,7 +44,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     _check_teacher(config, objective)
     if config.student.trainable == "projector":
         _check_frozen(config, objective)
-    if 0 < config.student.background < 3:
+    if 0 < config.student.background < LEAST_BACKGROUND:
         raise UserError(
             f"config.student.background is {config.student.background}; scores are normalised by the nearest three,"
             " so it must be 3 or more, or 0 for none."
@@ -57,13 +58,20 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 def _check_fields(config: ml_collections.ConfigDict) -> None:
     """Every field is there, known, of its type and within its bounds."""
-    fields = flat(config.to_dict())
-    for name, default in defaults().items():
+    fields, base = flat(config.to_dict()), defaults()
+    for name in base:
         if name not in fields:
             raise UserError(
                 f"The config has no field '{name}'; start from configs.common.base_config."
             )
-        value = fields[name]
+    for name, value in fields.items():
+        known = known_option(name)
+        if known is None:
+            near = difflib.get_close_matches(name, base, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else "; take it out."
+            raise UserError(f"config.{name} is a field that nothing reads{hint}")
+        # An evaluation of a config's own name has the fields of any.
+        default = base.get(name, base.get(f"evals.disc.{name.rpartition('.')[2]}"))
         # A config file may say 1 where a fraction is meant.
         kinds = (float, int) if isinstance(default, float) else (type(default),)
         if isinstance(default, tuple):
@@ -72,12 +80,6 @@ def _check_fields(config: ml_collections.ConfigDict) -> None:
             raise UserError(
                 f"config.{name} is {value!r}; it must be of type {type(default).__name__}."
             )
-    for name, value in fields.items():
-        known = known_option(name)
-        if known is None:
-            near = difflib.get_close_matches(name, defaults(), n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else "; take it out."
-            raise UserError(f"config.{name} is a field that nothing reads{hint}")
         known.refuse(name, value)
 
 
@@ -233,10 +235,10 @@ def _check_views(config: ml_collections.ConfigDict, objective: Objective) -> Non
 
 
 def check_training_set(images: ImageSet, config: ml_collections.ConfigDict) -> None:
-    """Refuses to train on images that judge the result.
+    """Refuses to train on images that judge the result, and evaluations that cannot work.
 
     Raises:
-        UserError: naming one of them.
+        UserError: naming one of the images, or the evaluation.
     """
     queries = [image_id for image_id in images.ids if _DISC_QUERY.fullmatch(image_id)]
     if queries:
@@ -244,7 +246,10 @@ def check_training_set(images: ImageSet, config: ml_collections.ConfigDict) -> N
             f"{images.source} holds {queries[0]} and {len(queries) - 1} more of DISC's query names; training on"
             " evaluation queries makes every figure worthless. Give the training folder."
         )
-    judging = {name: judging_images(name, options) for name, options in evaluations(config).items()}
+    judging = {
+        name: judging_images(name, options, config.student.dim)
+        for name, options in evaluations(config).items()
+    }
     if images.reader is not None:
         return  # Records are copies: no path says of what.
     training = {os.path.realpath(path) for path in images.paths}

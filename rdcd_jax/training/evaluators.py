@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 
 import ml_collections
 
-from rdcd_jax.benchmarks.copydays_folder import find_copydays_images
-from rdcd_jax.benchmarks.copydays_runs import evaluate_copydays_run
-from rdcd_jax.benchmarks.disc_runs import IMAGE_SIZES, LAYOUTS, evaluate_disc
+from rdcd_jax.benchmarks.copydays_runs import copydays_inputs, evaluate_copydays_run
+from rdcd_jax.benchmarks.disc_runs import IMAGE_SIZES, LAYOUTS, disc_inputs, evaluate_disc
 from rdcd_jax.benchmarks.ground_truth import DiscLayout
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.images.sources import ImageSet, find_images
+from rdcd_jax.images.sources import ImageSet
+from rdcd_jax.training.schema import EvalOptions, as_config_dict
 from rdcd_jax.weights.model import Model
 
 Figures = dict[str, float | None]
@@ -20,50 +20,58 @@ _PAIRS = ("queries", "references", "ground_truth")
 
 
 def evaluations(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
-    """The evaluations that a config gives something to evaluate on, by name."""
-    return {
-        name: options
-        for name, options in config.evals.items()
-        if options.data or any(options[part] for part in _PAIRS)
-    }
+    """The evaluations that a config gives something to evaluate on, by name, each with all fields."""
+    base = as_config_dict(EvalOptions()).to_dict()
+    found = {}
+    for name, given in config.evals.items():
+        # What else stands there `check_config` refuses.
+        if isinstance(given, ml_collections.ConfigDict):
+            options = ml_collections.ConfigDict(base | given.to_dict())
+            if options.data or any(options[part] for part in _PAIRS):
+                found[name] = options
+    return found
 
 
-def judging_images(name: str, options: ml_collections.ConfigDict) -> list[ImageSet]:
+def judging_images(name: str, options: ml_collections.ConfigDict, dim: int) -> list[ImageSet]:
     """The images that an evaluation judges by: its queries and references, or Copydays' originals and copies.
 
+    Args:
+        name: the evaluation's.
+        options: fields of `schema.EvalOptions`.
+        dim: D, dimensions of the student's descriptor.
+
     Raises:
-        UserError: they are not where the config says.
+        UserError: something that the evaluation needs is not where the config says, or cannot work.
     """
-    if options.protocol == "copydays":
-        with _named(name):
-            return [find_copydays_images(options.data)]
-    layout = _layout_of(name, options)
-    return [find_images(layout.queries), find_images(layout.references)]
+    training, codecs = options.training or None, options.codecs
+    with _named(name):
+        if options.protocol == "copydays":
+            images = copydays_inputs(options.data, dim, None, training, codecs=codecs)[1]
+            return [images["copydays"]]
+        images = disc_inputs(_layout_of(options), dim, training, codecs=codecs)[1]
+        return [images["queries"], images["references"]]
 
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Says of which evaluation's folder an error is."""
+    """Says of which evaluation an error is."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"config.evals.{name}.data: {error}") from error
+        raise UserError(f"config.evals.{name}: {error}") from error
 
 
-def _layout_of(name: str, options: ml_collections.ConfigDict) -> DiscLayout:
+def _layout_of(options: ml_collections.ConfigDict) -> DiscLayout:
     """Where the parts of an evaluation lie that is as DISC2021's.
 
     Raises:
         UserError: a part is missing.
     """
     if options.protocol in LAYOUTS:
-        with _named(name):
-            return LAYOUTS[options.protocol](options.data)
+        return LAYOUTS[options.protocol](options.data)
     for part in _PAIRS:
         if not options[part]:
-            raise UserError(
-                f"config.evals.{name}.{part} is empty; an evaluation of pairs needs {', '.join(_PAIRS)}."
-            )
+            raise UserError(f"{part} is empty; an evaluation of pairs needs {', '.join(_PAIRS)}.")
     return DiscLayout(
         options.queries, options.references, options.training or None, options.ground_truth
     )
@@ -84,7 +92,7 @@ def evaluate(model: Model, options: ml_collections.ConfigDict, folder: pathlib.P
 
 
 def _disc(model: Model, options: ml_collections.ConfigDict, folder: pathlib.Path) -> Figures:
-    layout = _layout_of(folder.name, options)
+    layout = _layout_of(options)
     rows, _, _ = evaluate_disc(
         model.at_size(IMAGE_SIZES.get(options.protocol)),
         layout,

@@ -1,5 +1,6 @@
 """Batches on their way into the step: onto the devices, and into views where those are made there."""
 
+import logging
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 
@@ -23,6 +24,8 @@ from rdcd_jax.method.objective import Objective
 from rdcd_jax.method.step import Batch
 from rdcd_jax.training.kept import Kept, Squash, keep_images
 from rdcd_jax.training.pipeline import Batches, Views, Workers, make_batches
+
+_log = logging.getLogger(__name__)
 
 
 def source_size(config: ml_collections.ConfigDict) -> int:
@@ -158,9 +161,13 @@ def on_devices(
     def put(batch):
         unreadable = {images.paths[position] for position in batch["unreadable"] if position >= 0}
         if unreadable - listed:
-            with listing.open("a", encoding="utf-8") as file:
-                file.writelines(f"{path}\n" for path in sorted(unreadable - listed))
-            listed.update(unreadable)
+            try:
+                with listing.open("a", encoding="utf-8") as file:
+                    file.writelines(f"{path}\n" for path in sorted(unreadable - listed))
+                listed.update(unreadable)
+            except OSError as error:
+                # They come by again.
+                _log.warning("%s cannot be written (%s).", listing, error)
         names = ("query", "key", "image", "aspect")
         arrays = {name: batch[name] for name in names if name in batch}
         arrays["index"] = batch["index"].astype(np.int32)

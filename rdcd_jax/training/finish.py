@@ -16,6 +16,7 @@ from rdcd_jax.embedding.stream import embed_images
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.method.state import TrainState
 from rdcd_jax.models.descriptor import DescriptorHead
+from rdcd_jax.search.score_norm import LEAST_BACKGROUND
 from rdcd_jax.search.view_calibration import MOST_IMAGES, calibrate_on_views
 from rdcd_jax.training.evaluators import evaluate, evaluations
 from rdcd_jax.training.fitting import evenly_spread, recalibrate_batch_norm, whitened_projector
@@ -108,8 +109,10 @@ class Finish:
     def export(self, model: Model, step: int) -> None:
         """Writes `export/`."""
         about = {"trained": {"steps": step, "images": len(self.images)}}
-        if self.config.student.background:
-            model = dataclasses.replace(model, background=self._background(model))
+        background = self._background(model) if self.config.student.background else ()
+        if len(background) >= LEAST_BACKGROUND:
+            # Of fewer images nothing is normalised.
+            model = dataclasses.replace(model, background=background)
         if self.views is not None:
             about |= self._calibration(model)
         export_model(self.results / "export", model, about=about)

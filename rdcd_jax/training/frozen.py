@@ -1,6 +1,6 @@
 """Training on a frozen trunk: the features of each image's views are computed once, and the projector learns on them.
 
-    CACHE/features.npz          features of the unedited images, at the evaluation's size
+    CACHE/unedited_features.npz features of the unedited images, at the evaluation's size
     CACHE/view_features.npy     [V, N, F] float16, of V edited views of each image; zeros where one is unreadable
     CACHE/view_features.json    what made them, and how many batches are done
 
@@ -30,9 +30,18 @@ from rdcd_jax.training import feed
 from rdcd_jax.training.fitting import featured, trunk_of
 from rdcd_jax.weights.model import Model, digest_of
 
-UNEDITED, EDITED, PROGRESS = "features.npz", "view_features.npy", "view_features.json"
+UNEDITED, EDITED = "unedited_features.npz", "view_features.npy"
+PROGRESS = "view_features.json"
 LOCK = "view_features.lock"
-# Images whose views go through the trunk at a time.
+# The config's fields behind what made them.
+_TOLD = {
+    "unedited_size": "evaluate.image_size",
+    "views": "data.cached_views",
+    "dtype": "student.dtype",
+    "trunk": "trunk (init_from)",
+    "images": "data.train",
+}
+# Images whose views go through the trunk at a time, on however many devices: what is done is counted in them.
 _BATCH = 64
 # Batches whose features are lost with a process that is killed.
 _KEPT_EVERY = 20
@@ -117,6 +126,8 @@ def view_features(
         "unedited_size": config.evaluate.image_size,
         "images": images.fingerprint(),
     }
+    if config.student.dtype != "float32":
+        made_by["dtype"] = config.student.dtype
     with contextlib.ExitStack() as stack:
         if hosts.is_first():
             # Of runs that share them one computes them, and the others wait.
@@ -171,11 +182,12 @@ def _done(folder: pathlib.Path, made_by: dict) -> int:
         raise UserError(
             f"{path} is damaged ({error}); delete it to compute the features again."
         ) from error
-    for name, value in json.loads(json.dumps(made_by)).items():
-        if before.get(name) != value:
+    made_by = json.loads(json.dumps(made_by))
+    for name in made_by.keys() | before.keys():
+        if before.get(name) != made_by.get(name):
             raise UserError(
-                f"{path}: its features are of another {name}; give another workdir or config.data.cache, or delete"
-                " that file to compute them again."
+                f"{path}: its features are of another {_TOLD.get(name, name)}; give another workdir or"
+                " config.data.cache, or delete that file to compute them again."
             )
     return done if (folder / EDITED).exists() else 0
 
@@ -189,14 +201,14 @@ def _make_edited(
     done: int,
 ) -> None:
     """Writes features [V, N, F] of edited views, two for each image in each pass through the set."""
-    mesh = local_mesh()
+    mesh = local_mesh(batch=_BATCH)
     feeding = config.copy_and_resolve_references()
     feeding.seed = 0
-    size = feeding.batch_size = -(-_BATCH // mesh.size) * mesh.size
+    feeding.batch_size = _BATCH
     # A pass leaves out what does not fill a batch, so the first images fill the last one up.
-    lacking = -len(images) % size
+    lacking = -len(images) % _BATCH
     padded = images.subset([position % len(images) for position in range(len(images) + lacking)])
-    per_pass = len(padded) // size
+    per_pass = len(padded) // _BATCH
     total = config.data.cached_views // 2 * per_pass
     shape = (config.data.cached_views, len(images), model.feature_dim)
     path = folder / EDITED
@@ -211,14 +223,14 @@ def _make_edited(
     with (
         jax.set_mesh(mesh),
         feed.read_batches(feeding, padded, kept, done, (0, 1)) as batches,
-        Reporter("Features of views", total * size, done * size) as reporter,
+        Reporter("Features of views", total * _BATCH, done * _BATCH) as reporter,
     ):
         stream = feed.on_devices(batches, feeding, padded, kept, None, mesh, folder)
         for step, batch in zip(range(done, total), stream, strict=False):
             positions = np.asarray(batch["index"]) % len(images)
             for view, found in enumerate(compute(arrays, batch, step)):
                 rows[2 * (step // per_pass) + view, positions] = np.asarray(found)
-            reporter.update((step + 1) * size)
+            reporter.update((step + 1) * _BATCH)
             if (step + 1) % _KEPT_EVERY == 0 or step + 1 == total:
                 rows.flush()
                 write_json(folder / PROGRESS, {**made_by, "done": step + 1})

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import signal
+from collections.abc import Iterator
 
 import ml_collections
 
@@ -12,7 +13,7 @@ from rdcd_jax.core.progress import Reporter
 from rdcd_jax.method.state import TrainState
 from rdcd_jax.training.checkpoints import Checkpoints
 from rdcd_jax.training.profile import profiled
-from rdcd_jax.training.record import Metrics, checkpoint_folder
+from rdcd_jax.training.record import Metrics, checkpoint_folder, claim_checkpoints
 from rdcd_jax.training.setup import set_up
 from rdcd_jax.training.step_log import StepLog
 
@@ -25,6 +26,8 @@ def train_and_evaluate(
 ) -> TrainState:
     """Trains a student, or continues the run that `workdir` holds.
 
+    SIGTERM ends it after the step in work, which is saved.
+
     Args:
         config: see docs/config.md.
         workdir: gets `run.json`, `metrics.jsonl`, `checkpoints/`, `export/`, and `evaluations/` where the config names
@@ -33,7 +36,7 @@ def train_and_evaluate(
             many.
 
     Returns:
-        The state after the last step.
+        The state after the last step done.
 
     Raises:
         UserError: for a config, images or a workdir that cannot work, before training; or when the loss is no longer
@@ -47,16 +50,31 @@ def train_and_evaluate(
         >>> int(rdcd.train_and_evaluate(config, tempfile.mkdtemp()).step)
         1
     """
+    return run_training(config, pathlib.Path(workdir), profile=profile)[0]
+
+
+def run_training(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    profile: tuple[int, int] | None = None,
+) -> tuple[TrainState, bool]:
+    """As `train_and_evaluate`.
+
+    Returns:
+        The state; and whether the run came to its end, rather than to a signal's.
+    """
     with contextlib.ExitStack() as stack:
-        run = set_up(config, pathlib.Path(workdir), stack)
+        run = set_up(config, workdir, stack)
         hosts.wait("set up")
-        checkpoints = stack.enter_context(
-            Checkpoints(checkpoint_folder(run.workdir, config), keep=config.keep_checkpoints)
-        )
+        folder = checkpoint_folder(run.workdir, config)
+        checkpoints = stack.enter_context(Checkpoints(folder, keep=config.keep_checkpoints))
+        if config.checkpoint_dir:
+            claim_checkpoints(folder, config.to_dict())
         state = run.initial_state()
         state = checkpoints.restore(state) or state
         step = int(state.step)
-        metrics = stack.enter_context(Metrics(run.results, step))
+        metrics = stack.enter_context(Metrics(run.results, step, evaluates=run.evaluates_at(step)))
         batches = run.batches(stack, step)
         reporter = stack.enter_context(Reporter("Training", run.total_steps, step))
         received = stack.enter_context(stop_on_sigterm())
@@ -65,14 +83,17 @@ def train_and_evaluate(
 
         while not hosts.preempted(step, received):
             last = step >= run.total_steps
-            if last or (step and step % config.evaluate.every == 0 and run.finish.evaluates):
+            if last or run.evaluates_at(step):
+                log.flush(checkpoints.latest)
                 model = run.finish.model(state)
+                if last:
+                    # What comes to the evaluation must not cost the weights.
+                    run.finish.export(model, step)
                 metrics.write(run.finish.evaluate(model, step, last=last))
                 log.restart_clock()
             if last:
-                run.finish.export(model, step)
                 checkpoints.require(step)
-                break
+                return state, True
             before_step(step, state)
             with log.waiting():
                 batch = next(batches)
@@ -85,23 +106,33 @@ def train_and_evaluate(
                 # Nothing that is not finite is kept.
                 log.flush(checkpoints.latest)
                 checkpoints.save(state)
-        else:
-            log.flush(checkpoints.latest)
-            checkpoints.save(state)
-            checkpoints.require(step)
-    return state
+        log.flush(checkpoints.latest)
+        checkpoints.save(state)
+        checkpoints.require(step)
+    return state, False
+
+
+class _Signals(list[int]):
+    """The signals that came; a handler for them."""
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.append(number)
 
 
 @contextlib.contextmanager
-def stop_on_sigterm():
-    """Gives a list that is empty until SIGTERM comes to a process that works alone."""
-    received: list[int] = []
+def stop_on_sigterm() -> Iterator[list[int]]:
+    """Gives a list that is empty until SIGTERM comes to a process that works alone; within a sweep that's own."""
+    received = _Signals()
     if hosts.count() > 1:
         # JAX sees to it, see `hosts.preempted`.
         yield received
         return
+    before = signal.getsignal(signal.SIGTERM)
+    if isinstance(before, _Signals):
+        yield before
+        return
     try:
-        before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+        signal.signal(signal.SIGTERM, received)
     except ValueError:
         # Not in the main thread: whoever started the thread handles signals.
         yield received

@@ -18,6 +18,7 @@ from rdcd_jax.method.objective import Objective
 from rdcd_jax.models.counts import parameter_count
 from rdcd_jax.training.config import load_config
 from rdcd_jax.training.evaluators import evaluations
+from rdcd_jax.training.record import require_same_run
 from rdcd_jax.training.schema import defaults, known_option
 from rdcd_jax.training.setup import (
     inputs,
@@ -76,8 +77,9 @@ def make_plan(config: str, overrides: list[str], workdir: pathlib.Path) -> Plan:
     loaded = load_config(config, overrides)
     facts: list[str] = []
     problems: list[str] = []
-    if (workdir / "run.json").is_file():
-        facts.append(f"{workdir} holds a run, which would be continued.")
+    with _noted(problems):
+        if require_same_run(workdir, loaded.to_dict()):
+            facts.append(f"{workdir} holds a run, which would be continued.")
     with _noted(problems):
         _add_facts(loaded, facts)
     return Plan(_fields(loaded, overrides), facts, problems)
@@ -121,9 +123,9 @@ def _add_facts(config: ml_collections.ConfigDict, facts: list[str]) -> None:
     objective = Objective(**config.objective)
     with tempfile.TemporaryDirectory() as folder:
         teacher = _teacher(config, objective, images, pathlib.Path(folder))
-    student = make_student(config, teacher.feature_dim).module
-    feature_dim = teacher.feature_dim or student.projector.in_features
-    require_enough_to_whiten(config, images, feature_dim)
+    start = make_student(config, teacher.feature_dim)
+    require_enough_to_whiten(config, images, start)
+    student = start.module
     counts = f"{parameter_count(student) / 1e6:.2f} M parameters in the student"
     if teacher.arrays is not None:
         size = sum(leaf.size for leaf in jax.tree.leaves(teacher.arrays))

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 import jax
 from etils import epath
 
+from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.files import write_json, write_text
+from rdcd_jax.core.files import is_address, write_json, write_text
 from rdcd_jax.core.options import flat
 from rdcd_jax.images.sources import changed
 from rdcd_jax.training.schema import is_free, present
@@ -80,7 +81,7 @@ def _git_revision() -> str | None:
 def begin(
     workdir: pathlib.Path, config: dict, training_set: dict[str, str | int] | None = None
 ) -> None:
-    """Writes `run.json`, or checks that the one there is of the same run.
+    """Writes `run.json`, or adds a start to the one there.
 
     Args:
         workdir: the run's folder.
@@ -88,29 +89,85 @@ def begin(
         training_set: what tells the training images from others (`sources.ImageSet.fingerprint`).
 
     Raises:
-        UserError: naming the first field that differs, or what is another about the images.
+        UserError: see `require_same_run`.
     """
-    path = workdir / RECORD
-    starts, weights = [], {}
-    if (before := _before(workdir, config)) is not None:
-        theirs, starts, images, weights = before
-        ours = _comparable(config)
-        for name in sorted(theirs.keys() | ours.keys()):
-            if not is_free(name) and theirs.get(name) != ours.get(name):
-                raise UserError(
-                    f"{workdir} holds a run with config.{name} = {theirs.get(name)!r}, and this config has"
-                    f" {ours.get(name)!r}; give another workdir, or set the field back to continue that run."
-                )
-        # Which image a step shows follows from the list of all.
-        if change := changed(images, training_set or {}):
-            raise UserError(
-                f"{workdir} holds a run whose training set was another: {change}; bring that set back to continue the"
-                " run, or give another workdir."
-            )
+    before = require_same_run(workdir, config, training_set) or {}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     start = {"time": now, "command": sys.argv, **environment()}
-    record = {"config": config, "training_set": training_set, "weights": weights}
-    write_json(path, record | {"starts": [*starts, start]})
+    folder = config.get("checkpoint_dir", "")
+    if folder and not is_address(folder):
+        # Relative, it would be elsewhere for a start in another folder.
+        config = {**config, "checkpoint_dir": os.path.abspath(folder)}
+    record = {
+        "config": config,
+        "training_set": training_set,
+        "weights": before.get("weights", {}),
+        "starts": [*before.get("starts", []), start],
+    }
+    write_json(workdir / RECORD, record)
+
+
+def require_same_run(
+    workdir: pathlib.Path, config: dict, training_set: dict[str, str | int] | None = None
+) -> dict | None:
+    """Refuses to continue the run that a folder holds by another config, on other images or without its checkpoints.
+
+    Args:
+        workdir: the run's folder.
+        config: see `begin`.
+        training_set: see `begin`.
+
+    Returns:
+        The run's record; None where the folder holds no run.
+
+    Raises:
+        UserError: naming the first field that differs, or what is another about the images.
+    """
+    if (before := _before(workdir, config)) is None:
+        return None
+    remedy = "give another workdir, or set the field back to continue that run"
+    _require_same_config(workdir, before["config"], config, remedy)
+    # Which image a step shows follows from the list of all.
+    if change := changed(before["training_set"], training_set or {}):
+        raise UserError(
+            f"{workdir} holds a run whose training set was another: {change}; bring that set back to continue the"
+            " run, or give another workdir."
+        )
+    return before
+
+
+def claim_checkpoints(folder: epath.Path, config: dict) -> None:
+    """Notes beside checkpoints that lie apart from a workdir of what run they are, or checks that it is this one.
+
+    Args:
+        folder: where they lie; may be in a bucket.
+        config: see `begin`.
+
+    Raises:
+        UserError: naming the first field that differs.
+    """
+    path = folder / RECORD
+    if path.exists():
+        before = read_record(path)
+        remedy = "give config.checkpoint_dir a folder of this run's own, or set the field back to continue that run"
+        _require_same_config(folder, before["config"], config, remedy)
+    elif hosts.is_first():
+        record = {"config": config, "starts": []}
+        if is_address(str(folder)):
+            # An object in a bucket is whole or not there.
+            path.write_text(json.dumps(record))
+        else:
+            write_json(path, record)
+
+
+def _require_same_config(holder: os.PathLike, theirs: dict, ours: dict, remedy: str) -> None:
+    theirs, ours = _comparable(theirs), _comparable(ours)
+    for name in sorted(theirs.keys() | ours.keys()):
+        if not is_free(name) and theirs.get(name) != ours.get(name):
+            raise UserError(
+                f"{holder} holds a run with config.{name} = {theirs.get(name)!r}, and this config has"
+                f" {ours.get(name)!r}; {remedy}."
+            )
 
 
 def pin(workdir: pathlib.Path, name: str, fingerprint: str | None) -> None:
@@ -137,20 +194,43 @@ def pin(workdir: pathlib.Path, name: str, fingerprint: str | None) -> None:
         write_json(path, record)
 
 
-def _before(workdir: pathlib.Path, config: Mapping) -> tuple[dict, list, dict, dict] | None:
-    """The run that a folder holds: its flat config under today's names, starts, training set and weights."""
+def _before(workdir: pathlib.Path, config: Mapping) -> dict | None:
+    """The record of the run that a folder holds."""
     path = workdir / RECORD
-    # A start that failed before it made anything binds nobody to its config.
-    if not path.is_file() or not _has_results(workdir, config):
+    if not path.is_file():
         return None
+    begun = _has_results(workdir, config)
+    try:
+        before = read_record(epath.Path(path))
+    except UserError:
+        # A start that failed before it made anything binds nobody to its config.
+        if begun:
+            raise
+        return None
+    left = checkpoint_folder(workdir, before["config"])
+    if not begun and _holds_checkpoints(left):
+        raise UserError(
+            f"{workdir} holds a run whose checkpoints lie in {left}, and there are none where config.checkpoint_dir ="
+            f" {config.get('checkpoint_dir')!r} says; set it back to continue that run, or give another workdir."
+        )
+    return before if begun else None
+
+
+def read_record(path: epath.Path) -> dict:
+    """What a file holds of a run: its config, starts, training set and weights; the last two may be empty.
+
+    Raises:
+        UserError: it is something else.
+    """
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        return (
-            _comparable(before["config"]),
-            list(before["starts"]),
-            dict(before.get("training_set") or {}),
-            dict(before.get("weights") or {}),
-        )
+        _comparable(before["config"])
+        return {
+            "config": before["config"],
+            "starts": list(before["starts"]),
+            "training_set": dict(before.get("training_set") or {}),
+            "weights": dict(before.get("weights") or {}),
+        }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is not a run's record ({type(error).__name__}: {error}); give another workdir."
@@ -168,9 +248,12 @@ def checkpoint_folder(workdir: pathlib.Path, config: Mapping) -> epath.Path:
 
 
 def _has_results(workdir: pathlib.Path, config: Mapping) -> bool:
-    checkpoints = checkpoint_folder(workdir, config)
     cached = workdir / TEACHER_FEATURES
-    return cached.exists() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+    return cached.exists() or _holds_checkpoints(checkpoint_folder(workdir, config))
+
+
+def _holds_checkpoints(folder: epath.Path) -> bool:
+    return folder.is_dir() and any(path.name != RECORD for path in folder.iterdir())
 
 
 class Metrics:
@@ -178,19 +261,20 @@ class Metrics:
 
     Args:
         workdir: the run's folder.
-        step: the step that the run continues from; what comes after it, lines of work that was lost and that step's own
-            evaluation, is dropped, since the run will write it again.
+        step: the step that the run continues from; what comes after it, lines of work that was lost, is dropped, since
+            the run will write it again.
+        evaluates: whether it will write that step's evaluation again too.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int):
+    def __init__(self, workdir: pathlib.Path, step: int, *, evaluates: bool):
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
             if not self._path.is_file():
                 raise UserError(f"{self._path} is not a file; give another workdir.")
-            _drop_lines_after(self._path, step)
+            _drop_lines_after(self._path, step, evaluates)
         self._file = self._path.open("a", encoding="utf-8")
         self._whole = self._file.tell()
-        self._waiting: list[str] = []
+        self._waiting: list[dict] = []
         try:
             import tensorboardX
         except ImportError:
@@ -205,16 +289,17 @@ class Metrics:
 
         Where the disk has no room, training goes on and the rows wait for the next call.
         """
-        self._waiting += [json.dumps(row) + "\n" for row in rows]
+        self._waiting += rows
         try:
-            self._file.write("".join(self._waiting))
+            self._file.write("".join(json.dumps(row) + "\n" for row in self._waiting))
             self._file.flush()
         except OSError as error:
             _log.warning("%s cannot be written (%s); its lines wait in memory.", self._path, error)
             self._begin_again()
             return
-        self._whole, self._waiting = self._file.tell(), []
-        self._write_events(rows)
+        written, self._waiting = self._waiting, []
+        self._whole = self._file.tell()
+        self._write_events(written)
 
     def _begin_again(self) -> None:
         """Drops what was half written, in the file and in its buffer."""
@@ -247,13 +332,14 @@ class Metrics:
             self._events.close()
 
 
-def _drop_lines_after(path: pathlib.Path, step: int) -> None:
+def _drop_lines_after(path: pathlib.Path, step: int, evaluates: bool) -> None:
     kept = []
     for data in path.read_bytes().splitlines():
         try:
             line = data.decode()
             row = json.loads(line)
-            done = row["step"] < step or (row["step"] == step and not _is_evaluation(row))
+            again = evaluates and _is_evaluation(row)
+            done = row["step"] < step or (row["step"] == step and not again)
         except (ValueError, KeyError, TypeError, RecursionError):
             # A line cut short by a kill.
             continue

@@ -5,9 +5,12 @@ import json
 import os
 import pathlib
 
+from etils import epath
+
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json
 from rdcd_jax.core.options import flat
+from rdcd_jax.training.record import RECORD, read_record
 from rdcd_jax.training.schema import OPTIONS, present
 
 # Fields that say how a run is watched and stored, not what comes of it.
@@ -83,48 +86,44 @@ def read_results(folder: pathlib.Path) -> list[Result]:
     return [read_result(path) for path in paths]
 
 
-def require_same(path: pathlib.Path, config: dict) -> None:
+def require_same(path: pathlib.Path, workdir: pathlib.Path, config: dict) -> None:
     """Refuses a result file of a run with another config, as far as the figures depend on it.
 
     Args:
-        path: the result file.
+        path: the result file, which knows no folders.
+        workdir: the run's folder; if it is still there, its record knows them.
         config: the resolved config of the run that the file would belong to.
 
     Raises:
         UserError: naming the first field that differs.
     """
-    theirs = present(flat(read_result(path).config))
-    ours = present(flat(portable(json.loads(json.dumps(config)))))
-    theirs, ours = (json.loads(json.dumps(each)) for each in (theirs, ours))
-    for name in sorted((theirs.keys() | ours.keys()) - WATCHING):
-        if theirs.get(name) != ours.get(name):
-            raise UserError(
-                f"{path} is of a run with config.{name} = {theirs.get(name)!r}, and this config has"
-                f" {ours.get(name)!r}; remove the file to go on with that run, or give another folder."
-            )
+    config = json.loads(json.dumps(config))
+    compared = [(read_result(path).config, portable(config))]
+    if (record := epath.Path(workdir / RECORD)).is_file():
+        compared.append((read_record(record)["config"], config))
+    for pair in compared:
+        theirs, ours = (json.loads(json.dumps(present(flat(each)))) for each in pair)
+        for name in sorted((theirs.keys() | ours.keys()) - WATCHING):
+            if theirs.get(name) != ours.get(name):
+                raise UserError(
+                    f"{path} is of a run with config.{name} = {theirs.get(name)!r}, and this config has"
+                    f" {ours.get(name)!r}; remove the file to go on with that run, or give another folder."
+                )
 
 
 def run_result(
     workdir: pathlib.Path, step: int, overrides: dict[str, str | int | float | bool]
-) -> Result | None:
-    """The result of a run with an evaluation set, from what its workdir holds.
+) -> Result:
+    """The result of a finished run with an evaluation set, from what its workdir holds.
 
     Args:
         workdir: of `train_and_evaluate`.
         step: the step it came to.
         overrides: what was set of its config.
-
-    Returns:
-        The result, or None where the run was stopped before its end.
     """
-    export = workdir / "export" / "model.json"
+    trained = _read(workdir / "export" / "model.json")["trained"]
     figures = workdir / "evaluations" / str(step) / "disc" / "metrics.json"
-    if not export.is_file() or not figures.is_file():
-        return None
-    trained = _read(export)["trained"]
-    if trained["steps"] != step:
-        return None
-    run = _read(workdir / "run.json")
+    run = _read(workdir / RECORD)
     config, starts = run["config"], run["starts"]
     commits = dict.fromkeys(start.pop("git_revision") for start in starts)
     environment = {k: v for k, v in starts[-1].items() if k not in ("time", "command")}
@@ -146,7 +145,7 @@ def run_result(
 
 def training_seconds(workdir: pathlib.Path) -> float:
     """What a run's steps took over all its starts, compilation included."""
-    batch_size = _read(workdir / "run.json")["config"]["batch_size"]
+    batch_size = _read(workdir / RECORD)["config"]["batch_size"]
     lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     speeds = [row["images_per_second"] for row in map(json.loads, lines) if "loss" in row]
     return round(sum(batch_size / speed for speed in speeds), 1)

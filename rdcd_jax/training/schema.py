@@ -170,7 +170,7 @@ class OptimizerOptions:
         above=0,
     )
     weight_decay: float = option(1e-6, "Weight decay.", at_least=0)
-    momentum: float = option(0.9, "Momentum of sgd and lars.")
+    momentum: float = option(0.9, "Momentum of sgd and lars.", at_least=0, at_most=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +193,11 @@ class EvaluateOptions:
 
     every: int = option(5000, "In steps; also at the end of the run.", above=0, free=True)
     image_size: int = option(
-        288, "Side of the images, in pixels.", above=0, at_most=_LARGEST_IMAGE, free=True
+        288,
+        "Side of the images, in pixels. With student.trainable = projector it may not change: features are of it.",
+        above=0,
+        at_most=_LARGEST_IMAGE,
+        free=True,
     )
 
 

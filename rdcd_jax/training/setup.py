@@ -29,7 +29,7 @@ from rdcd_jax.training.finish import Finish
 from rdcd_jax.training.fitting import whiten
 from rdcd_jax.training.frozen import ViewFeatures, view_features
 from rdcd_jax.training.optim import Schedule, learning_rate_schedule, make_optimizer
-from rdcd_jax.training.student import make_student
+from rdcd_jax.training.student import Start, make_student
 from rdcd_jax.training.teacher import Teacher, make_teacher
 
 _log = logging.getLogger(__name__)
@@ -77,6 +77,11 @@ class Run:
         with jax.set_mesh(self.mesh):
             return self.step(state, self.teacher_arrays, batch, self.dropout)
 
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the student of that step is evaluated."""
+        due = step >= self.total_steps or (step and step % self.config.evaluate.every == 0)
+        return bool(due and self.finish.evaluates)
+
     def batches(self, stack: contextlib.ExitStack, start_step: int) -> Iterator[Batch]:
         """Batches from a step on; the stack closes what reads them."""
         kept = self.views or feed.kept_images(self.config, self.images)
@@ -123,7 +128,6 @@ def set_up(
     _require_a_batch(images, config.batch_size)
     schedule, total_steps, optimizer = optimization(config, len(images))
     feature_dim = teacher.feature_dim or student.projector.in_features
-    require_enough_to_whiten(config, images, feature_dim)
     warn_of_past_keys(config, images)
     # What learns.
     learner = student if views is None else DescriptorHead(student.projector)
@@ -168,6 +172,8 @@ def inputs(config: ml_collections.ConfigDict) -> tuple[ImageSet, Mesh]:
             f"config.batch_size is {config.batch_size}, not a multiple of the {mesh.size} devices."
         )
     _require_a_batch(images, config.batch_size)
+    # Tells of a schedule that cannot be.
+    optimization(config, len(images))
     return images, mesh
 
 
@@ -189,6 +195,7 @@ def networks(
     if config.student.trainable == "projector":
         start = make_student(config, None)
         record.pin(results, "init_from", start.fingerprint)
+        require_enough_to_whiten(config, images, start)
         untrained = Finish(config, start.module, images, workdir, results).untrained
         views = view_features(config, images, untrained, workdir)
         if not start.own_projector:
@@ -202,6 +209,7 @@ def networks(
         return start.module, teacher, views.of(teacher.images)
     start = make_student(config, teacher.feature_dim)
     record.pin(results, "init_from", start.fingerprint)
+    require_enough_to_whiten(config, teacher.images, start)
     return start.module, teacher, None
 
 
@@ -266,13 +274,18 @@ def _require_a_batch(images: ImageSet, batch_size: int) -> None:
 
 
 def require_enough_to_whiten(
-    config: ml_collections.ConfigDict, images: ImageSet, feature_dim: int
+    config: ml_collections.ConfigDict, images: ImageSet, start: Start
 ) -> None:
-    """Refuses too few images for a config whose projector whitens features of so many dimensions."""
-    if config.student.projector == "whitened" and len(images) < feature_dim:
+    """Refuses too few images for a projector that whitens features, at the end or at the start."""
+    ways_out = []
+    if config.student.projector == "whitened":
+        ways_out.append("set config.student.projector to 'learned'")
+    if config.student.trainable == "projector" and not start.own_projector:
+        ways_out.append(f"start from a student of config.student.dim = {config.student.dim}")
+    if ways_out and len(images) < (feature_dim := start.module.projector.in_features):
         raise UserError(
             f"{images.source}: {len(images)} images are too few to whiten {feature_dim} dimensions; use more, or"
-            " set config.student.projector to 'learned'."
+            f" {ways_out[0]}."
         )
 
 

@@ -22,7 +22,7 @@ import ml_collections
 from rdcd_jax.core.errors import UserError, one_line
 from rdcd_jax.core.options import flat
 from rdcd_jax.training.config import config_path, importable, load_config
-from rdcd_jax.training.loop import train_and_evaluate
+from rdcd_jax.training.loop import run_training
 from rdcd_jax.training.results import portable, require_same, run_result
 
 _log = logging.getLogger(__name__)
@@ -128,6 +128,7 @@ def run_sweep(
     base: str,
     overrides: list[str],
     out: pathlib.Path,
+    received: Sequence[int] = (),
     *,
     on_result: Callable[[str], None],
     on_failure: Callable[[str], None],
@@ -139,17 +140,25 @@ def run_sweep(
         base: `FILE[:ARG]`, what all share.
         overrides: `--config.a.b=VALUE`, likewise.
         out: OUT/NAME becomes a run's workdir, OUT/results/NAME.json its result.
+        received: of `stop_on_sigterm`.
         on_result: called with a line about each run.
         on_failure: called with a line about each that fails.
 
     Returns:
         Names of the runs that failed.
     """
-    failed = []
+    failed: list[str] = []
+    known: dict[str, str] = {}
     for number, run in enumerate(runs, 1):
         on_result(f"[{number}/{len(runs)}] {run.name}")
         try:
-            outcome = finish_run(run, base, overrides, out)
+            config, settings = run.config(base, overrides)
+            first = known.setdefault(config.to_json(sort_keys=True), run.name)
+            if first != run.name:
+                # With some overrides a setting is what was the default.
+                on_result(f"    the same config as {first}")
+                continue
+            outcome = finish_run(run.name, config, settings, out)
         except Exception as error:
             # Whatever it was, the other runs may do.
             if not isinstance(error, UserError | OSError):
@@ -157,15 +166,23 @@ def run_sweep(
             on_failure(f"{run.name} failed: {one_line(str(error))}")
             failed.append(run.name)
             continue
-        if outcome is None:
-            on_result(f"{run.name} was stopped and saved; the same command continues.")
+        on_result(f"    {outcome}" if outcome else f"{run.name} was stopped and saved.")
+        if received or not outcome:
+            on_result("Stopped; the same command continues.")
             break
-        on_result(f"    {outcome}")
     return failed
 
 
-def finish_run(run: Run, base: str, overrides: list[str], out: pathlib.Path) -> str | None:
+def finish_run(
+    name: str, config: ml_collections.ConfigDict, settings: Mapping[str, Value], out: pathlib.Path
+) -> str | None:
     """Trains and evaluates a run and writes its result, or finds that done.
+
+    Args:
+        name: the run's.
+        config: see `Run.config`.
+        settings: see `Run.config`.
+        out: see `run_sweep`.
 
     Returns:
         What came of it, in a few words; None where the run was stopped.
@@ -173,19 +190,21 @@ def finish_run(run: Run, base: str, overrides: list[str], out: pathlib.Path) -> 
     Raises:
         UserError: for a config that cannot work.
     """
-    config, settings = run.config(base, overrides)
-    path = out / "results" / f"{run.name}.json"
+    path, workdir = out / "results" / f"{name}.json", out / name
+    if config.checkpoint_dir:
+        # Each run's lie apart.
+        config.checkpoint_dir = f"{config.checkpoint_dir.rstrip('/')}/{name}"
     if path.is_file():
-        require_same(path, config.to_dict())
+        require_same(path, workdir, config.to_dict())
         return "done before"
     if not config.evals.disc.data:
         raise UserError(
             "config.evals.disc.data is empty; give a benchmark, as --config.evals.disc.data=FOLDER."
         )
-    state = train_and_evaluate(config, out / run.name)
-    result = run_result(out / run.name, int(state.step), settings)
-    if result is None:
+    state, finished = run_training(config, workdir)
+    if not finished:
         return None
+    result = run_result(workdir, int(state.step), settings)
     result.write(path)
     best = max((row["uAP"] for row in result.figures if row["uAP"] is not None), default=0)
     return f"{result.steps} steps, best µAP {100 * best:.2f}, in {path}"

@@ -1,9 +1,10 @@
 """Models as files for other programs: PyTorch, safetensors, ONNX, StableHLO."""
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -113,7 +114,20 @@ def write_stablehlo(model: Model, path: pathlib.Path) -> None:
     def embed(images: jax.Array) -> jax.Array:
         return model.module(normalize_images(images))[1]
 
-    path.write_bytes(jax.export.export(embed, platforms=PLATFORMS)(images).serialize())
+    with _without_locations():
+        exported = jax.export.export(embed, platforms=PLATFORMS)(images)
+    path.write_bytes(exported.serialize())
+
+
+@contextlib.contextmanager
+def _without_locations() -> Iterator[None]:
+    """Leaves out of a program what files of this machine its operations come from."""
+    before = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
 
 
 FORMATS: dict[str, Callable[..., None]] = {

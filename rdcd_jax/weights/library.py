@@ -117,10 +117,10 @@ def load_model(spec: str | os.PathLike) -> Model | OnnxModel:
 
 def absolute_spec(spec: str) -> str:
     """The spec as it means the same in any folder: a path in it becomes absolute, a name stays."""
-    kind, colon, path = spec.partition(":")
+    kind, _, path = spec.partition(":")
     if kind in store.KINDS or kind == ONNX_RUN:
         return f"{kind}:{os.path.abspath(path)}" if path else spec
-    named = colon or spec in NETWORKS or spec == "sscd" or spec in every_shipped()
+    named = kind == RANDOM or spec in NETWORKS or spec == "sscd" or spec in every_shipped()
     return spec if named or not os.path.exists(spec) else os.path.abspath(spec)
 
 

@@ -1,5 +1,6 @@
 """Networks in 8-bit integers for onnxruntime, their ranges measured on images."""
 
+import logging
 import pathlib
 import tempfile
 
@@ -7,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.images.decode import resize_square
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.weights.model import Model
@@ -24,6 +25,8 @@ PERCENT = 99.99
 SILU_IS_FLAT_BELOW = -6.0
 # Values kept of each tensor for each image.
 _KEPT = 5000
+
+_log = logging.getLogger(__name__)
 
 
 def onnx_int8(model: Model, range_images: str = DEFAULT_IMAGES) -> onnx.ModelProto:
@@ -88,10 +91,17 @@ def _images(source: str, size: int) -> list[np.ndarray]:
     """Images evenly over the source, each uint8 [1, size, size, 3]."""
     images = find_images(source)
     count = min(MOST_IMAGES, len(images))
-    positions = [i * len(images) // count for i in range(count)]
-    return [
-        np.asarray(resize_square(images.decode(position), size))[None] for position in positions
-    ]
+    found = []
+    for position in (i * len(images) // count for i in range(count)):
+        try:
+            image = images.decode(position)
+        except UnreadableImageError as error:
+            _log.warning("%s: left out.", error)
+            continue
+        found.append(np.asarray(resize_square(image, size))[None])
+    if not found:
+        raise UserError(f"{source}: no image to measure ranges on can be read; give others.")
+    return found
 
 
 def _ranges(

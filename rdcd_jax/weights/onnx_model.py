@@ -52,7 +52,8 @@ class OnnxModel(Embeds):
     @functools.cached_property
     def dim(self) -> int:
         """D, the size of the descriptor."""
-        return self.embed_batch(np.zeros((1, 64, 64, 3), np.uint8)).shape[1]
+        side = _only_side(self.session) or 64
+        return self.embed_batch(np.zeros((1, side, side, 3), np.uint8)).shape[1]
 
     def embed_batch(self, images: np.ndarray) -> np.ndarray:
         """Maps images [B, H, W, 3] uint8 to descriptors [B, D] float32 of unit length."""
@@ -64,13 +65,27 @@ class OnnxModel(Embeds):
                 f"{self.path} does not embed images {list(images.shape)} of type uint8"
                 f" ({str(error).splitlines()[0]}); give a file that takes such images."
             ) from error
+        if np.ndim(found) != 2 or len(found) != len(images):
+            raise UserError(
+                f"{self.path} gives {list(np.shape(found))} for images {list(images.shape)}; its first output should be"
+                " descriptors [B, D]."
+            )
         return unit_length(np.asarray(found, np.float32))
 
     def at_size(self, image_size: int | None, *, short_edge: bool = False) -> "OnnxModel":
-        """The same model for images of another side, or of another short edge; itself for None."""
+        """The same model for images of another side, or of another short edge; itself for None.
+
+        Raises:
+            UserError: the file takes images of one size alone.
+        """
         if image_size is None:
             return self
         require_size(image_size, short_edge)
+        only = _only_side(self.session)
+        if only is not None and (image_size != only or short_edge):
+            raise UserError(
+                f"{self.path} takes images of {only} x {only} pixels alone; leave the image size out."
+            )
         return dataclasses.replace(self, image_size=image_size, short_edge=short_edge)
 
 
@@ -104,10 +119,18 @@ def load_onnx_model(name: str, path: str | os.PathLike) -> OnnxModel:
     # Our own exports say what size they are best given.
     stored = session.get_modelmeta().custom_metadata_map.get("image_size", "")
     size = int(stored) if re.fullmatch("[1-9][0-9]{0,3}", stored) else IMAGE_SIZE
+    size = _only_side(session) or size
     model = OnnxModel(name, size, pathlib.Path(path), session)
     # A file that takes something else is reported before any image is read.
     _ = model.dim
     return model
+
+
+def _only_side(session: "onnxruntime.InferenceSession") -> int | None:
+    """The side of the square images that a file takes, where it takes no others."""
+    sides = session.get_inputs()[0].shape[1:3]
+    fixed = len(sides) == 2 and sides[0] == sides[1] and isinstance(sides[0], int)
+    return sides[0] if fixed else None
 
 
 def _session(path: str | os.PathLike):

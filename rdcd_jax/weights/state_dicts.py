@@ -8,6 +8,7 @@ import safetensors
 import safetensors.numpy
 
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.tensors import require_readable
 from rdcd_jax.weights.torch_files import read_torch_file
 
 
@@ -33,6 +34,7 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file; a damaged one is refused by name."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; give the path of a safetensors file.")
+    require_readable(path)
     try:
         return safetensors.numpy.load_file(path)
     except (OSError, TypeError, KeyError, safetensors.SafetensorError) as error:

@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import cache_folder, file_sha256
-from rdcd_jax.core.tensors import write_tensors
+from rdcd_jax.core.tensors import require_readable, write_tensors
 from rdcd_jax.images.naming import escaped
 from rdcd_jax.weights.kinds import KINDS, TEACHER_HELP, TEACHER_PACKAGE, read_weights
 from rdcd_jax.weights.kinds import kind as kind_row
@@ -107,6 +107,7 @@ def read_imported(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[
         UserError: if the file is missing, was not written by `import_weights`, or its arrays
             changed since.
     """
+    require_readable(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

@@ -169,12 +169,17 @@ def _state_dict(content: object, path: pathlib.Path) -> dict[str, TensorView]:
     for _ in WRAPPERS:
         if not isinstance(value, dict):
             break
+        # Beside a state dict a checkpoint may hold tensors of other kinds, such as the best figure so far.
+        inner = (value[key] for key in WRAPPERS if isinstance(value.get(key), dict))
+        if (within := next(inner, None)) is not None:
+            value = within
+            continue
         tensors = {key: view for key, view in value.items() if isinstance(view, TensorView)}
-        if tensors:
-            if not all(isinstance(key, str) for key in tensors):
-                raise UserError(f"{path}: its tensors have no names; save model.state_dict().")
-            return tensors
-        value = next((value[key] for key in WRAPPERS if key in value), None)
+        if not tensors:
+            break
+        if not all(isinstance(key, str) for key in tensors):
+            raise UserError(f"{path}: its tensors have no names; save model.state_dict().")
+        return tensors
     keys = (
         ", ".join(str(key)[:40] for key in list(content)[:8]) if isinstance(content, dict) else ""
     )

@@ -228,6 +228,9 @@ def test_training_images_are_embedded_only_where_needed(root, tmp_path):
     rows, _, _ = evaluate_disc(Thumbnails(), root, tmp_path / "out", score_norm="None")
     assert len(rows) == 1
     assert not (tmp_path / "out" / "descriptors" / "training.npz").exists()
+    # One that was named must be there all the same.
+    with pytest.raises(UserError, match="nowhere: there is no such folder"):
+        evaluate_disc(Thumbnails(), root, tmp_path / "other", training="nowhere", score_norm="None")
 
 
 def test_mistakes_are_reported_before_images_are_embedded(root, tmp_path):
@@ -253,7 +256,9 @@ def test_mistakes_are_reported_before_images_are_embedded(root, tmp_path):
 def test_files_of_different_models_are_refused_by_name(root, tmp_path):
     evaluate_disc(Thumbnails(), root, tmp_path / "out", score_norm="None")
     kept = tmp_path / "out" / "descriptors"
-    other = dataclasses.replace(read_descriptors(kept / "references.npz"), model="other")
+    other = dataclasses.replace(
+        read_descriptors(kept / "references.npz"), model="other", fingerprint="x"
+    )
     write_descriptors(tmp_path / "other.h5", other)
     with pytest.raises(UserError, match=r"queries\.npz was .* 'thumbnails' and .*other\.h5 by"):
         evaluate_disc_files(

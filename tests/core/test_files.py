@@ -3,6 +3,7 @@ import json
 import os
 import stat
 
+import numpy as np
 import pytest
 
 from rdcd_jax.core.errors import UserError
@@ -14,6 +15,10 @@ from rdcd_jax.core.files import (
     write_json,
     write_text,
 )
+from rdcd_jax.core.tensors import require_readable, write_tensors
+from rdcd_jax.search.background import read_background
+from rdcd_jax.weights.state_dicts import read_safetensors
+from rdcd_jax.weights.store import read_imported
 
 
 def test_the_old_file_stays_whole_when_the_block_raises(tmp_path):
@@ -68,10 +73,24 @@ def test_permissions_follow_the_umask(tmp_path, mask, expected):
     before = os.umask(mask)
     try:
         write_text(tmp_path / "a", "x")
+        write_tensors(tmp_path / "b", {"x": np.zeros(2)})
         assert os.umask(mask) == mask, "the umask was changed"
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == expected
+    for name in ("a", "b"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == expected
+
+
+def test_tensors_that_may_not_be_read_say_so(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"x": np.zeros(2)})
+    require_readable(path)
+    require_readable(tmp_path / "none")
+    # Of root nothing is kept.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for read in (read_safetensors, lambda path: read_background(path, 2), read_imported):
+        with pytest.raises(PermissionError, match=r"x\.safetensors"):
+            read(path)
 
 
 def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):

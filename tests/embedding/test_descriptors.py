@@ -104,6 +104,27 @@ def test_sets_of_different_models_are_not_compared():
     require_comparable({"q": a, "r": Descriptors(IDS, ROWS)})
 
 
+def test_weights_are_told_apart_by_their_fingerprint():
+    a, other = Descriptors(IDS, ROWS, "a", "1"), Descriptors(IDS, ROWS, "a", "2")
+    with pytest.raises(
+        UserError, match=r"q was embedded by 'a' and r by 'a' \(other weights of that name\)"
+    ):
+        require_comparable({"q": a, "x": Descriptors(IDS, ROWS, "a"), "r": other})
+    # One file may call them by a path, another by a name.
+    require_comparable({"q": a, "r": Descriptors(IDS, ROWS, "/runs/a/export", "1")})
+    with pytest.raises(UserError, match="q was embedded by 'a' and r by 'b'"):
+        require_comparable({"q": a, "r": Descriptors(IDS, ROWS, "b")})
+
+
+def test_a_model_s_name_may_be_bytes(tmp_path):
+    np.savez(tmp_path / "a.npz", ids=IDS, descriptors=ROWS, model=np.bytes_("é".encode()))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["vectors"], file["image_names"] = ROWS, [name.encode() for name in IDS]
+        file.attrs["model"] = np.bytes_("é".encode())
+    for name in ("a.npz", "a.h5"):
+        assert read_descriptors(tmp_path / name).model == "é"
+
+
 def test_ids_that_are_no_text_are_refused(tmp_path):
     np.savez(tmp_path / "b.npz", ids=np.array([b"\xff1", b"\xff2", b"\xff3"]), descriptors=ROWS)
     with pytest.raises(UserError, match=r"b\.npz: cannot be read"):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -95,9 +97,17 @@ def test_save_and_load(tmp_path):
     fitted.save(tmp_path / "w.npz")
     loaded = PCAWhitening.load(tmp_path / "w.npz")
     np.testing.assert_array_equal(loaded.apply(training), fitted.apply(training))
-    (tmp_path / "bad.npz").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"bad\.npz"):
+    whole = (tmp_path / "w.npz").read_bytes()
+    for content in (b"", b"nothing", whole[:-50]):
+        (tmp_path / "bad.npz").write_bytes(content)
+        with pytest.raises(UserError, match=r"bad\.npz is not a saved whitening"):
+            PCAWhitening.load(tmp_path / "bad.npz")
+    dataclasses.replace(fitted, mean=fitted.mean[1:]).save(tmp_path / "bad.npz")
+    with pytest.raises(UserError, match=r"bad\.npz is not a saved whitening"):
         PCAWhitening.load(tmp_path / "bad.npz")
+    np.save(tmp_path / "bad.npy", training)
+    with pytest.raises(UserError, match=r"bad\.npy is not a saved whitening"):
+        PCAWhitening.load(tmp_path / "bad.npy")
 
 
 def test_bad_input_is_refused():

@@ -170,7 +170,7 @@ def test_an_image_whose_reader_is_missing_does_not_count_as_gone(model, tmp_path
     assert index.changes([folder / "T00000.jpg"]).gone == ["./T00001.jpg"]
 
 
-def test_sources_may_stand_behind_options(model, tmp_path, capsys):
+def test_sources_may_stand_behind_options(model, tmp_path, capsys, monkeypatch):
     folders = [make_images(tmp_path / name, 1, seed=seed) for seed, name in enumerate("ab")]
     Index.build(tmp_path / "x", folders[0], model=model)
     words = ["index", "update", str(tmp_path / "x"), "--dry-run", *map(str, folders)]
@@ -178,6 +178,12 @@ def test_sources_may_stand_behind_options(model, tmp_path, capsys):
     assert "1 added, 0 embedded anew, 0 removed, 1 as they are" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*words, "--nothing"])
+    # Behind two dashes a name may begin with one.
+    (tmp_path / "b").rename(tmp_path / "-b")
+    monkeypatch.chdir(tmp_path)
+    words = ["index", "update", "x", str(folders[0]), "--dry-run", "--", "-b"]
+    assert main(words) == 0
+    assert "1 added, 0 embedded anew, 0 removed, 1 as they are" in capsys.readouterr().out
 
 
 def test_a_wrong_root_changes_nothing(model, tmp_path):

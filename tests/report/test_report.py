@@ -246,7 +246,8 @@ def test_lost_images_and_descriptor_files_are_reported(tmp_path, report):
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     found = report(tmp_path / "lost", tmp_path / "files")
     text = "".join(found.texts)
-    assert "lost has no images to show any more: " in text
+    assert "lost has no images to show any more; they are not where they were." in text
+    assert str(tmp_path) not in text
     assert "files was evaluated from descriptor files, so it has no images to show." in text
     assert not found.all("img") and found.cases()
     # One that is broken leaves the others.

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.index.matching import Asked
 from rdcd_jax.search.calibration import Calibration, fit_calibration, read_calibration
 
 
@@ -56,6 +57,19 @@ def test_that_share_of_what_reaches_a_threshold_are_copies(precision, references
         assert threshold < dataclasses.replace(calibration, copies=()).threshold(
             precision, references
         )
+
+
+@pytest.mark.parametrize("value", [90, -0.1, float("nan")])
+def test_what_is_no_precision_is_refused(value):
+    with pytest.raises(UserError, match=f"{value} is no precision; give a number from 0 to 1"):
+        fitted().threshold(value, 1000)
+
+
+@pytest.mark.parametrize("value", [75, -2.1, float("nan")])
+def test_what_is_no_score_is_refused(value):
+    with pytest.raises(UserError, match=f"{value} is no score; they run from -2 to 1"):
+        Asked(1, value)
+    assert Asked(1, -2).threshold == -2
 
 
 def test_a_calibration_of_version_0_1_still_serves():

@@ -10,8 +10,10 @@ from toy import CONFIGS, toy_config
 from rdcd_jax.cli import main
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.sources import find_images
+from rdcd_jax.training import record
 from rdcd_jax.training.check import check_config
 from rdcd_jax.training.config import load_config
+from rdcd_jax.training.plan import make_plan
 
 FILES = sorted(path for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "common"))
 ROOT = pathlib.Path(__file__).parents[2]
@@ -317,3 +319,19 @@ def test_a_plan_says_what_a_run_would_be(toys, images, features, tmp_path, capsy
     assert main([*words, "--config.batch_size=64"]) == 1
     stored = capsys.readouterr()
     assert "40 images do not fill one batch of 64" in stored.err and "batch_size = 64" in stored.out
+
+
+def test_a_plan_knows_the_run_that_the_workdir_holds(toys, images, features, tmp_path):
+    config = toy_config(images, features)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    record.begin(tmp_path, config.to_dict())
+    path = tmp_path / "toy.py"
+    path.write_text(
+        "import ml_collections\n"
+        f"def get_config():\n    return ml_collections.ConfigDict({config.to_dict()!r})\n"
+    )
+    plan = make_plan(str(path), [], tmp_path)
+    assert not plan.problems and f"{tmp_path} holds a run, which would be continued." in plan.facts
+    plan = make_plan(str(path), ["--config.seed=3"], tmp_path)
+    assert "holds a run with config.seed = 0, and this config has 3" in plan.problems[0]
+    assert not any("continued" in fact for fact in plan.facts)

@@ -31,6 +31,7 @@ from rdcd_jax.search.calibration import read_calibration
 from rdcd_jax.training import frozen
 from rdcd_jax.training.check import check_config
 from rdcd_jax.training.config import load_config
+from rdcd_jax.training.fitting import trunk_of
 from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.training.pipeline import Views, make_batches
 from rdcd_jax.weights.library import load_model
@@ -91,7 +92,7 @@ def test_the_projector_learns_and_the_trunk_stays(images, start, tmp_path, form,
 def test_it_starts_as_whitening_or_as_the_start_s_own(images, start, tmp_path):
     still = {"optimizer.learning_rate": 1e-30}
     train_and_evaluate(config_of(images, start, **still), tmp_path / "white")
-    features = read_descriptors(tmp_path / "white" / "features.npz").descriptors
+    features = read_descriptors(tmp_path / "white" / "unedited_features.npz").descriptors
     projector = exported(tmp_path / "white").projector
     projected = features @ np.asarray(projector.kernel) + np.asarray(projector.bias)
     np.testing.assert_allclose(projected.mean(axis=0), 0, atol=1e-4)
@@ -149,6 +150,56 @@ def test_a_killed_caching_goes_on(images, start, tmp_path, monkeypatch, views):
     np.testing.assert_array_equal(np.load(tmp_path / "parts" / "view_features.npy"), whole)
 
 
+def test_what_is_done_counts_on_any_number_of_devices(images, start, tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    computed = []
+
+    def makes_views_on(count):
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "local_devices", lambda: jax.devices()[:count])
+            patch.setattr(
+                frozen, "trunk_of", lambda model: computed.append(count) or trunk_of(model)
+            )
+            model = load_model(str(start))
+            frozen.view_features(config_of(images, start), find_images(images), model, folder)
+        return np.load(folder / "view_features.npy")
+
+    three = makes_views_on(3)
+    assert (three != 0).any(axis=-1).all()
+    np.testing.assert_array_equal(makes_views_on(8), three)
+    # The unedited images' and the views', once each.
+    assert computed == [3]
+
+
+def test_a_file_of_one_s_own_stays(images, start, tmp_path):
+    make_features(tmp_path / "run" / "features.npz", images)
+    before = (tmp_path / "run" / "features.npz").read_bytes()
+    train_and_evaluate(config_of(images, start), tmp_path / "run")
+    assert (tmp_path / "run" / "features.npz").read_bytes() == before
+
+
+def test_too_few_images_to_whiten_are_reported_before_anything_is_computed(images, tmp_path, toys):
+    start = make_export(tmp_path / "start", dim=8, feature_dim=64)
+    with pytest.raises(UserError, match=r"40 images are too few to whiten 64 dim.*dim = 4\."):
+        train_and_evaluate(config_of(images, start), tmp_path / "run")
+    config = config_of(images, start, **{"schedule.epochs": 1, "schedule.warmup_epochs": 1})
+    with pytest.raises(UserError, match=r"schedule\.warmup_epochs is 1"):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "view_features.json").exists()
+
+
+def test_the_trunk_s_teacher_is_its_start():
+    config = load_config(f"{CONFIGS / 'descriptor.py'}:trainable=all", ["--config.init_from=x"])
+    assert config.teacher.model == "x"
+
+
+def test_a_background_too_small_to_normalise_by_is_left_out(start, tmp_path):
+    two = make_images(tmp_path / "two", 2)
+    config = config_of(two, start, **{"batch_size": 2, "student.dim": 8})
+    train_and_evaluate(config, tmp_path / "run")
+    assert load_model(str(tmp_path / "run" / "export")).background is None
+
+
 def test_a_resumed_run_equals_an_undisturbed_one(images, start, tmp_path):
     config = config_of(images, start, **QUEUE)
     whole = train_and_evaluate(config, tmp_path / "whole")
@@ -171,7 +222,9 @@ def test_runs_share_a_cache_that_refuses_other_views(images, start, tmp_path, mo
         train_and_evaluate(second, tmp_path / "second")
     for changes, what in (
         ({"data.policy": "SIMCLR"}, "another data"),
-        ({"data.cached_views": 4}, "another views"),
+        ({"data.cached_views": 4}, "another data.cached_views"),
+        ({"evaluate.image_size": 40}, "another evaluate.image_size"),
+        ({"student.dtype": "bfloat16"}, "another student.dtype"),
         ({"init_from": str(make_export(tmp_path / "other", seed=5))}, "another trunk"),
     ):
         config = config_of(images, start, **shared, **changes)
@@ -194,7 +247,7 @@ def test_too_few_images_are_reported_before_anything_is_computed(images, start, 
     config = config_of(images, start, batch_size=48)
     with pytest.raises(UserError, match="40 images do not fill one batch of 48"):
         train_and_evaluate(config, tmp_path / "run")
-    assert not (tmp_path / "run" / "features.npz").exists()
+    assert not (tmp_path / "run" / "unedited_features.npz").exists()
 
 
 def test_unreadable_images_are_left_out(start, tmp_path):

@@ -20,13 +20,15 @@ from toy import (
 )
 
 from rdcd_jax.benchmarks.disc_runs import evaluate_disc
+from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.locks import held
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.method.state import split
 from rdcd_jax.training import record
 from rdcd_jax.training.config import load_config
-from rdcd_jax.training.loop import train_and_evaluate
+from rdcd_jax.training.finish import Finish
+from rdcd_jax.training.loop import run_training, train_and_evaluate
 from rdcd_jax.training.setup import share_of
 from rdcd_jax.training.student import make_student
 from rdcd_jax.weights.library import load_model
@@ -237,6 +239,35 @@ def test_sigterm_saves_and_returns(toys, images, features, tmp_path, monkeypatch
     assert_equal_states(train_and_evaluate(config, tmp_path / "stopped"), whole)
 
 
+def test_a_stopped_run_is_not_taken_for_done_by_an_earlier_export(
+    toys, images, features, tmp_path, monkeypatch
+):
+    config = toy_config(images, features, **{"schedule.max_steps": 2})
+    assert run_training(config, tmp_path)[1]
+    config.schedule.max_steps = 4
+    with monkeypatch.context() as patch:
+        patch.setattr(hosts, "preempted", lambda step, received: step == 3)
+        state, finished = run_training(config, tmp_path)
+    assert (int(state.step), finished) == (3, False)
+    assert json.loads((tmp_path / "export" / "model.json").read_text())["trained"]["steps"] == 2
+
+
+def test_steps_are_written_before_an_evaluation(toys, images, features, tmp_path, monkeypatch):
+    changes = {"schedule.max_steps": 3, "log_every": 100, "evaluate.every": 2}
+    config = toy_config(images, features, **changes)
+    seen = []
+
+    def evaluate(self, model, step, *, last):
+        seen.append(([row["step"] for row in metrics_of(tmp_path)], (tmp_path / "export").exists()))
+        return [{"step": step, "evaluate/x": 1.0}]
+
+    monkeypatch.setattr(Finish, "evaluates", True)
+    monkeypatch.setattr(Finish, "evaluate", evaluate)
+    train_and_evaluate(config, tmp_path)
+    # The last one comes after the export, which it cannot cost.
+    assert seen == [([1, 2], False), ([1, 2, 2, 3], True)]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(toys, images, features, tmp_path):
     config = toy_config(
         images, features, **{"schedule.max_steps": 5, "checkpoint_every": 2, "log_every": 5}
@@ -439,6 +470,60 @@ def test_evaluation_during_a_run(toys, images, features, tmp_path):
         assert metrics_of(tmp_path / "run") == rows
     assert (tmp_path / "run" / "evaluations" / "3" / "disc" / "disc_metrics.csv").is_file()
     assert (tmp_path / "run" / "export").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"ground_truth": "none.csv"}, r"none\.csv: cannot be read as a ground-truth CSV"),
+        ({"ground_truth": ""}, "ground_truth is empty; an evaluation of pairs needs queries"),
+        ({"training": "nowhere"}, "nowhere: there is no such folder"),
+        ({"codecs": "PCAW2,Flat"}, "fitted on a training set and there is none"),
+        (
+            {"codecs": "PCAW8,Flat", "training": "q"},
+            "PCAW8,Flat has 8 dimensions, and the .* only 4",
+        ),
+        (
+            {"codecs": "PCAW2,Flat", "training": "q"},
+            "PCAW2,Flat is fitted on at .* 2 are given for 4",
+        ),
+    ],
+)
+def test_evaluations_that_cannot_work_are_refused_before_training(
+    toys, images, features, tmp_path, monkeypatch, changes, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    make_images(tmp_path / "q", 2, prefix="Q", seed=7)
+    (tmp_path / "pairs.csv").write_text("Q00000,Q00000\n")
+    given = {"queries": "q", "references": "q", "ground_truth": "pairs.csv"} | changes
+    changes = {f"evals.pairs.{name}": value for name, value in given.items()}
+    with pytest.raises(UserError, match=rf"config\.evals\.pairs: .*{sentence}"):
+        train_and_evaluate(toy_config(images, features, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_may_add_evaluations(toys, images, features, tmp_path):
+    make_images(tmp_path / "q", 2, prefix="Q", seed=7)
+    (tmp_path / "pairs.csv").write_text("Q00000,Q00000\n")
+    config = toy_config(images, features, **{"schedule.max_steps": 1})
+    with config.unlocked():
+        config.evals.mine = {
+            "protocol": "pairs",
+            "queries": str(tmp_path / "q"),
+            "references": str(tmp_path / "q"),
+            "ground_truth": str(tmp_path / "pairs.csv"),
+        }
+    train_and_evaluate(config, tmp_path / "run")
+    assert metrics_of(tmp_path / "run")[-1]["evaluate/mine/Flat/None/uAP"] == 1
+    for mine, sentence in (
+        ({"data": "x", "codecs": 5}, r"evals\.mine\.codecs is 5; it must be of type str"),
+        (5, r"evals\.mine is a field that nothing reads"),
+    ):
+        config = toy_config(images, features)
+        with config.unlocked():
+            config.evals.mine = mine
+        with pytest.raises(UserError, match=rf"config\.{sentence}"):
+            train_and_evaluate(config, tmp_path / "other")
 
 
 def test_an_evaluation_without_room_stops_no_run(

@@ -7,7 +7,8 @@ import shutil
 import signal
 
 import pytest
-from toy import toy_config
+from etils import epath
+from toy import metrics_of, toy_config
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.options import flat
@@ -41,7 +42,7 @@ def test_a_damaged_record_is_refused(tmp_path, text):
 def test_pipes_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(UserError, match=r"metrics\.jsonl is not a file"):
-        record.Metrics(tmp_path, 0)
+        record.Metrics(tmp_path, 0, evaluates=True)
     os.mkfifo(tmp_path / "run.json")
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     record.begin(tmp_path, {"seed": 0}, ())
@@ -53,7 +54,7 @@ def test_lines_that_no_run_wrote_are_dropped(tmp_path):
     good = b'{"step": 1, "loss": 2.0}\n'
     bad = [b"\xff", b"[" * 100_000, b"[]", b'{"step": "x"}', b'{"loss": 1.0}', b'{"step": 2, "lo']
     path.write_bytes(good + b"\n".join(bad))
-    metrics = record.Metrics(tmp_path, 1)
+    metrics = record.Metrics(tmp_path, 1, evaluates=True)
     metrics.write([{"step": 2, "loss": 1.0}])
     metrics.close()
     assert path.read_bytes() == good + b'{"step": 2, "loss": 1.0}\n'
@@ -61,7 +62,7 @@ def test_lines_that_no_run_wrote_are_dropped(tmp_path):
 
 def test_metrics_wait_for_room(tmp_path, capsys):
     """No file can grow beyond a limit: what a full disk does to a line."""
-    metrics = record.Metrics(tmp_path, 0)
+    metrics = record.Metrics(tmp_path, 0, evaluates=True)
     metrics.write([{"step": 1, "loss": 1.0}])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -78,6 +79,36 @@ def test_metrics_wait_for_room(tmp_path, capsys):
     metrics.write([{"step": 4, "loss": 1.0}])
     metrics.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_a_step_s_evaluation_is_dropped_only_where_it_is_made_again(tmp_path):
+    rows = [{"step": 3, "loss": 1.0}, {"step": 3, "evaluate/disc/Flat/None/uAP": 0.5}]
+    for evaluates in (False, True):
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        record.Metrics(tmp_path, 3, evaluates=evaluates).close()
+        assert metrics_of(tmp_path) == rows[: 1 if evaluates else 2]
+
+
+def test_checkpoints_of_another_run_are_not_taken(tmp_path):
+    folder = epath.Path(tmp_path / "elsewhere")
+    folder.mkdir()
+    first = {"seed": 0, "checkpoint_dir": str(folder)}
+    for _ in range(2):
+        record.claim_checkpoints(folder, first)
+    record.claim_checkpoints(folder, first | {"log_every": 7})
+    with pytest.raises(
+        UserError, match=r"elsewhere holds a run with config\.seed = 0, .* 1; give config\.checkp"
+    ):
+        record.claim_checkpoints(folder, first | {"seed": 1})
+    # Nor are those that a run has left behind forgotten.
+    (folder / "5").mkdir()
+    record.begin(tmp_path / "run", first)
+    record.begin(tmp_path / "run", first)
+    with pytest.raises(
+        UserError, match=r"whose checkpoints lie in .*elsewhere, and there are none where .* ''"
+    ):
+        record.begin(tmp_path / "run", first | {"checkpoint_dir": ""})
+    assert len(json.loads((tmp_path / "run" / "run.json").read_text())["starts"]) == 2
 
 
 def test_a_run_of_version_0_1_goes_on(tmp_path):

@@ -3,6 +3,9 @@
 import dataclasses
 import importlib.util
 import json
+import os
+import shutil
+import signal
 
 import jax
 import numpy as np
@@ -115,7 +118,7 @@ def test_what_is_done_is_passed_over(swept, monkeypatch, capsys):
     out, go, _ = swept
     monkeypatch.setattr(
         sweep,
-        "train_and_evaluate",
+        "run_training",
         lambda config, workdir: check_config(config) or pytest.fail("trained"),
     )
     before = [path.stat().st_mtime_ns for path in sorted((out / "results").iterdir())]
@@ -136,21 +139,54 @@ def test_a_result_of_another_config_is_not_taken_for_done(swept, capsys):
     assert "is of a run with config.schedule.max_steps = 2, and this config has 3" in stored
 
 
+def test_a_result_of_another_benchmark_of_that_name_is_not_taken_for_done(
+    swept, disc, capsys, tmp_path
+):
+    _, go, _ = swept
+    shutil.copytree(disc, tmp_path / "other" / disc.name)
+    assert go("--only=hn_lambda", f"--config.evals.disc.data={tmp_path / 'other' / disc.name}") == 1
+    assert "is of a run with config.evals.disc.data = " in capsys.readouterr().err
+
+
+def test_runs_of_one_config_are_one_run_and_checkpoints_lie_apart(
+    images, features, disc, tmp_path, toys, capsys
+):
+    text = CONFIG.replace("TEACHER", str(features)).partition("def sweep")[0]
+    text += """def sweep(add):
+    add(seed=0)
+    add(seed=1)
+    add(**{"seed": 1, "objective.hn_lambda": 5.0})
+"""
+    config = write_config(tmp_path / "small.py", text)
+    words = ["sweep", f"--config={config}:data={images}", f"--out={tmp_path / 'out'}"]
+    words += [f"--config.evals.disc.data={disc}", f"--config.checkpoint_dir={tmp_path / 'kept'}"]
+    assert main(words) == 0
+    assert "the same config as small+seed=1" in capsys.readouterr().out
+    names = ["small+seed=0", "small+seed=1"]
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == names
+    weights = [(tmp_path / "out" / name / "export" / "weights.safetensors") for name in names]
+    assert weights[0].read_bytes() != weights[1].read_bytes()
+
+
 def test_a_stopped_run_is_continued(swept, capsys, monkeypatch):
     out, go, _ = swept
     path = out / "results" / f"{NAMES[0]}.json"
     whole = json.loads(path.read_text())
     path.unlink()
-    train = sweep.train_and_evaluate
+    train = sweep.run_training
 
     def stopped(config, workdir):
-        (workdir / "export" / "model.json").unlink()
-        return train(config, workdir).replace(step=1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return train(config, workdir)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(sweep, "train_and_evaluate", stopped)
-        assert go("--only=moco") == 0
-    assert "was stopped and saved; the same command continues" in capsys.readouterr().out
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(sweep, "run_training", stopped)
+        go("--only=moco")
+    assert left.value.code == 128 + signal.SIGTERM
+    out_lines = capsys.readouterr().out
+    assert "was stopped and saved.\nStopped; the same command continues." in out_lines
+    # The other was not begun.
+    assert "[1/2]" in out_lines and "[2/2]" not in out_lines
     assert not path.exists()
     assert go("--only=moco") == 0
     again = json.loads(path.read_text())

@@ -1,5 +1,6 @@
 """Exported files, run by what they are for, agree with the model they were written from."""
 
+import pathlib
 import sys
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 from torch_support import import_torchvision
-from toy import keys
+from toy import keys, make_images
 
 from rdcd_jax import models
 from rdcd_jax.cli.main import main
@@ -218,6 +219,21 @@ def test_stablehlo_agrees_and_is_for_every_platform(student, images, embedded, t
     assert program.platforms == ("cpu", "cuda", "tpu")
     assert [str(each.shape) for each in program.in_avals] == ["(batch, 64, 64, 3)"]
     np.testing.assert_allclose(program.call(images), embedded, atol=1e-5)
+    # Nor does it tell where it was made.
+    assert str(pathlib.Path(jax.__file__).parent).encode() not in path.read_bytes()
+    assert b".py" not in path.read_bytes()
+
+
+def test_ranges_are_measured_on_what_can_be_read(student, tmp_path, caplog):
+    pytest.importorskip("onnxruntime")
+    images = make_images(tmp_path / "images", 3)
+    (images / "T00001.jpg").write_bytes(b"no image")
+    exported(student, "onnx-int8", tmp_path, range_images=str(images))
+    assert "T00001.jpg: not an image" in caplog.text
+    for path in images.iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"no image to measure ranges on can be read"):
+        exported(student, "onnx-int8", tmp_path, range_images=str(images))
 
 
 def test_what_cannot_be_exported_is_reported(student, tmp_path):

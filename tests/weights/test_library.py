@@ -14,7 +14,7 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.decode import decode_rgb, resize_square
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.models.descriptor import normalize_images
-from rdcd_jax.weights.library import export_model, load_model, load_model_of
+from rdcd_jax.weights.library import absolute_spec, export_model, load_model, load_model_of
 from rdcd_jax.weights.model import Model, evaluation_mode
 from rdcd_jax.weights.shipped import list_models
 
@@ -46,6 +46,15 @@ def test_the_students_of_0_1_stay(dim, images):
     assert found.name == old.name and found.fingerprint == old.fingerprint
     for fingerprint in (None, new.fingerprint, "of no student"):
         assert load_model_of(f"rdcd-effb0-{dim}", fingerprint).fingerprint == new.fingerprint
+
+
+def test_an_export_is_named_the_same_in_any_folder(toys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # As of a run that is called by its time.
+    export = make_export(tmp_path / "2026-11-28_12:30" / "export")
+    spec = str(export.relative_to(tmp_path))
+    assert load_model(spec).spec == str(export)
+    assert absolute_spec("random:toy") == "random:toy"
 
 
 def test_bfloat16_trunk_stays_near_float32(images):

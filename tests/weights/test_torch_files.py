@@ -33,6 +33,17 @@ def test_state_dict_comes_back(torch, tmp_path, options):
         assert found[name].dtype == tensor.numpy().dtype
 
 
+def test_tensors_beside_a_state_dict_are_none_of_it(torch, tmp_path):
+    inner = torch.nn.Linear(2, 3).state_dict()
+    for content in (
+        {"best_acc1": torch.tensor(71.2), "epoch": 3, "state_dict": inner},
+        {"rng": torch.get_rng_state(), "model": inner},
+        {"rng": torch.get_rng_state(), "classy_state_dict": {"base_model": {"model": inner}}},
+    ):
+        torch.save(content, tmp_path / "a.pt")
+        assert list(read_torch_file(tmp_path / "a.pt")) == list(inner)
+
+
 @pytest.mark.parametrize("options", [{}, LEGACY])
 def test_kinds_of_tensors(torch, tmp_path, options):
     base = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
