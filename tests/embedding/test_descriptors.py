@@ -30,7 +30,7 @@ def test_what_is_written_is_read(tmp_path, name):
 def test_npz_holds_the_named_arrays(tmp_path):
     write_descriptors(tmp_path / "d.npz", Descriptors(IDS, ROWS, "m"))
     with np.load(tmp_path / "d.npz", allow_pickle=False) as file:
-        assert set(file) == {"ids", "descriptors", "model"}
+        assert set(file) == {"ids", "descriptors", "model", "fingerprint"}
         assert file["model"] == "m"
 
 
