@@ -194,9 +194,11 @@ def test_a_training_that_was_stopped_does_not_end_as_one_that_is_done(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(
-        "rdcd_jax.training.loop.train_and_evaluate",
-        lambda *_, **__: types.SimpleNamespace(step=3),
+        "rdcd_jax.training.loop.run_training",
+        lambda *_, **__: (types.SimpleNamespace(step=3), False),
     )
+    # What an earlier end of the run left.
+    (tmp_path / "export").mkdir()
     with pytest.raises(SystemExit) as ended:
         main(["train", f"--config={CONFIGS / 'rdcd.py'}:smoke", f"--workdir={tmp_path}"])
     assert ended.value.code == 143
