@@ -46,6 +46,7 @@ def _sweep(options, rest) -> None:
             on_failure=lambda text: print(text, file=sys.stderr, flush=True),
         )
     if received:
+        print("Stopped; the same command continues.")
         # Neither a script nor a cluster may take it for done.
         sys.exit(128 + signal.SIGTERM)
     if failed:

@@ -155,8 +155,8 @@ def find_duplicates(
         The groups, the surest first, and the images that were left out.
 
     Raises:
-        UserError: for images or a model that cannot be read, or a model without a calibration where no threshold is
-            given.
+        UserError: for images or a model that cannot be read, a threshold that is no score, or a model without a
+            calibration where no threshold is given.
 
     Examples:
         >>> import importlib.resources
@@ -170,8 +170,10 @@ def find_duplicates(
         >>> [group.ids for group in rdcd.find_duplicates(first, against=[second, first])]
         [('#0', '#1')]
     """
+    # Before anything is embedded.
+    if threshold is not None:
+        require_score(threshold)
     if against is not None:
-        # Listed before anything is embedded.
         against = images_of(against)
     if isinstance(images, Index):
         sets = [_of_index(images)]
@@ -187,9 +189,7 @@ def find_duplicates(
         name = f"model {embedder.name}"
         given = [images] if against is None else [images, against]
         sets = [_of_images(embedder, each, on_progress) for each in given]
-    if threshold is not None:
-        require_score(threshold)
-    else:
+    if threshold is None:
         threshold = scoring.threshold(PRECISION, len(sets[-1].ids))
     if threshold is None:
         raise UserError(

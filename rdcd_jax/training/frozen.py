@@ -127,6 +127,7 @@ def view_features(
         "images": images.fingerprint(),
     }
     if config.student.dtype != "float32":
+        # What does not say is of float32.
         made_by["dtype"] = config.student.dtype
     with contextlib.ExitStack() as stack:
         if hosts.is_first():
@@ -183,7 +184,7 @@ def _done(folder: pathlib.Path, made_by: dict) -> int:
             f"{path} is damaged ({error}); delete it to compute the features again."
         ) from error
     made_by = json.loads(json.dumps(made_by))
-    for name in made_by.keys() | before.keys():
+    for name in made_by | before:
         if before.get(name) != made_by.get(name):
             raise UserError(
                 f"{path}: its features are of another {_TOLD.get(name, name)}; give another workdir or"

@@ -201,7 +201,7 @@ def _before(workdir: pathlib.Path, config: Mapping) -> dict | None:
         return None
     begun = _has_results(workdir, config)
     try:
-        before = read_record(epath.Path(path))
+        before = read_record(path)
     except UserError:
         # A start that failed before it made anything binds nobody to its config.
         if begun:
@@ -216,7 +216,7 @@ def _before(workdir: pathlib.Path, config: Mapping) -> dict | None:
     return before if begun else None
 
 
-def read_record(path: epath.Path) -> dict:
+def read_record(path: pathlib.Path | epath.Path) -> dict:
     """What a file holds of a run: its config, starts, training set and weights; the last two may be empty.
 
     Raises:

@@ -5,8 +5,6 @@ import json
 import os
 import pathlib
 
-from etils import epath
-
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_json
 from rdcd_jax.core.options import flat
@@ -99,7 +97,7 @@ def require_same(path: pathlib.Path, workdir: pathlib.Path, config: dict) -> Non
     """
     config = json.loads(json.dumps(config))
     compared = [(read_result(path).config, portable(config))]
-    if (record := epath.Path(workdir / RECORD)).is_file():
+    if (record := workdir / RECORD).is_file():
         compared.append((read_record(record)["config"], config))
     for pair in compared:
         theirs, ours = (json.loads(json.dumps(present(flat(each)))) for each in pair)

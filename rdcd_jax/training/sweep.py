@@ -140,7 +140,7 @@ def run_sweep(
         base: `FILE[:ARG]`, what all share.
         overrides: `--config.a.b=VALUE`, likewise.
         out: OUT/NAME becomes a run's workdir, OUT/results/NAME.json its result.
-        received: of `stop_on_sigterm`.
+        received: of `stop_on_sigterm`; no run begins once it holds a signal.
         on_result: called with a line about each run.
         on_failure: called with a line about each that fails.
 
@@ -150,6 +150,8 @@ def run_sweep(
     failed: list[str] = []
     known: dict[str, str] = {}
     for number, run in enumerate(runs, 1):
+        if received:
+            break
         on_result(f"[{number}/{len(runs)}] {run.name}")
         try:
             config, settings = run.config(base, overrides)
@@ -166,10 +168,10 @@ def run_sweep(
             on_failure(f"{run.name} failed: {one_line(str(error))}")
             failed.append(run.name)
             continue
-        on_result(f"    {outcome}" if outcome else f"{run.name} was stopped and saved.")
-        if received or not outcome:
-            on_result("Stopped; the same command continues.")
+        if outcome is None:
+            on_result(f"{run.name} was stopped and saved.")
             break
+        on_result(f"    {outcome}")
     return failed
 
 

@@ -53,7 +53,7 @@ def with_engine(model: Model | OnnxModel, engine: str) -> Model | OnnxModel:
     if model.int8 is None:
         raise UserError(
             f"{model.name} does not come in 8-bit integers; use --engine=jax, or export it by `rdcd-jax weights export"
-            f" --model={model.spec or model.name} --format={INT8} --out=FILE.onnx` and give the file as"
+            f" --model={model.spec or model.name} --format=onnx-int8 --out=FILE.onnx` and give the file as"
             " onnxruntime:FILE.onnx."
         )
     return dataclasses.replace(model, quantised=_quantised(model, model.int8))

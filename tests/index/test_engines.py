@@ -137,7 +137,9 @@ def test_what_is_impossible_is_refused(model, tmp_path):
         with_engine(loaded, "torch")
     (model / INT8_FILE).unlink()
     with pytest.raises(
-        UserError, match="does not come in 8-bit integers; use --engine=jax, or exp"
+        UserError,
+        match="does not come in 8-bit integers; use --engine=jax, or exp.*"
+        rf"`rdcd-jax weights export --model={model} --format=onnx-int8 --out=FILE\.onnx`",
     ):
         with_engine(load_model(str(model)), INT8)
     make_onnx(tmp_path / "mean.onnx")

@@ -151,6 +151,11 @@ def test_a_file_that_is_no_text_is_moved(student, photos, tmp_path):
     assert "caf\\udce9" in (tmp_path / "g.csv").read_text()
 
 
+def test_a_threshold_that_is_no_score_is_refused_before_anything_is_loaded():
+    with pytest.raises(UserError, match="75 is no score; they run from -2 to 1"):
+        find_duplicates("nowhere", model="nothing", threshold=75)
+
+
 def test_what_two_collections_share(student, photos, tmp_path, capsys):
     library = tmp_path / "library"
     shutil.copytree(photos, library)

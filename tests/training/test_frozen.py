@@ -167,7 +167,7 @@ def test_what_is_done_counts_on_any_number_of_devices(images, start, tmp_path, m
     three = makes_views_on(3)
     assert (three != 0).any(axis=-1).all()
     np.testing.assert_array_equal(makes_views_on(8), three)
-    # The unedited images' and the views', once each.
+    # The second found all done.
     assert computed == [3]
 
 
