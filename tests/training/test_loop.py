@@ -504,7 +504,8 @@ def test_evaluations_that_cannot_work_are_refused_before_training(
 
 def test_a_config_may_add_evaluations(toys, images, features, tmp_path):
     make_images(tmp_path / "q", 2, prefix="Q", seed=7)
-    (tmp_path / "pairs.csv").write_text("Q00000,Q00000\n")
+    # Each image equals itself, at the same similarity: both are pairs, so no tie decides.
+    (tmp_path / "pairs.csv").write_text("Q00000,Q00000\nQ00001,Q00001\n")
     config = toy_config(images, features, **{"schedule.max_steps": 1})
     with config.unlocked():
         config.evals.mine = {
