@@ -17,9 +17,9 @@ import pathlib
 
 import numpy as np
 
+from experiments.studies.recorded import record
 from rdcd_jax.benchmarks.calibrating import best_matches
 from rdcd_jax.benchmarks.ground_truth import GroundTruth, find_disc_layout, read_ground_truth
-from rdcd_jax.core.files import write_json
 from rdcd_jax.embedding.descriptors import Descriptors
 from rdcd_jax.embedding.stream import embed_images
 from rdcd_jax.images.sources import find_images
@@ -201,7 +201,7 @@ def main() -> None:
             print(name, where)
             for row in lines:
                 print("   ", row)
-    write_json(RESULT, {"environment": environment(), "figures": result})
+    record(RESULT, {"environment": environment(), "figures": result})
 
 
 if __name__ == "__main__":

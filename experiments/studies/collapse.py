@@ -14,8 +14,10 @@ its training.
 """
 
 import argparse
+import functools
 import json
 import pathlib
+from collections.abc import Callable
 
 import matplotlib
 import numpy as np
@@ -28,9 +30,10 @@ from rdcd_jax.core.files import write_aside, write_json
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.training.fitting import recalibrate_batch_norm
-from rdcd_jax.training.loop import train_and_evaluate
+from rdcd_jax.training.loop import run_training
 from rdcd_jax.training.record import environment
 from rdcd_jax.training.student import make_student
+from rdcd_jax.weights.library import load_model
 from rdcd_jax.weights.model import Model, evaluation_mode
 
 matplotlib.use("Agg")
@@ -63,29 +66,33 @@ def run_config(options: argparse.Namespace, weight: float):
     config.schedule.max_steps = options.steps
     config.log_every = 10
     config.checkpoint_every = 50
-    config.evals.disc.data = str(options.benchmark)
-    config.evals.disc.training = str(options.out / "train3000.txt")
-    config.evaluate.every = 10**6
     config.evaluate.image_size = 64
     return config
 
 
-def start(config, options: argparse.Namespace) -> pathlib.Path:
-    """Evaluates the student before its training."""
-    folder = options.out / "start"
-    if not is_evaluated(folder):
-        module = evaluation_mode(make_student(config, DIM).module)
-        model = Model("start", config.student.network, module, config.evaluate.image_size)
-        recalibrate_batch_norm(model, find_images(config.data.train), config.student.recalibrate)
-        evaluate_disc(
-            model, options.benchmark, folder, training=config.evals.disc.training, codecs="Flat"
-        )
+def untrained(config) -> Model:
+    """The student before its training."""
+    module = evaluation_mode(make_student(config, DIM).module)
+    model = Model("start", config.student.network, module, config.evaluate.image_size)
+    recalibrate_batch_norm(model, find_images(config.data.train), config.student.recalibrate)
+    return model
+
+
+def trained(config, workdir: pathlib.Path) -> Model:
+    """The student after it, or after what was left of it."""
+    _, finished = run_training(config, workdir)
+    if not finished:
+        raise SystemExit(f"{workdir} was stopped; start again to continue it.")
+    return load_model(str(workdir / "export"))
+
+
+def evaluated(made: Callable[[], Model], folder: pathlib.Path, options) -> pathlib.Path:
+    """Evaluates a model into the folder, unless that is done."""
+    # The last file of an evaluation.
+    if not (folder / "predictions.csv").is_file():
+        training = options.out / "train3000.txt"
+        evaluate_disc(made(), options.benchmark, folder, training=training, codecs="Flat")
     return folder
-
-
-def is_evaluated(folder: pathlib.Path) -> bool:
-    """Whether an evaluation is there, whose last file this is."""
-    return (folder / "predictions.csv").is_file()
 
 
 def figures(folder: pathlib.Path) -> dict:
@@ -128,14 +135,12 @@ def main() -> None:
     configs = {
         f"entropy weight {weight:g}": run_config(options, weight) for weight in options.weights
     }
-    folders = {"start": start(next(iter(configs.values())), options)}
+    first = next(iter(configs.values()))
+    folders = {"start": evaluated(lambda: untrained(first), options.out / "start", options)}
     for name, config in configs.items():
         workdir = options.out / name.replace(" ", "_")
-        folders[name] = workdir / "evaluations" / str(options.steps) / "disc"
-        if not is_evaluated(folders[name]):
-            train_and_evaluate(config, workdir)
-        if not is_evaluated(folders[name]):
-            raise SystemExit(f"{name} was stopped; start again to continue it.")
+        made = functools.partial(trained, config, workdir)
+        folders[name] = evaluated(made, workdir / "judged", options)
     found = {name: figures(folder) for name, folder in folders.items()}
     config = config.to_dict()
     write_json(

@@ -19,8 +19,8 @@ import time
 import numpy as np
 
 from experiments.studies.found import found_by
+from experiments.studies.recorded import record
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
-from rdcd_jax.core.files import write_json
 from rdcd_jax.images.sources import ImageSet, find_images
 from rdcd_jax.index import Index
 from rdcd_jax.training.record import environment
@@ -79,10 +79,8 @@ def main() -> None:
     for name in options.models:
         models[name] = measured(name, layout.references, queries, pairs, options.rounds)
         print(name, models[name], flush=True)
-    write_json(
-        RESULT,
-        {"benchmark": options.benchmark.name, "environment": environment(), "models": models},
-    )
+    content = {"benchmark": options.benchmark.name, "environment": environment(), "models": models}
+    record(RESULT, content)
 
 
 if __name__ == "__main__":

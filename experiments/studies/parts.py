@@ -19,8 +19,8 @@ import time
 from PIL import Image
 
 from experiments.studies.found import found_by
+from experiments.studies.recorded import record
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
-from rdcd_jax.core.files import write_json
 from rdcd_jax.images.sources import ImageSet, find_images
 from rdcd_jax.index import Index
 from rdcd_jax.index.queries import embed_queries
@@ -129,7 +129,7 @@ def main() -> None:
     for name in options.models:
         models[name] = measured(name, options.benchmark)
         print(name, models[name], flush=True)
-    write_json(RESULT, {"environment": environment(), "percent": models})
+    record(RESULT, {"environment": environment(), "percent": models})
 
 
 if __name__ == "__main__":

@@ -181,8 +181,15 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     layout = find_disc_layout(options.benchmark)
     made = contenders()
+    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    key = options.benchmark.resolve().name
+    before = results.get(key, {}).get("contenders", {}) if options.only else {}
     if options.only:
         made = {name: made[name] for name in options.only}
+        if untimed := sorted(set(made) - set(before)):
+            raise UserError(
+                f"{', '.join(untimed)}: never timed on {key} beside the others; start without --only."
+            )
     found = {}
     for name, contender in made.items():
         folder = options.out / name
@@ -194,9 +201,6 @@ def main(argv: list[str] | None = None) -> int:
         found[name] = {"dim": contender.dim, "bytes": contender.bytes}
         found[name] |= figures(folder, options.benchmark, contender)
         print(name, json.dumps(found[name]["figures"]), flush=True)
-    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    key = options.benchmark.resolve().name
-    before = results.get(key, {}).get("contenders", {}) if options.only else {}
     timed = (
         {name: before[name]["images_per_second"] for name in made}
         if options.only

@@ -15,8 +15,8 @@ import pathlib
 import tempfile
 
 from experiments.studies.found import found_by
+from experiments.studies.recorded import record
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
-from rdcd_jax.core.files import write_json
 from rdcd_jax.embedding.descriptors import Descriptors, id_array
 from rdcd_jax.images.sources import ImageSet, find_images
 from rdcd_jax.index import Index, store
@@ -113,7 +113,7 @@ def main() -> None:
         models[name] = measured(name, layout.references, queries, pairs)
         print(name, models[name], flush=True)
     content = {"benchmark": options.benchmark.name, "environment": environment(), "models": models}
-    write_json(RESULT, content)
+    record(RESULT, content)
     print(table(models))
 
 

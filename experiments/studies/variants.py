@@ -16,8 +16,8 @@ import time
 from PIL import Image, ImageDraw, ImageFont
 
 from experiments.studies.found import found_by
+from experiments.studies.recorded import record
 from rdcd_jax.benchmarks.ground_truth import find_disc_layout, read_ground_truth
-from rdcd_jax.core.files import write_json
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.index import Index
 from rdcd_jax.training.record import environment
@@ -115,7 +115,7 @@ def main() -> None:
                 row["distractors with a match"] = found.distractors
                 print(model, ",".join(variants) or "none", row, flush=True)
                 result.setdefault(model, {})[",".join(variants) or "none"] = row
-    write_json(
+    record(
         RESULT,
         {
             "copies of each kind": count,

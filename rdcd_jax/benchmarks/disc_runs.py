@@ -13,6 +13,7 @@ from rdcd_jax.benchmarks.ground_truth import (
     find_ndec_layout,
     read_ground_truth,
     require_known_ids,
+    warn_of_unnamed,
 )
 from rdcd_jax.benchmarks.record import Measured, write_record
 from rdcd_jax.benchmarks.settings import Settings, candidate_count
@@ -95,6 +96,7 @@ def evaluate_disc(
     layout = data if isinstance(data, DiscLayout) else LAYOUTS[benchmark](data)
     measured_on = layout.ground_truth if data is layout else data
     compared, images, truth = disc_inputs(layout, getattr(model, "dim", None), training, **settings)
+    warn_of_unnamed(truth, images["queries"].ids)
     out = pathlib.Path(out)
     with (
         embedded_sets(model, images, out, batch_size, on_progress, keep=keep_descriptors) as found,
@@ -186,6 +188,7 @@ def evaluate_disc_files(
     compared = Settings.written(training is not None, **settings)
     truth = read_ground_truth(ground_truth)
     read = read_sets({"query": queries, "reference": references, "training": training})
+    warn_of_unnamed(truth, read["query"].ids.tolist())
     search = disc.RememberingSearch(read["reference"].descriptors)
     rows, predictions = disc.evaluate_descriptors(
         read["query"],

@@ -2,11 +2,14 @@
 
 import csv
 import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from rdcd_jax.core.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 HEADER = ("query_id", "reference_id")
 QUERY_FOLDERS = ("queries", "final_queries", "dev_queries", "val_query", "query_images")
@@ -70,7 +73,8 @@ def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
         The ground truth.
 
     Raises:
-        UserError: a missing file, a line of another form, a repeated pair, or no pair at all.
+        UserError: a missing file, a line of another form, a repeated pair, a query that is a copy and of nothing, or no
+            pair at all.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -99,9 +103,24 @@ def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
                     pairs[query, reference] = number
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a ground-truth CSV ({error}).") from error
-    if not pairs:
-        raise UserError(f"{path}: the ground truth holds no pair of a query and its reference.")
+    _require_pairs(path, pairs, distractors)
     return GroundTruth(str(path), tuple(pairs), tuple(distractors), read_edits(path))
+
+
+def _require_pairs(path: pathlib.Path, pairs: dict, distractors: dict) -> None:
+    """Refuses a ground truth without a pair, or that says of a query both that it is a copy and that it is none."""
+    if not pairs:
+        separator = next((each for each in ";\t|" if any(each in name for name in distractors)), "")
+        way_out = f" Its columns are separated by {separator!r}; use commas." if separator else ""
+        raise UserError(
+            f"{path}: the ground truth holds no pair of a query and its reference.{way_out}"
+        )
+    for (query, reference), number in pairs.items():
+        if query in distractors:
+            raise UserError(
+                f"{path}, line {number}: {query} is a copy of {reference}, and in another line a copy of nothing;"
+                " remove one."
+            )
 
 
 def read_edits(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
@@ -168,6 +187,25 @@ def require_known_ids(
                 f"not among the {len(present[kind])} given ({', '.join(unknown[:3])}"
                 f"{', ...' if len(unknown) > 3 else ''}); give the {kind} that belong to it."
             )
+
+
+def warn_of_unnamed(ground_truth: GroundTruth, query_ids: Sequence[str]) -> None:
+    """Warns of queries that are not named by a ground truth which lists distractors: it may be that of other queries.
+
+    Args:
+        ground_truth: of an evaluation.
+        query_ids: ids of all its queries.
+    """
+    named = {*ground_truth.distractors, *(query for query, _ in ground_truth.pairs)}
+    unnamed = [query for query in query_ids if query not in named]
+    if ground_truth.distractors and unnamed:
+        _log.warning(
+            "%s does not name %d of the %d queries, such as %s; they count as copies of nothing.",
+            ground_truth.source,
+            len(unnamed),
+            len(query_ids),
+            unnamed[0],
+        )
 
 
 def find_disc_layout(root: str | os.PathLike) -> DiscLayout:

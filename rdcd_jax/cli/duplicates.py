@@ -48,7 +48,7 @@ def add_duplicates(verbs) -> None:
     add_engine_option(parser)
     parser.add_argument("--out", type=local_path, help="a .csv, .json or .html file")
     parser.add_argument(
-        "--keep", choices=_KEEP, default="largest", help="which image of a group to keep (largest)"
+        "--keep", choices=_KEEP, help=f"which image of a group to keep ({_KEEP[0]})"
     )
     parser.add_argument(
         "--script",
@@ -71,6 +71,8 @@ def _duplicates(options, rest) -> None:
         options.usage_error(
             "--quarantine is where the script of --script moves files; name that too"
         )
+    if options.keep is not None and options.out is None and options.script is None:
+        options.usage_error("--keep says what --out and --script keep of a group; name one of them")
     if options.out is not None:
         require_savable(options.out)
     for path in (options.out, options.script):
@@ -89,7 +91,7 @@ def _duplicates(options, rest) -> None:
         )
     warn_left_out(groups.unreadable)
     if options.out is not None:
-        groups.save(options.out, keep=options.keep)
+        groups.save(options.out, keep=options.keep or _KEEP[0])
     for group in groups[:SHOWN]:
         print(f"{group.score:.3f}  " + "  ".join(one_line(name) for name in group.ids))
     if len(groups) > SHOWN:
@@ -125,7 +127,7 @@ def _write_script(options: argparse.Namespace, groups) -> None:
     if options.script is None:
         return
     quarantine = options.quarantine or options.script.parent / "quarantine"
-    moved = groups.save_script(options.script, quarantine, keep=options.keep)
+    moved = groups.save_script(options.script, quarantine, keep=options.keep or _KEEP[0])
     print(
         f"{one_line(str(options.script))} moves {moved} of them into {one_line(str(quarantine))} when you run it."
     )

@@ -95,7 +95,7 @@ def _evaluate(options, rest) -> None:
     if given not in (("model", "data"), _FILES[benchmark]):
         files = ", ".join(f"--{name.replace('_', '-')}" for name in _FILES[benchmark])
         options.usage_error(f"evaluate {benchmark} takes either --model and --data, or {files}")
-    if "model" not in given and (options.image_size or options.short_edge) is not None:
+    if "model" not in given and (options.image_size or options.short_edge):
         options.usage_error(
             "--image-size and --short-edge go with --model; descriptors are made already"
         )

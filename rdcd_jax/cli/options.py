@@ -189,11 +189,14 @@ def add_embedding_options(parser: argparse.ArgumentParser) -> None:
     """Adds --image-size, --short-edge and --batch-size."""
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(
-        "--image-size", type=int, metavar="S", help="side in pixels; the model's own by default"
+        "--image-size",
+        type=positive,
+        metavar="S",
+        help="side in pixels; the model's own by default",
     )
     sizes.add_argument(
         "--short-edge",
-        type=int,
+        type=positive,
         metavar="S",
         help="shorter side in pixels; the longer one is S and the nearest multiple of 32 more, 3 S at most",
     )

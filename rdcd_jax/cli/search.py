@@ -1,5 +1,6 @@
 """`rdcd-jax search`."""
 
+import argparse
 import sys
 
 from rdcd_jax.cli.options import (
@@ -40,6 +41,7 @@ def add_search(verbs) -> None:
     )
     parser.add_argument(
         "--variants",
+        type=_variants,
         default="trim",
         help="also looks for queries changed so, separated by commas: trim (borders and a screenshot's bars cut off;"
         " the default, unless others are named), crops (five parts), flip, rotate90, rotate180, rotate270; or none",
@@ -57,6 +59,14 @@ def add_search(verbs) -> None:
     )
 
 
+def _variants(text: str) -> list[str]:
+    """The names in a list that commas separate; empty for none."""
+    names = [name for name in text.split(",") if name]
+    if "none" in names and len(names) > 1:
+        raise argparse.ArgumentTypeError(f"{text} is none and others; give one or the other")
+    return [name for name in names if name != "none"]
+
+
 def _search(options, rest) -> None:
     from rdcd_jax.index.places import is_stale
     from rdcd_jax.index.results import require_savable
@@ -72,7 +82,7 @@ def _search(options, rest) -> None:
             images,
             k=options.k,
             threshold=options.threshold,
-            variants=[name for name in options.variants.split(",") if name not in ("", "none")],
+            variants=options.variants,
             normalised=options.score_norm == "auto",
             engine=options.engine,
             on_progress=lambda done, total: report("Embedding", done, total),

@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import itertools
+import logging
 import os
 import re
 
@@ -22,8 +23,11 @@ from rdcd_jax.training.evaluators import evaluations, judging_images
 from rdcd_jax.training.schema import defaults, known_option
 from rdcd_jax.weights.onnx_model import KIND as ONNX_RUN
 
-# The names of DISC2021's queries.
+_log = logging.getLogger(__name__)
+
+# The names of DISC2021's queries. A few of one's own images may be called so, but not a tenth of them, nor a hundred.
 _DISC_QUERY = re.compile(r"Q\d{5}")
+_SHARE, _COUNT = 0.1, 100
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
@@ -241,10 +245,18 @@ def check_training_set(images: ImageSet, config: ml_collections.ConfigDict) -> N
         UserError: naming one of the images, or the evaluation.
     """
     queries = [image_id for image_id in images.ids if _DISC_QUERY.fullmatch(image_id)]
-    if queries:
+    if len(queries) > min(_SHARE * len(images.ids), _COUNT):
         raise UserError(
-            f"{images.source} holds {queries[0]} and {len(queries) - 1} more of DISC's query names; training on"
+            f"{len(queries)} images of {images.source} have names of DISC's queries, such as {queries[0]}; training on"
             " evaluation queries makes every figure worthless. Give the training folder."
+        )
+    if queries:
+        _log.warning(
+            "The name %s in %s is one of DISC's queries (%d images in all); if they are those, figures on DISC will be"
+            " worthless.",
+            queries[0],
+            images.source,
+            len(queries),
         )
     judging = {
         name: judging_images(name, options, config.student.dim)

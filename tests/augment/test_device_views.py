@@ -235,7 +235,6 @@ def test_text_covers_what_it_should(images, atlas):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(policies.POLICIES))
 def test_views_have_the_statistics_of_the_host_s(images, atlas, name):
     """Mean, contrast, colour and fine detail of many views of the same images, made either way."""

@@ -145,6 +145,21 @@ def test_evaluation_of_a_folder_and_of_its_descriptors(root, tmp_path):
         ]
 
 
+def test_queries_that_no_line_names_are_told_of(root, tmp_path, caplog):
+    truth, kept = root / "ground_truth.csv", tmp_path / "all" / "descriptors"
+    evaluate_disc(Thumbnails(), root, tmp_path / "all", score_norm="None")
+    # A list of pairs alone says nothing of the others.
+    assert not caplog.records
+    files = kept / "queries.npz", kept / "references.npz", truth
+    ids = read_descriptors(files[0]).ids.tolist()
+    pair, distractor, *unnamed = ids
+    truth.write_text(f"{pair},R0\n{distractor},\n", encoding="utf-8")
+    told = f"does not name {len(unnamed)} of the {len(ids)} queries, such as {unnamed[0]}; they"
+    evaluate_disc(Thumbnails(), root, tmp_path / "all", score_norm="None")
+    evaluate_disc_files(*files, tmp_path / "again", score_norm="None")
+    assert [told in each.getMessage() for each in caplog.records] == [True, True]
+
+
 def test_evaluation_writes_what_a_score_means(root, tmp_path):
     out = tmp_path / "out"
     evaluate_disc(Thumbnails(), root, out, score_norm="None")

@@ -31,6 +31,12 @@ def test_with_and_without_header(tmp_path, start):
         ("Q1,R1\nQ2,R2\nQ1,R1\n", "line 3: the pair Q1,R1 was given in line 1"),
         ("Q1,R1,0.5\n", "line 1: 'Q1,R1,0.5' is not query_id,reference_id"),
         (",R1\n", "line 1"),
+        ("Q1;R1\nQ2;R2\n", "holds no pair.*separated by ';'; use commas"),
+        ("query_id\treference_id\nQ1\tR1\n", r"holds no pair.*separated by '\\t'; use commas"),
+        (
+            "Q2,R2\nQ1,R1\nQ1,\n",
+            "line 2: Q1 is a copy of R1, and in another line a copy of nothing",
+        ),
     ],
 )
 def test_other_ground_truths_are_refused(tmp_path, text, sentence):

@@ -57,6 +57,12 @@ def test_stdout_may_be_closed():
         (["embed", "--model=x", "--images=x", "--out=x.npz", "--wings=2"], "--wings=2"),
         (["embed", "--model=x", "--images=x", "--out=x.npz", "--batch-size=0"], "batch-size"),
         (["embed", "--model=x", "--images=x", "--out=x.npz", "--batch-size=x"], "batch-size"),
+        (["embed", "--model=x", "--images=x", "--out=x.npz", "--image-size=-3"], "image-size"),
+        (
+            ["search", "--index=x", "q.jpg", "--variants=none,crops"],
+            "none,crops is none and others",
+        ),
+        (["duplicates", "x", "--keep=oldest"], "--keep says what --out and --script keep"),
         (["evaluate", "fish", "--out=x"], "fish"),
         (
             ["embed", "--model=x", "sample:queries", "--out=gs://b/x.npz"],

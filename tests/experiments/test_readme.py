@@ -40,6 +40,7 @@ def test_links_lead_somewhere(page):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
+@pytest.mark.slow
 def test_the_python_of_readme_prints_what_it_says(tmp_path, monkeypatch, capsys):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     code, printed = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", text, flags=re.S).groups()

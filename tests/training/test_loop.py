@@ -23,9 +23,10 @@ from rdcd_jax.benchmarks.disc_runs import evaluate_disc
 from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.locks import held
-from rdcd_jax.images.sources import ImageSet
+from rdcd_jax.images.sources import ImageSet, find_images
 from rdcd_jax.method.state import split
 from rdcd_jax.training import record
+from rdcd_jax.training.check import check_training_set
 from rdcd_jax.training.config import load_config
 from rdcd_jax.training.finish import Finish
 from rdcd_jax.training.loop import run_training, train_and_evaluate
@@ -353,10 +354,16 @@ def test_two_runs_in_one_folder_are_refused(tmp_path, toys):
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_training_on_evaluation_images_is_refused(toys, images, features, tmp_path):
+def test_training_on_evaluation_images_is_refused(toys, images, features, tmp_path, caplog):
     queries = make_images(tmp_path / "queries", 9, prefix="Q")
-    with pytest.raises(UserError, match="holds Q00000 and 8 more of DISC's query names"):
+    with pytest.raises(UserError, match=r"9 images of .*queries have names of DISC's queries"):
         train_and_evaluate(toy_config(queries, features), tmp_path / "run")
+
+    # One name alone says little, and is told of.
+    own = make_images(tmp_path / "own", 40)
+    (own / "T00000.jpg").rename(own / "Q10000.jpg")
+    check_training_set(find_images(own), toy_config(own))
+    assert "The name Q10000 in" in caplog.text
 
     make_images(tmp_path / "references", 9, prefix="R")
     (tmp_path / "ground_truth.csv").write_text("Q00000,R00000\n")
