@@ -70,13 +70,14 @@ def _add_pack(actions) -> None:
 
 
 def _pack(options, rest) -> None:
+    from rdcd_jax.images.given import images_of
     from rdcd_jax.images.pack import UNREADABLE, pack_images
 
+    images = images_of(options.source, ids=options.ids)
     with reported() as report:
         packed = pack_images(
-            options.source,
+            images,
             options.out,
-            ids=options.ids,
             short_side=options.short_side,
             quality=options.quality,
             shards=options.shards,
@@ -87,7 +88,7 @@ def _pack(options, rest) -> None:
         )
     report_unreadable(len(packed.unreadable), options.out / UNREADABLE)
     print(f"{options.out} holds {packed.images} images; shards: {packed.shards}.")
-    require_all(options, None, len(packed.unreadable))
+    require_all(options, images, len(packed.unreadable))
 
 
 def _add_prepare(actions) -> None:

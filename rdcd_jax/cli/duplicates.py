@@ -1,6 +1,7 @@
 """`rdcd-jax duplicates`."""
 
 import argparse
+import pathlib
 
 from rdcd_jax.cli.options import (
     AUTO,
@@ -64,6 +65,8 @@ def add_duplicates(verbs) -> None:
 
 
 def _duplicates(options, rest) -> None:
+    from rdcd_jax.images.given import images_of
+    from rdcd_jax.images.passed_over import lacking
     from rdcd_jax.index.duplicates import find_duplicates
     from rdcd_jax.index.results import require_savable
 
@@ -79,10 +82,11 @@ def _duplicates(options, rest) -> None:
         if path is not None:
             require_writable(path)
     images, given = _given(options)
+    against = None if options.against is None else images_of(options.against)
     with reported() as report:
         groups = find_duplicates(
             given,
-            against=options.against,
+            against=against,
             model=options.model or _MODEL,
             threshold=options.threshold,
             normalised=options.score_norm == "auto",
@@ -90,6 +94,9 @@ def _duplicates(options, rest) -> None:
             on_progress=lambda done, total: report("Embedding", done, total),
         )
     warn_left_out(groups.unreadable)
+    if options.script is not None:
+        # What an earlier script moved there is not what to keep now.
+        groups = groups.outside(_quarantine(options))
     if options.out is not None:
         groups.save(options.out, keep=options.keep or _KEEP[0])
     for group in groups[:SHOWN]:
@@ -102,7 +109,8 @@ def _duplicates(options, rest) -> None:
     else:
         print(f"{len(groups)} images are in {one_line(options.against)} too.")
     _write_script(options, groups)
-    require_all(options, images, len(groups.unreadable))
+    left_out = len(groups.unreadable) + (0 if against is None else lacking(against))
+    require_all(options, images, left_out)
 
 
 def _given(options: argparse.Namespace) -> tuple:
@@ -123,10 +131,14 @@ def _given(options: argparse.Namespace) -> tuple:
     return None, Index(options.index, model=options.model)
 
 
+def _quarantine(options: argparse.Namespace) -> pathlib.Path:
+    return options.quarantine or options.script.parent / "quarantine"
+
+
 def _write_script(options: argparse.Namespace, groups) -> None:
     if options.script is None:
         return
-    quarantine = options.quarantine or options.script.parent / "quarantine"
+    quarantine = _quarantine(options)
     moved = groups.save_script(options.script, quarantine, keep=options.keep or _KEEP[0])
     print(
         f"{one_line(str(options.script))} moves {moved} of them into {one_line(str(quarantine))} when you run it."

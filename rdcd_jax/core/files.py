@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 
@@ -18,6 +19,7 @@ from rdcd_jax.core.leftovers import clear_leftovers, path_aside
 _ADDRESS = re.compile(r"[a-z][a-z0-9+]*://")
 # With fewer bytes a disk is full.
 _NO_ROOM = 2**16
+_START = 2**16
 
 
 @contextlib.contextmanager
@@ -29,20 +31,42 @@ def write_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     Yields:
         A path in the same folder, with the same suffix, to write to. It is removed if the block raises.
+
+    Raises:
+        UserError: at `path` is a folder, a pipe or a device.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path)
     with _named(path):
+        rights = _rights(path)
         aside = path_aside(path)
         # Not by `tempfile`, whose files are private; what is left behind should be as readable as any other file.
         aside.touch(exist_ok=False)
         try:
+            if rights is not None:
+                # A private file stays private; one that nobody may write is replaced all the same.
+                aside.chmod(rights | stat.S_IWUSR)
             yield aside
             aside.replace(path)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
+
+
+def _rights(path: pathlib.Path) -> int | None:
+    """Who may read and write the file at a path; None where there is none.
+
+    Raises:
+        UserError: what is there is no file, and would be replaced by one.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return None
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path}: is no file but a folder, pipe or device; give another name.")
+    return stat.S_IMODE(mode)
 
 
 @contextlib.contextmanager
@@ -117,6 +141,10 @@ def read_lines(
         UserError: it is no text in UTF-8.
     """
     try:
+        with path.open("rb") as file:
+            # Of what is no text the start is enough: it may be larger than the memory.
+            if b"\0" in file.read(_START):
+                raise UserError(f"{path}: {refusal}")
         # Reading text ends lines at these alone; splitlines would also at characters that names may hold.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
@@ -136,12 +164,11 @@ def require_writable(path: str | os.PathLike) -> None:
         path: the file to be written; missing parent folders are made.
 
     Raises:
-        UserError: it is a folder.
+        UserError: it is a folder, a pipe or a device.
         OSError: nothing can be written beside it.
     """
     path = pathlib.Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; give the name of a file.")
+    _rights(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent):
         pass

@@ -39,7 +39,7 @@ from rdcd_jax.embedding.stream import (
     has_fingerprint,
     none_embedded,
 )
-from rdcd_jax.images.links import status
+from rdcd_jax.images.links import stamp, status
 from rdcd_jax.images.sources import ImageSet, changed
 
 FORMAT = 1
@@ -147,7 +147,7 @@ class Parts:
     def _files(self, number: int) -> np.ndarray:
         """[n, 2] int64: bytes and time of the last change of a part's files; 0 for what lies in none of its own."""
         found = (status(self.images, position) for position in self.positions(number))
-        rows = [(0, 0) if each is None else (each.st_size, each.st_mtime_ns) for each in found]
+        rows = [(0, 0) if each is None else stamp(each) for each in found]
         return np.asarray(rows, np.int64).reshape(-1, 2)
 
     def read(self, number: int) -> Part | None:

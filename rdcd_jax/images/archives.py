@@ -20,7 +20,7 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # Archives that are kept open.
 _MOST_OPEN = 64
 # A member is read into memory whole.
-_MOST_BYTES = 2**30
+MOST_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ArchiveReader:
                 f"{path}: the archive's member is damaged ({error})."
             ) from error
         if content is None:
-            raise UnreadableImageError(f"{path}: is larger than {_MOST_BYTES >> 20} MiB.")
+            raise UnreadableImageError(f"{path}: is larger than {MOST_BYTES >> 20} MiB.")
         return content
 
 
@@ -154,14 +154,14 @@ def _open(path: str, _: tuple[int, ...]) -> tuple[Callable[[str], bytes | None],
         archive = zipfile.ZipFile(path)
 
         def read(name: str) -> bytes | None:
-            return archive.read(name) if archive.getinfo(name).file_size <= _MOST_BYTES else None
+            return archive.read(name) if archive.getinfo(name).file_size <= MOST_BYTES else None
     else:
         archive = tarfile.TarFile(path)
         members = _tar_members(archive)
 
         def read(name: str) -> bytes | None:
             member = members[name]
-            if member.size > _MOST_BYTES:
+            if member.size > MOST_BYTES:
                 return None
             content = archive.extractfile(member).read()
             if len(content) != member.size:

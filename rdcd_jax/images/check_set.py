@@ -253,8 +253,9 @@ def _fill(row: np.void, images: ImageSet, position: int) -> None:
             Image.open(io.BytesIO(content), formats=FORMATS) as header,
         ):
             row["format"] = FORMATS.index(header.format)
-            # Of an animation all frames count.
+            # Of an animation all frames count; of one that is too long to look at, the very file.
             parts = (repr(image.size).encode(), image.tobytes())
+            parts += () if seen.is_whole(header) else (content,)
             row["pixels"] = _digest(itertools.chain(parts, seen.all_frames(header)))
     except Exception as error:
         # A later frame than the one that stands for the animation is damaged; Pillow raises nearly anything then.

@@ -196,6 +196,24 @@ def to_rgb(image: Image.Image, as_seen: bool = False) -> Image.Image:
     return image.convert("RGB")
 
 
+def upright_rgb(name: str, image: Image.Image, as_seen: bool = False) -> Image.Image:
+    """An image in memory as `decode_rgb` makes it of its file.
+
+    Args:
+        name: what it is called by.
+        image: as Pillow opened it, or made otherwise.
+        as_seen: see `decode_rgb`.
+
+    Raises:
+        UnreadableImageError: what was opened is damaged.
+    """
+    try:
+        return _upright(image, to_rgb(image, as_seen))
+    except Exception as error:
+        # As of files.
+        raise UnreadableImageError(f"{name}: cannot be decoded ({error}).") from error
+
+
 def _mended(path: str | os.PathLike, file: BinaryIO, error: OSError) -> Image.Image | None:
     """What is there of a JPEG that lacks its last bytes; None of anything else."""
     file.seek(0)
@@ -229,6 +247,16 @@ def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
         turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
         return rgb if turn is None else rgb.transpose(turn)
     return rgb
+
+
+def has_several(path: str) -> bool:
+    """Whether an image file has several pages or frames, of which one is looked at; not of what cannot be opened."""
+    try:
+        with _PILLOW_IS_SILENT, Image.open(path, formats=FORMATS) as opened:
+            return seen.is_animated(opened)
+    except Exception:
+        # As in `size_of`.
+        return False
 
 
 def size_of(image: str | bytes) -> tuple[int, int] | None:

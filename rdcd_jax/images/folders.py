@@ -28,7 +28,7 @@ class Listing:
     Attributes:
         images: names that end as images' do, or that were asked for.
         others: all other files.
-        closed: folders that cannot be opened.
+        closed: folders that cannot be opened, and links that lead nowhere.
     """
 
     images: tuple[str, ...]
@@ -55,7 +55,7 @@ def list_folder(root: pathlib.Path, wanted: Callable[[str], bool]) -> Listing:
     seen = set()
 
     def refuse(error: OSError) -> None:
-        if os.path.samefile(error.filename, root):
+        if os.fspath(error.filename) == os.fspath(root):
             raise UserError(f"{root}: cannot be opened ({error.strerror}); look at its rights.")
         closed.append(_below(root, error.filename))
 
@@ -68,10 +68,15 @@ def list_folder(root: pathlib.Path, wanted: Callable[[str], bool]) -> Listing:
         seen.add(real)
         for file in files:
             if file[0] != ".":
-                (images if wanted(file) else others).append(
-                    _below(root, os.path.join(folder, file))
-                )
+                path = os.path.join(folder, file)
+                # A link to a folder that is not there, such as a drive's.
+                kind = images if wanted(file) else closed if _leads_nowhere(path) else others
+                kind.append(_below(root, path))
     return Listing(*(tuple(sorted(each)) for each in (images, others, closed)))
+
+
+def _leads_nowhere(path: str) -> bool:
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def _below(root: pathlib.Path, path: str) -> str:

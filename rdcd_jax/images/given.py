@@ -1,5 +1,6 @@
 """Images as a caller has them: paths, sources, Pillow images, arrays, or a list of any of these."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.files import is_address
 from rdcd_jax.images.naming import distinct, numbered
 from rdcd_jax.images.passed_over import left_out, typed, warn_left_out
 from rdcd_jax.images.sources import (
@@ -62,7 +64,8 @@ def images_of(images: Images, *, ids: str = "name") -> ImageSet:
 def lasting_source(source: Source) -> str:
     """A source's text as it means the same in any folder."""
     text = os.fspath(source)
-    return text if text in BUNDLED or text.startswith(TFDS) else os.path.abspath(text)
+    named = text in BUNDLED or text.startswith(TFDS) or is_address(text)
+    return text if named else os.path.abspath(text)
 
 
 def _listed(source: Source) -> ImageSet:
@@ -126,8 +129,11 @@ def _in_memory(image: object, name: str) -> Image.Image:
             )
         return Image.fromarray(image)
     if isinstance(image, Image.Image):
-        # A copy, for whoever goes on drawing on it; what becomes of transparency is decided where it is decoded.
-        return image.copy()
+        # A copy, for whoever goes on drawing on it; what becomes of transparency is decided where it is decoded, and
+        # what is wrong with a damaged one is said there.
+        with contextlib.suppress(OSError, SyntaxError):
+            return image.copy()
+        return image
     raise UserError(
         f"Image {name} is a {type(image).__name__}; give a path, a Pillow image or a uint8 array [H, W, 3]."
     )

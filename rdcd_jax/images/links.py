@@ -8,6 +8,7 @@ from rdcd_jax.images.naming import escaped
 from rdcd_jax.images.sources import ImageSet
 
 _log = logging.getLogger(__name__)
+_LATEST = 2**63 - 1
 
 
 def status(images: ImageSet, position: int) -> os.stat_result | None:
@@ -18,6 +19,11 @@ def status(images: ImageSet, position: int) -> os.stat_result | None:
         return os.stat(images.paths[position])
     except (OSError, ValueError):
         return None
+
+
+def stamp(found: os.stat_result) -> tuple[int, int]:
+    """Bytes of a file and the time of its last change in nanoseconds, as int64 holds it: a clock may be set to 2300."""
+    return found.st_size, max(-_LATEST, min(found.st_mtime_ns, _LATEST))
 
 
 def each_once(images: ImageSet) -> ImageSet:

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import io
 import json
 import math
@@ -19,8 +20,10 @@ from rdcd_jax.core.files import file_sha256, write_aside, write_json, write_text
 from rdcd_jax.core.locks import held
 from rdcd_jax.core.workers import follow_parent
 from rdcd_jax.images.decode import decode_rgb, resize_short_edge
+from rdcd_jax.images.given import Images, images_of
+from rdcd_jax.images.links import stamp, status
 from rdcd_jax.images.records import ShardIndex, index_path, read_index, shard_name, write_index
-from rdcd_jax.images.sources import ImageSet, changed, find_images
+from rdcd_jax.images.sources import ImageSet, changed
 
 PLAN, UNREADABLE = "pack.json", "unreadable.txt"
 _STEM = "pictures"
@@ -48,7 +51,7 @@ class Packed:
 
 
 def pack_images(
-    source: str | os.PathLike,
+    source: Images,
     out: str | os.PathLike,
     *,
     ids: str = "name",
@@ -65,9 +68,9 @@ def pack_images(
     The shards of work that was ended anywhere and continued are, byte for byte, those of work that was not.
 
     Args:
-        source: see `sources.find_images`.
+        source: see `given.images_of`.
         out: folder for the shards, `pack.json` (what is packed and how) and `unreadable.txt`.
-        ids: see `sources.find_images`.
+        ids: see `given.images_of`.
         short_side: images are reduced to this short side in pixels, never enlarged, and stored as JPEG (a JPEG
             that is small enough, unchanged); None stores every file unchanged.
         quality: of these JPEGs, 1 to 100; 95 for None.
@@ -85,10 +88,11 @@ def pack_images(
         UserError: impossible settings; `out` holds something else, or was begun from another source or with other
             settings; the disk is full; not one image can be read; a worker died.
     """
-    images = find_images(source, ids=ids)
+    images = images_of(source, ids=ids)
+    out = pathlib.Path(out)
+    _refuse_inside(out, images)
     count = _shard_count(len(images), shards, shard_size)
     quality = _checked(short_side, quality, workers)
-    out = pathlib.Path(out)
     plan = {
         "source": images.source if ":" in images.source else os.path.abspath(images.source),
         **images.fingerprint(),
@@ -119,6 +123,17 @@ def pack_images(
             f"{images.source}: none of the {len(images)} images can be read; the first: {unreadable[0]}"
         )
     return Packed(packed, count, unreadable)
+
+
+def _refuse_inside(out: pathlib.Path, images: ImageSet) -> None:
+    """Refuses shards where the next listing of the images would find them."""
+    if images.reader is not None or not os.path.isdir(images.source):
+        return
+    below = os.path.relpath(os.path.realpath(out), os.path.realpath(images.source))
+    if not any(part.startswith(".") for part in below.split(os.sep) if part != "."):
+        raise UserError(
+            f"{out} lies in {images.source}, where shards would be found among its images; give a folder outside."
+        )
 
 
 def _shard_count(images: int, shards: int | None, shard_size: int | None) -> int:
@@ -292,14 +307,23 @@ def _pack_one(number: int) -> ShardIndex:
         return _packed_shard(_job, number, tick)
 
 
+def _files_sha256(images: ImageSet, positions: Iterable[int]) -> str:
+    """Hex digest of what is seen of files without opening them."""
+    found = (status(images, position) for position in positions)
+    stamps = [None if each is None else stamp(each) for each in found]
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+
+
 def _packed_shard(job: _Job, number: int, tick: Callable[[int], None]) -> ShardIndex:
     """Makes a shard and its index, unless they are there and sound."""
     shard, positions = job.shard(number), job.positions(number)
+    files = _files_sha256(job.images, positions)
     with contextlib.suppress(UserError, FileNotFoundError):
         index = read_index(shard)
         ids = {*index.ids, *(id_ for id_, _ in index.unreadable)}
         mine = ids == {job.images.ids[position] for position in positions}
-        sound = mine and shard.stat().st_size == index.size and file_sha256(shard) == index.sha256
+        sound = mine and index.files_sha256 in ("", files)
+        sound = sound and shard.stat().st_size == index.size and file_sha256(shard) == index.sha256
         if sound and not any(_is_readable(job, id_, positions) for id_, _ in index.unreadable):
             tick(len(positions))
             return index
@@ -326,7 +350,8 @@ def _packed_shard(job: _Job, number: int, tick: Callable[[int], None]) -> ShardI
 
     with write_aside(shard) as aside:
         _write_records(aside, records())
-        index = ShardIndex(tuple(ids), aside.stat().st_size, file_sha256(aside), tuple(unreadable))
+        made = aside.stat().st_size, file_sha256(aside)
+        index = ShardIndex(tuple(ids), *made, tuple(unreadable), files)
     write_index(shard, index)
     return index
 

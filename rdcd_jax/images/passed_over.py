@@ -45,7 +45,9 @@ def left_out(images: ImageSet) -> list[str]:
     folders that cannot be opened, by name."""
     lines = []
     if images.others:
-        kinds = collections.Counter(_kind(path) for path in images.others)
+        # What lies in an archive is called by that one's path too.
+        names = (path.removeprefix(f"{images.source}:") for path in images.others)
+        kinds = collections.Counter(map(_kind, names))
         shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         plugins = sorted({PLUGINS[kind] for kind in kinds if kind in PLUGINS})
         cure = f"; `pip install {' '.join(plugins)}` reads some" if plugins else ""

@@ -36,12 +36,14 @@ class ShardIndex:
         size: of the shard in bytes.
         sha256: hex digest of the shard.
         unreadable: (id, reason) of the images of its part of the source that could not be read.
+        files_sha256: hex digest of bytes and time of the last change of that part's files; empty where not known.
     """
 
     ids: tuple[str, ...]
     size: int
     sha256: str
     unreadable: tuple[tuple[str, str], ...] = ()
+    files_sha256: str = ""
 
 
 def ids_sha256(ids: Iterable[str]) -> str:
@@ -75,6 +77,7 @@ def read_index(shard: str | os.PathLike) -> ShardIndex:
             found["size"],
             found["sha256"],
             tuple((id_, reason) for id_, reason in found["unreadable"]),
+            found.get("files_sha256", ""),
         )
         if not isinstance(index.size, int) or not isinstance(index.sha256, str):
             raise TypeError("values of another type")

@@ -91,7 +91,7 @@ def ink_of(image: Image.Image) -> np.ndarray | None:
 
 def seek_structure(image: Image.Image) -> None:
     """Moves an animation to its first frame with structure; it stays at its first where none has any."""
-    if not _is_animated(image):
+    if not is_animated(image):
         return
     for frame in _frames(image):
         few = frame.resize([min(side, _SAMPLED) for side in frame.size], Image.Resampling.NEAREST)
@@ -103,18 +103,28 @@ def seek_structure(image: Image.Image) -> None:
 
 def all_frames(image: Image.Image) -> Iterator[bytes]:
     """The pixels of an animation's frames as bytes of RGBA, one frame in memory at a time; none of a still image."""
-    if _is_animated(image):
+    if is_animated(image):
         for frame in _frames(image):
             yield frame.convert("RGBA").tobytes()
 
 
 def _frames(image: Image.Image) -> Iterator[Image.Image]:
-    """The first frames, as many as can be decoded in seconds: a few bytes may claim any number of large ones."""
-    most = max(1, min(_MOST_FRAMES, _MOST_PIXELS // (image.width * image.height)))
-    return itertools.islice(ImageSequence.Iterator(image), most)
+    """The first frames."""
+    return itertools.islice(ImageSequence.Iterator(image), _most_frames(image))
 
 
-def _is_animated(image: Image.Image) -> bool:
+def _most_frames(image: Image.Image) -> int:
+    """As many as can be decoded in seconds: a few bytes may claim any number of large ones."""
+    return max(1, min(_MOST_FRAMES, _MOST_PIXELS // (image.width * image.height)))
+
+
+def is_whole(image: Image.Image) -> bool:
+    """Whether `all_frames` gives all of them, and not the first of too many."""
+    return not is_animated(image) or image.n_frames <= _most_frames(image)
+
+
+def is_animated(image: Image.Image) -> bool:
+    """Whether there are several frames or pages."""
     # The second image of an MPO is another view, or a preview.
     return getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.core.files import is_address, read_lines
-from rdcd_jax.images.archives import is_archive, list_archive
-from rdcd_jax.images.decode import decode_rgb, size_of, to_rgb
+from rdcd_jax.images.archives import MOST_BYTES, is_archive, list_archive
+from rdcd_jax.images.decode import decode_rgb, size_of, upright_rgb
 from rdcd_jax.images.folders import PLUGINS, is_image_name, list_folder
 from rdcd_jax.images.naming import escaped, ids_of
 from rdcd_jax.images.records import ids_sha256, is_shard, list_shards, list_tfds, require_all_shards
@@ -102,10 +102,15 @@ class ImageSet:
         if not self.is_file(position):
             return self.reader(path)
         try:
-            if stat.S_ISREG(os.stat(path).st_mode):
+            there = os.stat(path)
+            if there.st_size > MOST_BYTES:
+                raise UnreadableImageError(f"{path}: is larger than {MOST_BYTES >> 20} MiB.")
+            if stat.S_ISREG(there.st_mode):
                 return pathlib.Path(path).read_bytes()
         except FileNotFoundError:
             raise UnreadableImageError(f"{path}: there is no such image file.") from None
+        except UnreadableImageError:
+            raise
         except (OSError, ValueError) as error:
             raise UnreadableImageError(f"{path}: cannot be read ({error}).") from error
         raise UnreadableImageError(f"{path}: not a file but a folder, pipe or device.")
@@ -123,7 +128,7 @@ class ImageSet:
         """
         path = self.paths[position]
         if (held := self.in_memory.get(path)) is not None:
-            image = to_rgb(held, self.as_seen)
+            image = upright_rgb(path, held, self.as_seen)
         else:
             content = None if self.is_file(position) else self.read(position)
             image = decode_rgb(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import logging
 import os
 from collections.abc import Sequence
 
@@ -12,10 +13,12 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.folders import PLUGINS
 from rdcd_jax.images.given import IN_MEMORY
 from rdcd_jax.images.links import each_once
-from rdcd_jax.images.naming import distinct
+from rdcd_jax.images.naming import distinct, escaped
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index.places import BYTES, CHANGED, lasting_paths, stamps, stored_path, whole_path
 from rdcd_jax.index.segments import Segment
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +103,40 @@ def find_changes(images: ImageSet, segments: Sequence[Segment], root: str) -> Ch
             changed.append(position)
     present = len(images) - len(new) - len(changed)
     return Changes(images, stored, files, new, changed, present, known, taken, unlisted, root)
+
+
+def without_links(changes: Changes, segments: Sequence[Segment]) -> Changes:
+    """The changes less new images that are, by another path, files of the index: these are present."""
+    new = [i for i in changes.new if changes.images.is_file(i)]
+    stamps_of_new = changes.files[new][:, [BYTES, CHANGED]]
+    at: dict[tuple[int, int], list[int]] = {}
+    for position, stamp in zip(new, stamps_of_new.tolist(), strict=True):
+        at.setdefault(tuple(stamp), []).append(position)
+    links = set()
+    for segment in segments:
+        # Few files of the index can be meant, so few are looked at.
+        rows = np.flatnonzero(np.isin(segment.files[:, CHANGED], stamps_of_new[:, 1]))
+        for row in rows.tolist():
+            path = whole_path(segment.paths[row], changes.root)
+            for position in at.get(tuple(segment.files[row, [BYTES, CHANGED]].tolist()), ()):
+                if _is_same_file(path, changes.images.paths[position]):
+                    links.add(position)
+    if not links:
+        return changes
+    _log.warning(
+        "%d images are links to images of the index (the first: %s), and count once.",
+        len(links),
+        escaped(changes.images.paths[min(links)]),
+    )
+    kept = [i for i in changes.new if i not in links]
+    return dataclasses.replace(changes, new=kept, present=changes.present + len(links))
+
+
+def _is_same_file(first: str, second: str) -> bool:
+    try:
+        return os.path.samefile(first, second)
+    except (OSError, ValueError):
+        return False
 
 
 def require_paths(folder: os.PathLike, segments: Sequence[Segment]) -> None:

@@ -23,7 +23,14 @@ from rdcd_jax.images.given import Images, images_of
 from rdcd_jax.images.links import each_once
 from rdcd_jax.images.seen import SIDE, ink_of
 from rdcd_jax.images.sources import ImageSet
-from rdcd_jax.index.groups import Group, groups_of, part_of, shared_groups, without_likes
+from rdcd_jax.index.groups import (
+    Group,
+    groups_of,
+    part_of,
+    shared_groups,
+    without_likes,
+    without_unlike_pages,
+)
 from rdcd_jax.index.places import BYTES, CHANGED, HEIGHT, WIDTH, is_stale, sizes, stamps
 from rdcd_jax.index.quarantine import write_script
 from rdcd_jax.index.results import require_savable
@@ -116,7 +123,22 @@ class Groups(Sequence[Group]):
         Raises:
             UserError: there is no such rule.
         """
-        return write_script(path, self.groups, quarantine, keep)
+        return write_script(path, self.outside(quarantine).groups, quarantine, keep)
+
+    def outside(self, folder: str | os.PathLike) -> "Groups":
+        """The groups without files in a folder, such as a quarantine, where what lies is as good as deleted."""
+        inside = os.path.realpath(folder) + os.sep
+        kept = []
+        for group in self.groups:
+            rows = [
+                i
+                for i, path in enumerate(group.paths)
+                if not os.path.realpath(path).startswith(inside)
+            ]
+            # Against another set the first is what all others are compared with.
+            if len(rows) > 1 and (rows[0] == 0 or not group.others):
+                kept.append(part_of(group, rows))
+        return dataclasses.replace(self, groups=kept)
 
     def _save_page(self, path: str | os.PathLike, keep: str) -> None:
         copies = sum(len(group.ids) for group in self.groups)
@@ -259,7 +281,7 @@ def _ink(decode: Callable[[], Image.Image]) -> np.ndarray | None:
     """What is drawn on an image; None where it is not to be had any more."""
     try:
         return ink_of(decode())
-    except UserError:
+    except (UserError, OSError):
         return None
 
 
@@ -270,11 +292,8 @@ def _grouped(sets: Sequence[_Set], threshold: float, scoring: Scoring) -> list[G
         groups = groups_of(found.ids, found.paths, found.descriptors, threshold, scoring)
     else:
         parts = [(each.ids, each.paths, each.descriptors) for each in sets]
-        groups = [
-            part
-            for group in shared_groups(*parts, threshold, scoring)
-            if (part := _without_itself(group)) is not None
-        ]
+        groups = shared_groups(*parts, threshold, scoring)
+    groups = [part for each in groups if (part := _without_itself(each)) is not None]
     position_of = [{path: i for i, path in enumerate(each.paths)} for each in sets]
     named = []
     for group in _told_apart(sets, groups):
@@ -288,13 +307,17 @@ def _grouped(sets: Sequence[_Set], threshold: float, scoring: Scoring) -> list[G
 
 
 def _without_itself(group: Group) -> Group | None:
-    """An image of one set and those of another, without the image itself; None where that is all."""
-    if not os.path.exists(group.paths[0]):
-        # It lies in no file of its own.
-        return group
-    first, *others = map(os.path.realpath, group.paths)
-    rows = [0, *(i for i, path in enumerate(others, 1) if path != first)]
-    return part_of(group, rows) if len(rows) > 1 else None
+    """A group in which each file counts once, by whatever links it is there again; None where that leaves one."""
+    rows: dict[object, int] = {}
+    for i, path in enumerate(group.paths):
+        try:
+            there = os.stat(path)
+        except (OSError, ValueError):
+            # It lies in no file of its own.
+            rows[i] = i
+        else:
+            rows.setdefault((there.st_dev, there.st_ino), i)
+    return part_of(group, list(rows.values())) if len(rows) > 1 else None
 
 
 def _without_stale(groups: list[Group], folder: pathlib.Path) -> list[Group]:
@@ -321,15 +344,24 @@ def _without_stale(groups: list[Group], folder: pathlib.Path) -> list[Group]:
 
 
 def _told_apart(sets: Sequence[_Set], groups: list[Group]) -> list[Group]:
-    """The groups of one set without pages and drawings that only look alike, the surest first."""
-    if len(sets) > 1:
-        return groups
-    paths = [path for group in groups for path in group.paths]
+    """The groups without pages and drawings that only look alike, the surest first."""
+    # By place and set: the same path may mean an image in memory of either.
+    asked = dict.fromkeys(
+        (path, -1 if i >= len(group) - group.others else 0)
+        for group in groups
+        for i, path in enumerate(group.paths)
+    )
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        inks = dict(zip(paths, pool.map(sets[0].ink, paths), strict=True))
-    kept = []
+        inks = dict(zip(asked, pool.map(lambda key: sets[key[1]].ink(key[0]), asked), strict=True))
+    kept: list[Group] = []
     for group in groups:
-        kept += without_likes(group, [inks[path] for path in group.paths])
+        if not group.others:
+            kept += without_likes(group, [inks[path, 0] for path in group.paths])
+            continue
+        own = len(group) - group.others
+        which = [inks[path, 0 if i < own else -1] for i, path in enumerate(group.paths)]
+        if (part := without_unlike_pages(group, which)) is not None:
+            kept.append(part)
     return sorted(kept, key=lambda group: -group.score)
 
 

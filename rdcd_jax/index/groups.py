@@ -158,6 +158,22 @@ def without_likes(group: Group, inks: Sequence[np.ndarray | None]) -> list[Group
     return [part_of(group, rows) for rows in parts]
 
 
+def without_unlike_pages(group: Group, inks: Sequence[np.ndarray | None]) -> Group | None:
+    """An image and those of another set, without pages and drawings that only look alike; None where that is all.
+
+    Args:
+        group: the group, of two sets.
+        inks: as of `without_likes`.
+    """
+    first, *others = inks
+    rows = [
+        i
+        for i, ink in enumerate(others, 1)
+        if first is None or ink is None or float(first @ ink) >= SAME_INK
+    ]
+    return part_of(group, [0, *rows]) if rows else None
+
+
 def part_of(group: Group, rows: list[int]) -> Group:
     """Some of a group's images, by their positions; of all of them the group itself."""
     if len(rows) == len(group):

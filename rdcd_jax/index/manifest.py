@@ -15,7 +15,10 @@ MANIFEST = "index.json"
 BINARY = "binary"
 DTYPES = ("float32", "float16", "int8", BINARY)
 # The way out of damage: a build goes on with the index that it finds.
-AGAIN = "delete that folder and build the index again"
+# Any of these is in every index's.
+_OWN = {"format", "segments", "fingerprint"}
+# Never "delete that folder": photographs may lie in it.
+AGAIN = "build the index again in another folder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +96,8 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
         )
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(stored, dict) and not _OWN & stored.keys():
+            raise UserError(f"{path} is not an index's; give another folder.")
         version = stored.pop("format")
         if version not in READS:
             raise UserError(

@@ -1,5 +1,6 @@
 """Where the images of an index lie, and by what a change of one is seen."""
 
+import contextlib
 import os
 import zlib
 from collections.abc import Iterable, Sequence
@@ -8,7 +9,7 @@ import numpy as np
 
 from rdcd_jax.core.errors import UnreadableImageError
 from rdcd_jax.images.decode import size_of
-from rdcd_jax.images.links import status
+from rdcd_jax.images.links import stamp, status
 from rdcd_jax.images.lookup import held_in
 from rdcd_jax.images.sources import TFDS, ImageSet
 
@@ -22,9 +23,17 @@ _BELOW = "./"
 def lasting_paths(images: ImageSet) -> list[str]:
     """The images' paths as they mean the same in any folder."""
     return [
-        path if path in images.in_memory or path.startswith(TFDS) else os.path.abspath(path)
+        path if path in images.in_memory or path.startswith(TFDS) else _whole(path)
         for path in images.paths
     ]
+
+
+def _whole(path: str) -> str:
+    # Behind a link to a folder, the folder above is another than the text says.
+    if os.pardir in path.split(os.sep):
+        folder, name = os.path.split(path)
+        return os.path.join(os.path.realpath(folder), name)
+    return os.path.abspath(path)
 
 
 def root_of(images: ImageSet) -> str:
@@ -56,7 +65,7 @@ def stamps(images: ImageSet, positions: Iterable[int]) -> np.ndarray:
     for position in positions:
         there = status(images, position)
         if there is not None:
-            found.append((there.st_size, there.st_mtime_ns, 0, 0))
+            found.append((*stamp(there), 0, 0))
             continue
         content = _content(images, position)
         found.append((len(content), zlib.crc32(content), 0, 0))
@@ -88,16 +97,18 @@ def is_stale(path: str, size: int, changed: int = 0) -> bool:
     if not size or not os.path.isabs(path):
         return False
     try:
-        now = os.stat(path)
+        now_size, now_changed = stamp(os.stat(path))
     except OSError:
         # Of what lies in an archive or in records, only a checksum would tell.
         return held_in(path) is None
-    return now.st_size != size or (changed != 0 and now.st_mtime_ns != changed)
+    return now_size != size or (changed != 0 and now_changed != changed)
 
 
 def _content(images: ImageSet, position: int) -> bytes:
     if (image := images.in_memory.get(images.paths[position])) is not None:
-        return f"{image.mode}{image.size}".encode() + image.tobytes()
+        with contextlib.suppress(OSError):
+            return f"{image.mode}{image.size}".encode() + image.tobytes()
+        return b""
     try:
         return images.read(position)
     except UnreadableImageError:

@@ -1,5 +1,6 @@
 """A shell script that moves copies out of the way; it is written, never run."""
 
+import filecmp
 import os
 import pathlib
 import shlex
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rdcd_jax.core.files import write_aside
+from rdcd_jax.images.decode import has_several
 from rdcd_jax.images.naming import escaped
 from rdcd_jax.index.groups import Group
 
@@ -96,12 +98,21 @@ def _moves(
         elif os.path.islink(source):
             # Elsewhere it might lead to nothing.
             lines.append(f"# a link, so it stays: {_comment(source)}")
+        elif has_several(source) and not _is_equal(source, group.paths[position]):
+            lines.append(
+                f"# several pages, of which one was compared, so it stays: {_comment(source)}"
+            )
         else:
             moved.add(file)
             target = os.path.join(folder, _name(len(moved), source))
             words = map(shlex.quote, (os.path.abspath(source), target))
             lines.append(" ".join(("move", *words)))
     return lines
+
+
+def _is_equal(first: str, second: str) -> bool:
+    """Whether two files hold the same bytes."""
+    return os.path.isfile(second) and filecmp.cmp(first, second, shallow=False)
 
 
 def _name(number: int, path: str) -> str:

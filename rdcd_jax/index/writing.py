@@ -10,10 +10,11 @@ import numpy as np
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import Descriptors, id_array
 from rdcd_jax.embedding.stream import NOTHING, Part, Unreadable, embedded_parts
+from rdcd_jax.images.folders import is_image_name
 from rdcd_jax.images.given import Images, images_of
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index import store
-from rdcd_jax.index.changes import Changes, find_changes, require_paths
+from rdcd_jax.index.changes import Changes, find_changes, require_paths, without_links
 from rdcd_jax.index.manifest import Manifest
 from rdcd_jax.index.places import HEIGHT, WIDTH, sizes, whole_path
 from rdcd_jax.index.queries import embed_queries
@@ -39,8 +40,10 @@ def listed(folder: pathlib.Path, manifest: Manifest, images: Images | None) -> I
         raise UserError(
             f"{folder} does not know what it was built from; name the images that it is to hold."
         )
+    # An image alone that was deleted is what an update drops; where its folder is gone too, a disk may be missing.
+    sources = [each for each in manifest.sources if not _is_deleted(each)] or manifest.sources
     try:
-        return images_of(list(manifest.sources)).seen()
+        return images_of(list(sources)).seen()
     except UserError as error:
         raise UserError(
             f"{folder}: what it was built from cannot be listed: {error} If all of it was moved, say where (--root=);"
@@ -48,14 +51,22 @@ def listed(folder: pathlib.Path, manifest: Manifest, images: Images | None) -> I
         ) from error
 
 
+def _is_deleted(source: str) -> bool:
+    """Whether a source is an image that is gone from a folder which is still there."""
+    is_path = is_image_name(source) and os.path.isabs(source) and not os.path.lexists(source)
+    return is_path and os.path.isdir(os.path.dirname(source))
+
+
 def add_images(
     writer: store.Writer, model: Model | OnnxModel, found: ImageSet, on_progress: Progress | None
 ) -> Added:
     """Adds the images that are new; see `Index.add`."""
-    changes = find_changes(found, list(writer.segments()), writer.manifest.root)
-    added, unreadable = _embed_into(writer, model, changes, changes.new, on_progress)
+    segments = list(writer.segments())
+    changes = without_links(find_changes(found, segments, writer.manifest.root), segments)
+    # First: of what a killed one added, an update must know where it came from.
     sources = [*writer.manifest.sources, *found.sources]
     writer.change(sources=tuple(dict.fromkeys(sources)))
+    added, unreadable = _embed_into(writer, model, changes, changes.new, on_progress)
     return Added(added, changes.present, unreadable, len(changes.changed))
 
 
@@ -95,10 +106,7 @@ def moved(writer: store.Writer, root: str | os.PathLike) -> dict[str, object]:
             f"{root}: none of the images of {folder} lies there, such as {below[0]}; name the folder that is now what"
             f" {old} was."
         )
-    sources = [
-        new + each[len(old) :] if each == old or each.startswith(old + os.sep) else each
-        for each in manifest.sources
-    ]
+    sources = [_moved_source(each, old, new) for each in manifest.sources]
     missing = [each for each in sources if os.path.isabs(each) and not os.path.lexists(each)]
     if missing:
         raise UserError(
@@ -106,6 +114,16 @@ def moved(writer: store.Writer, root: str | os.PathLike) -> dict[str, object]:
             f" (index update {folder} SOURCE...)."
         )
     return {"root": new, "sources": tuple(sources)}
+
+
+def _moved_source(source: str, old: str, new: str) -> str:
+    """Where a source lies now that a folder has become another: below it, or, of the same names down to it, above."""
+    if source == old or source.startswith(old + os.sep):
+        return new + source[len(old) :]
+    below = old.removeprefix(source)
+    if below.startswith(os.sep) and new.endswith(below):
+        return new.removesuffix(below)
+    return source
 
 
 def _embed_into(

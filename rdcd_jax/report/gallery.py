@@ -38,10 +38,10 @@ class Figure:
     path: str = ""
 
     def uri(self) -> str | None:
-        """The image, small; None where it lies in an archive or is gone."""
+        """The image, small; None where it is gone, or its folder cannot be opened."""
         try:
             return thumbnail_uri(self.decode())
-        except (UnreadableImageError, UserError):
+        except (UnreadableImageError, UserError, OSError):
             return None
 
 

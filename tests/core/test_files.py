@@ -9,6 +9,7 @@ import pytest
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import (
     cache_folder,
+    read_lines,
     require_writable,
     write_aside,
     write_csv,
@@ -91,6 +92,26 @@ def test_tensors_that_may_not_be_read_say_so(tmp_path, monkeypatch):
     for read in (read_safetensors, lambda path: read_background(path, 2), read_imported):
         with pytest.raises(PermissionError, match=r"x\.safetensors"):
             read(path)
+
+
+def test_what_is_no_file_is_not_replaced_and_what_is_private_stays_so(tmp_path):
+    pipe, private = tmp_path / "pipe.json", tmp_path / "private.json"
+    os.mkfifo(pipe)
+    for refused in (require_writable, lambda path: write_text(path, "new")):
+        with pytest.raises(UserError, match=r"pipe\.json: is no file but a folder, pipe or device"):
+            refused(pipe)
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and len(list(tmp_path.iterdir())) == 1
+    private.touch(mode=0o600)
+    write_text(private, "new")
+    assert stat.S_IMODE(private.stat().st_mode) == 0o600 and private.read_text() == "new"
+
+
+def test_what_is_no_text_is_known_by_its_start(tmp_path):
+    # A hole of a terabyte takes no room, and no memory.
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(UserError, match="large: is no text"):
+        read_lines(tmp_path / "large")
 
 
 def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):

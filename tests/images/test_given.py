@@ -11,7 +11,7 @@ from toy import make_images
 
 from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.images import passed_over
-from rdcd_jax.images.given import images_of
+from rdcd_jax.images.given import images_of, lasting_source
 from rdcd_jax.images.sources import find_images
 
 
@@ -29,6 +29,35 @@ def test_everything_that_stands_for_images(tmp_path):
     assert images_of(folder).ids == images_of(str(folder)).ids == find_images(folder).ids
     assert images_of(array).ids == ("#0",) and images_of(images) is images
     assert images.subset([3]).decode(0).size == (48, 48)
+
+
+def test_an_opened_photograph_is_seen_as_its_file_is(tmp_path):
+    folder = make_images(tmp_path, 1)
+    sideways = Image.open(folder / "T00000.jpg").resize((48, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sideways.save(folder / "sideways.jpg", exif=exif)
+    sideways.save(folder / "cut.png")
+    content = (folder / "cut.png").read_bytes()
+    (folder / "cut.png").write_bytes(content[: len(content) // 2])
+    names = ("sideways.jpg", "cut.png", "T00000.jpg")
+    opened = [Image.open(folder / name) for name in names]
+    images = images_of(opened)
+    assert images.decode(0).size == (30, 48)
+    expected = np.asarray(find_images(folder / "sideways.jpg").decode(0))
+    np.testing.assert_array_equal(np.asarray(images.decode(0)), expected)
+    with pytest.raises(UnreadableImageError, match="#1: cannot be decoded .*truncated"):
+        images.decode(1)
+    assert images.decode(2).size == (48, 48)
+    for image in opened:
+        image.close()
+
+
+def test_sources_mean_the_same_in_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for lasting in ("gs://bucket/folder", "file:///photos", "tfds:disc/train", "sample:train"):
+        assert lasting_source(lasting) == lasting
+    assert lasting_source("photos/../a") == str(tmp_path / "a")
 
 
 def test_names_are_made_distinct(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from toy import make_images
 
+from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.locks import held
 from rdcd_jax.images import pack
@@ -95,6 +96,35 @@ def test_what_could_not_be_read_is_tried_again(folder, tmp_path):
     assert "T00004" in find_images(tmp_path / "out").ids
     after = (tmp_path / "out" / "pictures-00000-of-00005.array_record").stat().st_mtime_ns
     assert after == untouched
+
+
+def test_a_file_that_has_changed_is_packed_again(tmp_path):
+    folder, out = make_images(tmp_path / "a", 4), tmp_path / "packed"
+    pack_images(folder, out, shards=2)
+    before = {shard.name: shard.stat().st_mtime_ns for shard in out.glob("*.array_record")}
+    assert len(before) == 2
+    make_images(tmp_path / "new", 1, seed=9)
+    shutil.move(tmp_path / "new" / "T00000.jpg", folder / "T00000.jpg")
+    pack_images(folder, out, shards=2)
+    assert find_images(out).read(0) == (folder / "T00000.jpg").read_bytes()
+    same = [
+        shard.stat().st_mtime_ns == before[shard.name]
+        for shard in sorted(out.glob("*.array_record"))
+    ]
+    assert sorted(same) == [False, True]
+
+
+def test_images_are_known_by_their_content_and_others_are_told_of(tmp_path, capsys):
+    folder, out = make_images(tmp_path / "a", 2), tmp_path / "packed"
+    (folder / "T00001.jpg").rename(folder / "no extension")
+    (folder / "raw.cr2").write_bytes(b"raw")
+    words = ["data", "pack", str(folder)]
+    assert main([*words, str(out)]) == 0
+    stored = capsys.readouterr()
+    assert "holds 2 images" in stored.out and "not read as images: 1 .cr2" in stored.err
+    assert main([*words, str(out), "--strict"]) == 1
+    assert main([*words, str(folder / "packed")]) == 1
+    assert "where shards would be found among its images" in capsys.readouterr().err
 
 
 def test_two_packs_into_one_folder_are_refused(folder, tmp_path):
@@ -242,8 +272,6 @@ def test_a_full_disk_leaves_whole_shards_and_a_sentence(folder, packed, tmp_path
 
 
 def test_the_command_packs(folder, tmp_path, capsys):
-    from rdcd_jax.cli.main import main
-
     assert main(["data", "pack", str(folder), str(tmp_path / "out"), "--shard-size=7"]) == 0
     said = capsys.readouterr()
     assert "out holds 18 images; shards: 3." in said.out

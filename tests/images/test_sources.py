@@ -1,11 +1,13 @@
 import os
 import pickle
+import shutil
 
 import pytest
+from toy import make_images
 
-from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.images import sources
-from rdcd_jax.images.sources import find_images
+from rdcd_jax.images.sources import find_images, listed
 
 
 def touch(folder, *names):
@@ -93,6 +95,36 @@ def test_other_sources_are_refused_by_name(tmp_path, make, source, says):
     with pytest.raises(UserError, match=says) as error:
         find_images(tmp_path / source)
     assert source in str(error.value)
+
+
+def test_folders_that_vanish_or_are_closed_are_left_out(tmp_path, monkeypatch):
+    folder = make_images(tmp_path / "a", 1)
+    for name in ("closed", "gone"):
+        make_images(folder / name, 1, seed=5)
+    (folder / "nas").symlink_to("nowhere")
+    scan = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("gone"):
+            shutil.rmtree(path)
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = listed(folder)
+    assert found.ids == ("T00000.jpg",)
+    assert [os.path.basename(path) for path in found.closed] == ["closed", "gone", "nas"]
+
+
+def test_a_file_above_a_gigabyte_is_not_read(tmp_path):
+    folder = make_images(tmp_path / "a", 1)
+    with (folder / "large.jpg").open("wb") as file:
+        file.truncate(2**40)
+    images = find_images(folder)
+    with pytest.raises(UnreadableImageError, match=r"large\.jpg: is larger than 1024 MiB"):
+        images.read(1)
 
 
 def test_unknown_ids_are_refused():

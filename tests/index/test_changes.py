@@ -12,7 +12,9 @@ from toy import make_export, make_images
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.index import Index, changes, store
+from rdcd_jax.embedding.service import embed_to_file
+from rdcd_jax.images.given import images_of
+from rdcd_jax.index import Index, changes, store, writing
 from rdcd_jax.index.results import Updated
 
 
@@ -215,6 +217,81 @@ def test_links_are_one_image(model, tmp_path, caplog):
     assert len(index) == 2 and "2 images are links to others of them" in caplog.text
     paths = [path for _, path in rows(tmp_path / "x")]
     assert paths == ["./T00000.jpg", "./T00001.jpg"]
+
+
+def test_links_that_are_added_later_are_present(model, tmp_path, caplog):
+    folder = make_images(tmp_path / "photos", 3)
+    index = Index.build(tmp_path / "x", folder, model=model)
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "soft.jpg").symlink_to(folder / "T00000.jpg")
+    os.link(folder / "T00001.jpg", tmp_path / "album" / "hard.jpg")
+    make_images(tmp_path / "album", 1, prefix="N", seed=9)
+    (tmp_path / "again").symlink_to(folder)
+    added = [index.add(tmp_path / name) for name in ("album", "again")]
+    assert [(each.added, each.present) for each in added] == [(1, 2), (0, 3)] and len(index) == 4
+    assert "2 images are links to images of the index (the first: " in caplog.text
+    # An update lists all of the sources, each image once.
+    assert index.update() == Updated(0, 0, 0, 4, [])
+    # What is named alone is taken as it is named.
+    assert index.update(tmp_path / "album") == Updated(2, 0, 3, 1, [])
+
+
+def test_an_addition_that_was_killed_is_not_undone(model, tmp_path, monkeypatch):
+    first, second = make_images(tmp_path / "a", 1), make_images(tmp_path / "b", 3, seed=5)
+    index = Index.build(tmp_path / "x", first, model=model)
+    add, calls = store.Writer.add, []
+
+    def add_and_end(writer, *arguments, **options):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(add(writer, *arguments, **options))
+
+    monkeypatch.setattr(writing, "CHUNK", 2)
+    with monkeypatch.context() as ended, pytest.raises(KeyboardInterrupt):
+        ended.setattr(store.Writer, "add", add_and_end)
+        index.add(second)
+    assert len(Index(tmp_path / "x")) == 3
+    assert Index(tmp_path / "x").update() == Updated(1, 0, 0, 3, [])
+
+
+def test_an_image_that_was_named_and_deleted_is_dropped(model, tmp_path):
+    folder = make_images(tmp_path / "photos", 3)
+    index = Index.build(tmp_path / "x", sorted(folder.iterdir()), model=model)
+    (folder / "T00001.jpg").unlink()
+    assert index.update() == Updated(0, 0, 1, 2, [])
+    # A disk that is missing is no reason to drop all.
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="cannot be listed"):
+        index.update()
+
+
+def test_a_drive_that_is_missing_keeps_its_images(model, tmp_path):
+    folder, drive = make_images(tmp_path / "photos", 1), make_images(tmp_path / "drive", 2, seed=5)
+    (folder / "nas").symlink_to(drive)
+    index = Index.build(tmp_path / "x", folder, model=model)
+    drive.rename(tmp_path / "unplugged")
+    assert index.update() == Updated(0, 0, 0, 1, [])
+    assert len(index) == 3
+
+
+def test_a_source_above_the_root_moves_with_it(model, tmp_path):
+    make_images(tmp_path / "card" / "100CANON", 2)
+    index = Index.build(tmp_path / "x", tmp_path / "card", model=model)
+    (tmp_path / "card").rename(tmp_path / "copy")
+    with pytest.raises(UserError, match="name the folder that is now what .*100CANON was"):
+        index.move(tmp_path / "copy")
+    index.move(tmp_path / "copy" / "100CANON")
+    assert index.manifest.sources == (str(tmp_path / "copy"),)
+    assert index.update() == Updated(0, 0, 0, 2, [])
+
+
+def test_a_clock_may_be_set_to_any_year(model, tmp_path):
+    folder = make_images(tmp_path / "photos", 2)
+    os.utime(folder / "T00001.jpg", (2**34, 2**34))
+    index = Index.build(tmp_path / "x", folder, model=model)
+    assert len(index) == 2 and index.update() == Updated(0, 0, 0, 2, [])
+    found = embed_to_file(index.embedder, images_of(folder), tmp_path / "rows.npz")
+    assert found.count == 2
 
 
 def test_an_index_without_paths_is_not_updated(model, tmp_path):

@@ -18,7 +18,7 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.given import images_of
 from rdcd_jax.images.pack import pack_images
 from rdcd_jax.images.seen import ink_of
-from rdcd_jax.index import Index
+from rdcd_jax.index import Index, store
 from rdcd_jax.index import groups as group_module
 from rdcd_jax.index.duplicates import find_duplicates
 from rdcd_jax.index.groups import Group, groups_of, part_of
@@ -279,6 +279,85 @@ def test_drawings_are_told_by_their_ink(student, tmp_path):
     index = Index.build(tmp_path / "x", folder, model=str(student))
     again = find_duplicates(index, threshold=0.5)
     assert sorted(group.ids for group in again) == [("T00000", "T1"), ("d1", "large")]
+
+
+def test_pages_of_two_collections_are_told_by_their_ink(student, tmp_path):
+    new, library = tmp_path / "new", tmp_path / "library"
+    for folder in (new, library):
+        folder.mkdir()
+    for seed in range(3):
+        drawn(seed).save(new / f"page{seed}.png")
+    drawn(1, (600, 450)).save(library / "scan.jpg")
+    drawn(7).save(library / "page0.png")
+    make_images(library, 1)
+    shared = find_duplicates(new, against=library, model=str(student), threshold=0.5)
+    # A photograph is no page, so its score alone decides.
+    assert [
+        [name for name in group.ids if name != "T00000"] for group in shared if "scan" in group.ids
+    ] == [["page1", "scan"]]
+    assert all("page0" not in group.ids[1:] for group in shared)
+
+
+def test_what_lies_in_quarantine_is_not_kept(student, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos)
+    (photos / "poor.jpg").rename(photos / "zoo.jpg")
+    for _ in range(2):
+        words = [f"--model={student}", "--threshold=0.99", "--script=move.sh"]
+        assert main(["duplicates", ".", *words]) == 0
+        subprocess.run(["sh", "move.sh"], check=True)
+        assert sorted(path.stem for path in photos.glob("*.*g")) == ["T00000", "T00001", "T00002"]
+    found = find_duplicates(photos, model=str(student), threshold=0.99)
+    assert len(found) == 1 and len(found.outside(photos / "quarantine")) == 0
+    assert found.save_script(tmp_path / "again.sh", photos / "quarantine") == 0
+
+
+def test_a_file_that_an_index_holds_twice_is_no_copy_of_itself(student, photos, tmp_path):
+    (tmp_path / "again").symlink_to(photos)
+    rows = Index.build(tmp_path / "x", photos, model=str(student)).contents().rows
+    ids = [f"p{i}" for i in range(10)]
+    paths = [
+        str(folder / path.name)
+        for folder in (photos, tmp_path / "again")
+        for path in sorted(photos.iterdir())
+    ]
+    with store.writer(tmp_path / "x") as writer:
+        writer.remove([name for segment in writer.segments() for name in segment.ids])
+        writer.add(store.Descriptors(np.asarray(ids), np.concatenate([rows, rows])), paths)
+    (group,) = find_duplicates(Index(tmp_path / "x"), threshold=0.99)
+    assert len(group) == 3 and len({os.path.realpath(path) for path in group.paths}) == 3
+
+
+def test_pages_that_were_not_compared_are_not_moved(student, tmp_path):
+    folder = make_images(tmp_path / "a", 3)
+    cover, *pages = (Image.open(path) for path in sorted(folder.iterdir()))
+    for name, page in zip(("one", "two"), pages, strict=True):
+        cover.save(folder / f"{name}.tif", save_all=True, append_images=[page])
+    shutil.copy(folder / "one.tif", folder / "one again.tif")
+    groups = find_duplicates(folder, model=str(student), threshold=0.99)
+    kept = groups[0].paths[groups[0].kept()]
+    assert pathlib.Path(kept).suffix == ".tif"
+    # Of three documents one is, byte for byte, the one that is kept or its copy.
+    script = tmp_path / "move.sh"
+    moved = groups.save_script(script, tmp_path / "quarantine")
+    text = script.read_text()
+    assert "several pages, of which one was compared, so it stays: " in text
+    assert moved == text.count("\nmove ")
+    assert not any("two.tif" in line for line in text.splitlines() if line.startswith("move "))
+
+
+def test_strict_asks_for_all_of_both_collections(student, photos, tmp_path, capsys):
+    library = make_images(tmp_path / "library", 2, seed=5)
+    words = [
+        "duplicates",
+        str(photos),
+        f"--against={library}",
+        f"--model={student}",
+        "--threshold=0.9",
+    ]
+    assert main([*words, "--strict"]) == 0
+    (library / "raw.cr2").write_bytes(b"raw")
+    assert main([*words, "--strict"]) == 1
+    assert "1 images were left out, see above, and --strict asks for all" in capsys.readouterr().err
 
 
 def packed(folder, out):

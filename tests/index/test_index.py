@@ -157,6 +157,8 @@ def damage(folder, how):
         manifest.write_text(json.dumps({**stored, "dim": 9}))
     elif how == "no index":
         manifest.unlink()
+    elif how == "a gallery's":
+        manifest.write_text('{"title": "Holidays"}')
 
 
 @pytest.mark.parametrize(
@@ -168,6 +170,7 @@ def damage(folder, how):
         ("no rows", r"rows\.npy: segment 0 of the index is missing or damaged"),
         ("other size", r"does not hold 6 rows of 9 dimensions in float32"),
         ("no index", r"is not an index: it has no index\.json"),
+        ("a gallery's", r"index\.json is not an index's; give another folder"),
     ],
 )
 def test_damage_is_named(how, stored, tmp_path):
