@@ -65,7 +65,8 @@ def _rights(path: pathlib.Path) -> int | None:
     except OSError:
         return None
     if not stat.S_ISREG(mode):
-        raise UserError(f"{path}: is no file but a folder, pipe or device; give another name.")
+        what = "folder" if stat.S_ISDIR(mode) else "pipe or a device"
+        raise UserError(f"{path}: is a {what}; give the name of a file.")
     return stat.S_IMODE(mode)
 
 

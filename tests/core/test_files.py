@@ -98,7 +98,7 @@ def test_what_is_no_file_is_not_replaced_and_what_is_private_stays_so(tmp_path):
     pipe, private = tmp_path / "pipe.json", tmp_path / "private.json"
     os.mkfifo(pipe)
     for refused in (require_writable, lambda path: write_text(path, "new")):
-        with pytest.raises(UserError, match=r"pipe\.json: is no file but a folder, pipe or device"):
+        with pytest.raises(UserError, match=r"pipe\.json: is a pipe or a device; give"):
             refused(pipe)
     assert stat.S_ISFIFO(pipe.stat().st_mode) and len(list(tmp_path.iterdir())) == 1
     private.touch(mode=0o600)

@@ -258,9 +258,14 @@ def test_the_command_line(toys, tmp_path, capsys):
         "240 descriptors of 4 dimensions in" in stored.out and "240/240, 0:00:00 left" in stored.err
     )
     assert len(read_descriptors(tmp_path / "d.npz")) == 240
-    assert main([*words, "--short-edge=0"]) == 1
-    assert "The short edge is 0; give 1 to" in capsys.readouterr().err
-    for wrong in (["--short-edge=16", "--image-size=16"], ["--process=2/2"], ["--process=1"]):
+    assert main([*words, "--short-edge=100000"]) == 1
+    assert "The short edge is 100000; give 1 to" in capsys.readouterr().err
+    for wrong in (
+        ["--short-edge=0"],
+        ["--short-edge=16", "--image-size=16"],
+        ["--process=2/2"],
+        ["--process=1"],
+    ):
         with pytest.raises(SystemExit, match="2"):
             main([*words, *wrong])
 
