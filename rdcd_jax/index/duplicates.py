@@ -375,6 +375,8 @@ def _embedded(embedder: Model | OnnxModel, images: ImageSet, on_progress: Progre
     )
     digest = hashlib.sha256(key.encode()).hexdigest()[:32]
     path = cache_folder() / "duplicates" / f"{digest}.npz"
+    # It tells of the user's images until the work is done.
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Of a call that was killed at its end.
     path.unlink(missing_ok=True)
     done = embed_to_file(
