@@ -47,8 +47,8 @@ def main() -> None:
     bench = Bench(study, options.benchmark, options.out, Budget(options.full, options.teacher))
     runs: dict[str, list[dict]] = {name: [] for name in study.settings}
     for seed in range(options.seeds):
-        for name, fields in study.settings.items():
-            found = run(bench, fields, seed)
+        for name in study.settings:
+            found = run(bench, name, seed)
             if found is None:
                 raise SystemExit("Stopped; the same command goes on.")
             runs[name].append(found)

@@ -113,6 +113,16 @@ class Bench:
         config.queue.size = max(config.queue.size, config.batch_size)
         return config
 
+    def run_of(self, setting: str, seed: int) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
+        """The config of a setting's run, and its workdir."""
+        fields = dict(self.study.settings[setting])
+        if first := self.study.after.get(setting):
+            fields["init_from"] = str(self.run_of(first, seed)[1] / "export")
+        config = self.config(fields, seed)
+        # Not by where things lie, so that OUT can be moved.
+        known_by = json.dumps(portable(config.to_dict()), sort_keys=True, default=list)
+        return config, self.out / "runs" / short_name(known_by)
+
     def teacher_features(self, spec: str) -> pathlib.Path:
         """The teacher's features of the training images, for all runs."""
         path = self.out / f"teacher-{short_name(spec)}.npz"
@@ -198,14 +208,17 @@ def figures(sets: dict[str, Descriptors], bench: Bench) -> dict[str, dict]:
     return found
 
 
-def run(bench: Bench, fields: Fields, seed: int) -> dict | None:
+def run(bench: Bench, setting: str, seed: int) -> dict | None:
     """Trains and measures a run, or finds that done, maybe by another study; None where it was stopped."""
-    config = bench.config(fields, seed)
-    # Not by where things lie, so that OUT can be moved.
-    known_by = json.dumps(portable(config.to_dict()), sort_keys=True, default=list)
-    workdir = bench.out / "runs" / short_name(known_by)
+    study = bench.study
+    first = study.after.get(setting)
+    if first is not None and run(bench, first, seed) is None:
+        return None
+    config, workdir = bench.run_of(setting, seed)
     path = workdir / "figures.json"
-    asked = {"seed": seed, "fields": dict(fields)}
+    asked = {"seed": seed, "fields": dict(study.settings[setting])}
+    if first is not None:
+        asked["after"] = first
     if path.exists():
         return asked | json.loads(path.read_text(encoding="utf-8"))
     state = train_and_evaluate(config, workdir)

@@ -18,6 +18,7 @@ class Study:
         settings: the config's fields of each, by what the setting is called. Others are compared with the first.
         dims: sizes of descriptors, which nest, so that a run has figures for all.
         measures: what the page shows.
+        after: by a setting, the one whose student of the same seed it starts from.
     """
 
     question: str
@@ -25,6 +26,7 @@ class Study:
     settings: Mapping[str, Fields]
     dims: tuple[int, ...] = (64, 128, 256)
     measures: tuple[str, ...] = ("µAP", "recall at P90")
+    after: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def _hard_negatives(weight: float) -> Fields:
@@ -126,10 +128,20 @@ STUDIES = {
         {
             f"student {student:g}, teacher {teacher:g}": _temperatures(student, teacher)
             for student, teacher in (
-                *((0.04, 0.04), (0.07, 0.07), (0.1, 0.1)),
+                *((0.04, 0.04), (0.02, 0.02), (0.07, 0.07), (0.1, 0.1)),
                 *((0.04, 0.07), (0.07, 0.04), (0.1, 0.04)),
             )
         },
+    ),
+    "rounds": Study(
+        "Does a second round, which starts from the student of the first, bring more?",
+        "descriptor",
+        {
+            "one round": {},
+            "one of twice the epochs": {"schedule.epochs": 50},
+            "a second round": {},
+        },
+        after={"a second round": "one round"},
     ),
     "binary": Study(
         "What do descriptors find as bits, one for each dimension, and can they be trained for it?",

@@ -32,3 +32,10 @@ def test_settings_are_fields_of_a_config(name):
         assert fields.keys() <= defaults().keys()
         if "data.policy" in fields:
             assert "frame" in {step.operation for step in find_policy(fields["data.policy"])}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_what_starts_from_another_names_a_setting_before_it(name):
+    names = list(STUDIES[name].settings)
+    for setting, first in STUDIES[name].after.items():
+        assert names.index(first) < names.index(setting)
