@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import scipy.sparse
+from scipy.sparse import csgraph
 
 from rdcd_jax.images.perceptual import near_duplicates
 from rdcd_jax.images.sources import ImageSet
@@ -90,18 +92,21 @@ def find_duplicates(
     for part in alike.repeated():
         positions = alike.positions(part)
         notes.overlaps("near", positions, positions, 0)
-    pairs = near_duplicates(hashes, rows["thumbnail"][structured[first]])
+    one, other, distances = near_duplicates(hashes, rows["thumbnail"][structured[first]])
+    own, foreign = np.zeros((2, len(hashes)), bool)
+    own[which[structured < len(sets[0])]] = True
+    foreign[which[structured >= len(sets[0])]] = True
+    crossing = np.flatnonzero(foreign[one] | foreign[other])
     # Nearest first, since what is found first is what is reported.
-    order = np.argsort(pairs[2], kind="stable")
-    links = []
-    for one, other, distance in zip(*(each[order].tolist() for each in pairs), strict=True):
-        here, there = alike.positions(one), alike.positions(other)
-        notes.overlaps("near", here, there, distance)
-        notes.overlaps("near", there, here, distance)
-        # Two images of the set are not joined by a third that is elsewhere.
-        if notes.is_own(here[0]) and notes.is_own(there[0]):
-            links.append((one, other))
-    for parts in _joined([*((part, part) for part in alike.repeated()), *links]):
+    for pair in crossing[np.argsort(distances[crossing], kind="stable")].tolist():
+        here, there = alike.positions(one[pair]), alike.positions(other[pair])
+        notes.overlaps("near", here, there, int(distances[pair]))
+        notes.overlaps("near", there, here, int(distances[pair]))
+    # Two images of the set are not joined by a third that is elsewhere.
+    linked = own[one] & own[other]
+    repeated = np.asarray(alike.repeated(), np.int64)
+    links = np.append(one[linked], repeated), np.append(other[linked], repeated)
+    for parts in _joined(len(hashes), links):
         notes.group("near", [position for part in parts for position in alike.positions(part)])
     return tuple(notes.groups), tuple(notes.found[key] for key in sorted(notes.found))
 
@@ -159,20 +164,12 @@ class _Notes:
                 self.found.setdefault((position, number), line)
 
 
-def _joined(links: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
-    """Connected parts of the graph of these links."""
-    parent: dict[int, int] = {}
-
-    def root(i: int) -> int:
-        parent.setdefault(i, i)
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for a, b in links:
-        parent[root(a)] = root(b)
-    parts: dict[int, list[int]] = {}
-    for i in sorted(parent):
-        parts.setdefault(root(i), []).append(i)
-    yield from parts.values()
+def _joined(count: int, links: tuple[np.ndarray, np.ndarray]) -> Iterator[list[int]]:
+    """Connected parts of a graph of `count` values, of those that have a link, be it to themselves."""
+    graph = scipy.sparse.coo_array((np.ones(len(links[0]), bool), links), (count, count))
+    _, label = csgraph.connected_components(graph, directed=False)
+    values = np.unique(np.concatenate(links))
+    values = values[np.argsort(label[values], kind="stable")]
+    for part in np.split(values, np.flatnonzero(np.diff(label[values])) + 1):
+        if part.size:
+            yield part.tolist()
