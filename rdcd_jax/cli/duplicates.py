@@ -91,12 +91,11 @@ def _duplicates(options, rest) -> None:
             threshold=options.threshold,
             normalised=options.score_norm == "auto",
             engine=options.engine,
+            # What an earlier script moved there is not what to keep now.
+            leave_out=None if options.script is None else _quarantine(options),
             on_progress=lambda done, total: report("Embedding", done, total),
         )
     warn_left_out(groups.unreadable)
-    if options.script is not None:
-        # What an earlier script moved there is not what to keep now.
-        groups = groups.outside(_quarantine(options))
     if options.out is not None:
         groups.save(options.out, keep=options.keep or _KEEP[0])
     for group in groups[:SHOWN]:

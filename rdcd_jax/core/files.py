@@ -158,6 +158,15 @@ def is_address(text: str) -> bool:
     return _ADDRESS.match(text) is not None
 
 
+def lasting_path(path: str) -> str:
+    """A path as it means the same in any folder; `..` behind a link leads up from where the link leads."""
+    parts = path.split(os.sep)
+    if os.pardir not in parts:
+        return os.path.abspath(path)
+    end = len(parts) - parts[::-1].index(os.pardir)
+    return os.path.normpath(os.path.join(os.path.realpath(os.sep.join(parts[:end])), *parts[end:]))
+
+
 def require_writable(path: str | os.PathLike) -> None:
     """Refuses a path that `write_aside` cannot write, so that it is reported before the work and not after.
 

@@ -206,6 +206,8 @@ def upright_rgb(name: str, image: Image.Image, as_seen: bool = False) -> Image.I
 
     Raises:
         UnreadableImageError: what was opened is damaged.
+
+    Differs: a turned TIFF in another mode than RGB is what Pillow makes of it.
     """
     try:
         return _upright(image, to_rgb(image, as_seen))

@@ -70,12 +70,13 @@ def list_folder(root: pathlib.Path, wanted: Callable[[str], bool]) -> Listing:
             if file[0] != ".":
                 path = os.path.join(folder, file)
                 # A link to a folder that is not there, such as a drive's.
-                kind = images if wanted(file) else closed if _leads_nowhere(path) else others
+                kind = images if wanted(file) else closed if leads_nowhere(path) else others
                 kind.append(_below(root, path))
     return Listing(*(tuple(sorted(each)) for each in (images, others, closed)))
 
 
-def _leads_nowhere(path: str) -> bool:
+def leads_nowhere(path: str) -> bool:
+    """Whether a path is a link to what is not there."""
     return os.path.islink(path) and not os.path.exists(path)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.files import is_address
+from rdcd_jax.core.files import is_address, lasting_path
 from rdcd_jax.images.naming import distinct, numbered
 from rdcd_jax.images.passed_over import left_out, typed, warn_left_out
 from rdcd_jax.images.sources import (
@@ -65,7 +65,7 @@ def lasting_source(source: Source) -> str:
     """A source's text as it means the same in any folder."""
     text = os.fspath(source)
     named = text in BUNDLED or text.startswith(TFDS) or is_address(text)
-    return text if named else os.path.abspath(text)
+    return text if named else lasting_path(text)
 
 
 def _listed(source: Source) -> ImageSet:

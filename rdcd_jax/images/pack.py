@@ -132,7 +132,7 @@ def _refuse_inside(out: pathlib.Path, images: ImageSet) -> None:
     below = os.path.relpath(os.path.realpath(out), os.path.realpath(images.source))
     if not any(part.startswith(".") for part in below.split(os.sep) if part != "."):
         raise UserError(
-            f"{out} lies in {images.source}, where shards would be found among its images; give a folder outside."
+            f"Shards in {out} would be found among the images of {images.source}; give a folder outside."
         )
 
 
@@ -307,6 +307,13 @@ def _pack_one(number: int) -> ShardIndex:
         return _packed_shard(_job, number, tick)
 
 
+def _has_newer(images: ImageSet, positions: Iterable[int], shard: pathlib.Path) -> bool:
+    """Whether a file was changed after a shard was written."""
+    written = shard.stat().st_mtime_ns
+    found = (status(images, position) for position in positions)
+    return any(each is not None and each.st_mtime_ns > written for each in found)
+
+
 def _files_sha256(images: ImageSet, positions: Iterable[int]) -> str:
     """Hex digest of what is seen of files without opening them."""
     found = (status(images, position) for position in positions)
@@ -322,9 +329,16 @@ def _packed_shard(job: _Job, number: int, tick: Callable[[int], None]) -> ShardI
         index = read_index(shard)
         ids = {*index.ids, *(id_ for id_, _ in index.unreadable)}
         mine = ids == {job.images.ids[position] for position in positions}
-        sound = mine and index.files_sha256 in ("", files)
+        # Version 0.1 did not note its files.
+        noted = bool(index.files_sha256)
+        same = (
+            index.files_sha256 == files if noted else not _has_newer(job.images, positions, shard)
+        )
+        sound = mine and same
         sound = sound and shard.stat().st_size == index.size and file_sha256(shard) == index.sha256
         if sound and not any(_is_readable(job, id_, positions) for id_, _ in index.unreadable):
+            if not noted:
+                write_index(shard, dataclasses.replace(index, files_sha256=files))
             tick(len(positions))
             return index
     # Never an index beside a shard that it is not of.

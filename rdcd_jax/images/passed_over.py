@@ -58,9 +58,7 @@ def left_out(images: ImageSet) -> list[str]:
         shown = ", ".join(escaped(path) for path in images.closed[:_NAMED])
         more = len(images.closed) - _NAMED
         shown += f" and {more} more" if more > 0 else ""
-        lines.append(
-            f"{escaped(images.source)}: left out, since they cannot be opened, the folders {shown}."
-        )
+        lines.append(f"{escaped(images.source)}: left out, since they cannot be opened: {shown}.")
     return lines
 
 
@@ -68,7 +66,11 @@ def lacking(images: ImageSet) -> int:
     """How many images a set surely lacks: files of formats that are not read, and folders that cannot be opened."""
     suffixes = (os.path.splitext(path)[1].lower() for path in images.others)
     known = _RAW | _DRAWN | PLUGINS.keys()
-    return sum(suffix in known for suffix in suffixes) + len(images.closed)
+    # A link that leads nowhere may have led to a file of another kind, by its name.
+    closed = [
+        path for path in images.closed if not (os.path.islink(path) and _kind(path)[0] == ".")
+    ]
+    return sum(suffix in known for suffix in suffixes) + len(closed)
 
 
 def warn_left_out(images: ImageSet) -> None:

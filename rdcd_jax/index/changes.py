@@ -1,5 +1,6 @@
 """What has become of an index's images since they were added."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -10,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.images.folders import PLUGINS
+from rdcd_jax.images.folders import PLUGINS, leads_nowhere
 from rdcd_jax.images.given import IN_MEMORY
-from rdcd_jax.images.links import each_once
+from rdcd_jax.images.links import each_once, status
 from rdcd_jax.images.naming import distinct, escaped
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index.places import BYTES, CHANGED, lasting_paths, stamps, stored_path, whole_path
@@ -91,7 +92,7 @@ def find_changes(images: ImageSet, segments: Sequence[Segment], root: str) -> Ch
                 unplaced.add(segment.ids[row])
             else:
                 unlisted.append(path)
-    new, changed = [], []
+    new, changed, nowhere = [], [], []
     for position, (path, now) in enumerate(
         zip(stored, files[:, [BYTES, CHANGED]].tolist(), strict=True)
     ):
@@ -100,27 +101,37 @@ def find_changes(images: ImageSet, segments: Sequence[Segment], root: str) -> Ch
                 new.append(position)
         # Of what format 5 or an older one added, nothing is known.
         elif any(before[path]) and before[path] != now:
-            changed.append(position)
+            if leads_nowhere(images.paths[position]):
+                # To a drive that is missing, it may be.
+                nowhere.append(images.paths[position])
+            else:
+                changed.append(position)
+    if nowhere:
+        _log.warning(
+            "%d images are links that lead nowhere now (the first: %s); they stay as they were.",
+            len(nowhere),
+            escaped(nowhere[0]),
+        )
     present = len(images) - len(new) - len(changed)
     return Changes(images, stored, files, new, changed, present, known, taken, unlisted, root)
 
 
 def without_links(changes: Changes, segments: Sequence[Segment]) -> Changes:
     """The changes less new images that are, by another path, files of the index: these are present."""
-    new = [i for i in changes.new if changes.images.is_file(i)]
-    stamps_of_new = changes.files[new][:, [BYTES, CHANGED]]
-    at: dict[tuple[int, int], list[int]] = {}
-    for position, stamp in zip(new, stamps_of_new.tolist(), strict=True):
-        at.setdefault(tuple(stamp), []).append(position)
+    position_of = {
+        (there.st_dev, there.st_ino): position
+        for position in changes.new
+        if (there := status(changes.images, position)) is not None
+    }
+    times = changes.files[list(position_of.values()), CHANGED]
     links = set()
     for segment in segments:
         # Few files of the index can be meant, so few are looked at.
-        rows = np.flatnonzero(np.isin(segment.files[:, CHANGED], stamps_of_new[:, 1]))
-        for row in rows.tolist():
-            path = whole_path(segment.paths[row], changes.root)
-            for position in at.get(tuple(segment.files[row, [BYTES, CHANGED]].tolist()), ()):
-                if _is_same_file(path, changes.images.paths[position]):
-                    links.add(position)
+        for row in np.flatnonzero(np.isin(segment.files[:, CHANGED], times)).tolist():
+            with contextlib.suppress(OSError, ValueError):
+                there = os.stat(whole_path(segment.paths[row], changes.root))
+                links.add(position_of.get((there.st_dev, there.st_ino), -1))
+    links.discard(-1)
     if not links:
         return changes
     _log.warning(
@@ -130,13 +141,6 @@ def without_links(changes: Changes, segments: Sequence[Segment]) -> Changes:
     )
     kept = [i for i in changes.new if i not in links]
     return dataclasses.replace(changes, new=kept, present=changes.present + len(links))
-
-
-def _is_same_file(first: str, second: str) -> bool:
-    try:
-        return os.path.samefile(first, second)
-    except (OSError, ValueError):
-        return False
 
 
 def require_paths(folder: os.PathLike, segments: Sequence[Segment]) -> None:

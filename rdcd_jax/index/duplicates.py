@@ -21,6 +21,7 @@ from rdcd_jax.embedding.service import embed_to_file
 from rdcd_jax.embedding.stream import Part, Unreadable, embed_images
 from rdcd_jax.images.given import Images, images_of
 from rdcd_jax.images.links import each_once
+from rdcd_jax.images.lookup import image_at
 from rdcd_jax.images.seen import SIDE, ink_of
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index.groups import (
@@ -159,6 +160,7 @@ def find_duplicates(
     threshold: float | None = None,
     normalised: bool = True,
     engine: str = AUTO,
+    leave_out: str | os.PathLike | None = None,
     on_progress: Progress | None = None,
 ) -> Groups:
     """Groups the copies in a set, or finds what two sets share.
@@ -171,14 +173,15 @@ def find_duplicates(
         normalised: takes off a pair's similarity how near the two are to the model's background, where it has one.
         engine: what computes descriptors: "jax", "onnxruntime-int8" or "auto", see `engines.load_by`; an index has its
             own.
+        leave_out: a folder whose images do not count, such as a quarantine.
         on_progress: called with images done and in all.
 
     Returns:
         The groups, the surest first, and the images that were left out.
 
     Raises:
-        UserError: for images or a model that cannot be read, a threshold that is no score, or a model without a
-            calibration where no threshold is given.
+        UserError: for images or a model that cannot be read, a threshold that is no score, a set of which all images
+            lie in `leave_out`, or a model without a calibration where no threshold is given.
 
     Examples:
         >>> import importlib.resources
@@ -196,9 +199,9 @@ def find_duplicates(
     if threshold is not None:
         require_score(threshold)
     if against is not None:
-        against = images_of(against)
+        against = _outside(images_of(against), leave_out)
     if isinstance(images, Index):
-        sets = [_of_index(images)]
+        sets = [_of_index(images, leave_out)]
         scoring, name = images.scoring(normalised), f"index {images.folder}"
         if against is not None:
             other = _of_images(images.embedder, against, on_progress)
@@ -209,7 +212,8 @@ def find_duplicates(
         background = getattr(embedder, "background", None) if normalised else None
         scoring = scoring_of(background, getattr(embedder, "card", {}).get("calibration"))
         name = f"model {embedder.name}"
-        given = [images] if against is None else [images, against]
+        first = _outside(images_of(images), leave_out)
+        given = [first] if against is None else [first, against]
         sets = [_of_images(embedder, each, on_progress) for each in given]
     if threshold is None:
         threshold = scoring.threshold(PRECISION, len(sets[-1].ids))
@@ -238,18 +242,43 @@ class _Set:
     ink: Callable[[str], np.ndarray | None]
 
 
-def _of_index(index: Index) -> _Set:
+def _positions_outside(
+    paths: Sequence[str], folder: str | os.PathLike | None, name: str
+) -> list[int]:
+    """Where the images lie that are not in a folder, which are said to be left out."""
+    if folder is None:
+        return list(range(len(paths)))
+    inside = tuple({os.path.abspath(folder) + os.sep, os.path.realpath(folder) + os.sep})
+    kept = [i for i, path in enumerate(paths) if not os.path.abspath(path).startswith(inside)]
+    if not kept and paths:
+        raise UserError(
+            f"All images of {name} lie in {folder}, where what is moved away belongs; name another folder for that."
+        )
+    if len(kept) < len(paths):
+        _log.warning("%s: the %d images in %s are left out.", name, len(paths) - len(kept), folder)
+    return kept
+
+
+def _outside(images: ImageSet, folder: str | os.PathLike | None) -> ImageSet:
+    kept = _positions_outside(images.paths, folder, images.source)
+    return images if len(kept) == len(images) else images.subset(kept)
+
+
+def _of_index(index: Index, leave_out: str | os.PathLike | None) -> _Set:
     found = index.contents()
     if not found.ids:
         raise UserError(f"{index.folder} is empty; add images to it first.")
+    kept = _positions_outside(found.paths, leave_out, str(index.folder))
+    whole = len(kept) == len(found.ids)
     return _Set(
-        found.ids,
-        found.paths,
-        found.rows,
+        found.ids if whole else [found.ids[i] for i in kept],
+        found.paths if whole else [found.paths[i] for i in kept],
+        found.rows if whole else found.rows[kept],
         [],
-        len(found.ids),
-        lambda positions: found.files[list(positions)],
-        lambda path: _ink(at(path)),
+        len(kept),
+        lambda positions: found.files[[kept[i] for i in positions]],
+        # As large as of images that are given, so that the same page has the same ink.
+        lambda path: _ink(lambda: image_at(path).seen().decode(0, min_side_hint=SIDE)),
     )
 
 

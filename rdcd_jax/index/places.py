@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from rdcd_jax.core.errors import UnreadableImageError
+from rdcd_jax.core.files import lasting_path
 from rdcd_jax.images.decode import size_of
 from rdcd_jax.images.links import stamp, status
 from rdcd_jax.images.lookup import held_in
@@ -23,17 +24,9 @@ _BELOW = "./"
 def lasting_paths(images: ImageSet) -> list[str]:
     """The images' paths as they mean the same in any folder."""
     return [
-        path if path in images.in_memory or path.startswith(TFDS) else _whole(path)
+        path if path in images.in_memory or path.startswith(TFDS) else lasting_path(path)
         for path in images.paths
     ]
-
-
-def _whole(path: str) -> str:
-    # Behind a link to a folder, the folder above is another than the text says.
-    if os.pardir in path.split(os.sep):
-        folder, name = os.path.split(path)
-        return os.path.join(os.path.realpath(folder), name)
-    return os.path.abspath(path)
 
 
 def root_of(images: ImageSet) -> str:

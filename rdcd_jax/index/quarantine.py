@@ -98,7 +98,9 @@ def _moves(
         elif os.path.islink(source):
             # Elsewhere it might lead to nothing.
             lines.append(f"# a link, so it stays: {_comment(source)}")
-        elif has_several(source) and not _is_equal(source, group.paths[position]):
+        elif has_several(source) and not any(
+            _is_equal(source, path) for path, stay in zip(group.paths, stays, strict=True) if stay
+        ):
             lines.append(
                 f"# several pages, of which one was compared, so it stays: {_comment(source)}"
             )

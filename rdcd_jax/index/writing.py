@@ -54,7 +54,9 @@ def listed(folder: pathlib.Path, manifest: Manifest, images: Images | None) -> I
 def _is_deleted(source: str) -> bool:
     """Whether a source is an image that is gone from a folder which is still there."""
     is_path = is_image_name(source) and os.path.isabs(source) and not os.path.lexists(source)
-    return is_path and os.path.isdir(os.path.dirname(source))
+    folder = os.path.dirname(source)
+    # A disk that is missing leaves an empty folder.
+    return is_path and os.path.isdir(folder) and bool(os.listdir(folder))
 
 
 def add_images(
@@ -121,9 +123,8 @@ def _moved_source(source: str, old: str, new: str) -> str:
     if source == old or source.startswith(old + os.sep):
         return new + source[len(old) :]
     below = old.removeprefix(source)
-    if below.startswith(os.sep) and new.endswith(below):
-        return new.removesuffix(below)
-    return source
+    above = old.startswith(source + os.sep) and new.endswith(below) and not os.path.lexists(source)
+    return new.removesuffix(below) if above else source
 
 
 def _embed_into(

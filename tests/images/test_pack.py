@@ -124,7 +124,7 @@ def test_images_are_known_by_their_content_and_others_are_told_of(tmp_path, caps
     assert "holds 2 images" in stored.out and "not read as images: 1 .cr2" in stored.err
     assert main([*words, str(out), "--strict"]) == 1
     assert main([*words, str(folder / "packed")]) == 1
-    assert "where shards would be found among its images" in capsys.readouterr().err
+    assert "packed would be found among the images of" in capsys.readouterr().err
 
 
 def test_two_packs_into_one_folder_are_refused(folder, tmp_path):

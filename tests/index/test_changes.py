@@ -265,13 +265,32 @@ def test_an_image_that_was_named_and_deleted_is_dropped(model, tmp_path):
         index.update()
 
 
-def test_a_drive_that_is_missing_keeps_its_images(model, tmp_path):
+def test_a_path_over_a_link_is_the_same_at_the_next_update(model, tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    photos = make_images(tmp_path / "disk" / "photos", 2)
+    (tmp_path / "photos").symlink_to(photos)
+    monkeypatch.chdir(tmp_path / "work")
+    for source in ("../photos", "../work/../photos"):
+        index = Index.build(tmp_path / f"x{len(source)}", source, model=model)
+        assert index.update() == Updated(0, 0, 0, 2, [])
+    # Up from where a link leads.
+    (tmp_path / "link").symlink_to(photos)
+    index = Index.build(tmp_path / "y", "../link/../photos", model=model)
+    assert index.update() == Updated(0, 0, 0, 2, [])
+    assert index.manifest.sources == (str(photos),)
+
+
+def test_a_drive_that_is_missing_keeps_its_images(model, tmp_path, caplog):
     folder, drive = make_images(tmp_path / "photos", 1), make_images(tmp_path / "drive", 2, seed=5)
     (folder / "nas").symlink_to(drive)
     index = Index.build(tmp_path / "x", folder, model=model)
+    card = make_images(tmp_path / "card", 1, seed=7)
+    (folder / "link.jpg").symlink_to(card / "T00000.jpg")
+    assert index.update() == Updated(1, 0, 0, 3, [])
     drive.rename(tmp_path / "unplugged")
-    assert index.update() == Updated(0, 0, 0, 1, [])
-    assert len(index) == 3
+    card.rename(tmp_path / "taken out")
+    assert index.update() == Updated(0, 0, 0, 2, [])
+    assert len(index) == 4 and "1 images are links that lead nowhere now" in caplog.text
 
 
 def test_a_source_above_the_root_moves_with_it(model, tmp_path):
@@ -283,6 +302,14 @@ def test_a_source_above_the_root_moves_with_it(model, tmp_path):
     index.move(tmp_path / "copy" / "100CANON")
     assert index.manifest.sources == (str(tmp_path / "copy"),)
     assert index.update() == Updated(0, 0, 0, 2, [])
+    # A copy of the whole path elsewhere says nothing of other sources.
+    other = make_images(tmp_path / "other", 1, seed=5)
+    index.add(other)
+    old = str(tmp_path / "copy" / "100CANON")
+    backup = tmp_path / "backup" / old.lstrip("/")
+    shutil.copytree(old, backup)
+    index.move(backup)
+    assert index.manifest.sources == (str(tmp_path / "copy"), str(other))
 
 
 def test_a_clock_may_be_set_to_any_year(model, tmp_path):

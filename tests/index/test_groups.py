@@ -296,9 +296,12 @@ def test_pages_of_two_collections_are_told_by_their_ink(student, tmp_path):
         [name for name in group.ids if name != "T00000"] for group in shared if "scan" in group.ids
     ] == [["page1", "scan"]]
     assert all("page0" not in group.ids[1:] for group in shared)
+    index = Index.build(tmp_path / "x", new, model=str(student))
+    again = find_duplicates(index, against=library, threshold=0.5)
+    assert sorted(group.ids for group in again) == sorted(group.ids for group in shared)
 
 
-def test_what_lies_in_quarantine_is_not_kept(student, photos, tmp_path, monkeypatch):
+def test_what_lies_in_quarantine_is_not_kept(student, photos, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(photos)
     (photos / "poor.jpg").rename(photos / "zoo.jpg")
     for _ in range(2):
@@ -309,6 +312,23 @@ def test_what_lies_in_quarantine_is_not_kept(student, photos, tmp_path, monkeypa
     found = find_duplicates(photos, model=str(student), threshold=0.99)
     assert len(found) == 1 and len(found.outside(photos / "quarantine")) == 0
     assert found.save_script(tmp_path / "again.sh", photos / "quarantine") == 0
+    # They decide of no group either, be they in a folder or in an index.
+    with caplog.at_level(logging.WARNING):
+        assert (
+            find_duplicates(
+                photos, leave_out="quarantine", model=str(student), threshold=0.99
+            ).images
+            == 3
+        )
+    assert "the 2 images in quarantine are left out" in caplog.text
+    index = Index.build(tmp_path / "x", photos, model=str(student))
+    groups = find_duplicates(index, leave_out="quarantine", threshold=-2)
+    paths = [path for group in groups for path in group.paths]
+    assert groups.images == 3 and {os.path.dirname(path) for path in paths} == {str(photos)}
+    with pytest.raises(
+        UserError, match="All images of quarantine lie in quarantine, where what is moved"
+    ):
+        find_duplicates(photos, against="quarantine", leave_out="quarantine", model=str(student))
 
 
 def test_a_file_that_an_index_holds_twice_is_no_copy_of_itself(student, photos, tmp_path):
