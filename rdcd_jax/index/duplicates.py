@@ -2,28 +2,19 @@
 
 import concurrent.futures
 import dataclasses
-import hashlib
-import json
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import overload
 
 import numpy as np
-from PIL import Image
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.files import cache_folder, write_csv, write_json
-from rdcd_jax.embedding.descriptors import read_descriptors
-from rdcd_jax.embedding.parts import ROWS
-from rdcd_jax.embedding.service import embed_to_file
-from rdcd_jax.embedding.stream import Part, Unreadable, embed_images
+from rdcd_jax.core.files import write_csv, write_json
+from rdcd_jax.embedding.stream import Unreadable
 from rdcd_jax.images.given import Images, images_of
-from rdcd_jax.images.links import each_once
-from rdcd_jax.images.lookup import image_at
-from rdcd_jax.images.seen import SIDE, ink_of
-from rdcd_jax.images.sources import ImageSet
+from rdcd_jax.index.compared import Compared, of_images, of_index, outside
 from rdcd_jax.index.groups import (
     Group,
     groups_of,
@@ -32,7 +23,7 @@ from rdcd_jax.index.groups import (
     without_likes,
     without_unlike_pages,
 )
-from rdcd_jax.index.places import BYTES, CHANGED, HEIGHT, WIDTH, is_stale, sizes, stamps
+from rdcd_jax.index.places import BYTES, CHANGED, is_stale
 from rdcd_jax.index.quarantine import write_script
 from rdcd_jax.index.results import require_savable
 from rdcd_jax.index.search import PRECISION, Index, Progress
@@ -199,12 +190,12 @@ def find_duplicates(
     if threshold is not None:
         require_score(threshold)
     if against is not None:
-        against = _outside(images_of(against), leave_out)
+        against = outside(images_of(against), leave_out)
     if isinstance(images, Index):
-        sets = [_of_index(images, leave_out)]
+        sets = [of_index(images, leave_out)]
         scoring, name = images.scoring(normalised), f"index {images.folder}"
         if against is not None:
-            other = _of_images(images.embedder, against, on_progress)
+            other = of_images(images.embedder, against, on_progress)
             rows = images.as_stored(other.descriptors)
             sets.append(dataclasses.replace(other, descriptors=rows))
     else:
@@ -212,9 +203,9 @@ def find_duplicates(
         background = getattr(embedder, "background", None) if normalised else None
         scoring = scoring_of(background, getattr(embedder, "card", {}).get("calibration"))
         name = f"model {embedder.name}"
-        first = _outside(images_of(images), leave_out)
+        first = outside(images_of(images), leave_out)
         given = [first] if against is None else [first, against]
-        sets = [_of_images(embedder, each, on_progress) for each in given]
+        sets = [of_images(embedder, each, on_progress) for each in given]
     if threshold is None:
         threshold = scoring.threshold(PRECISION, len(sets[-1].ids))
     if threshold is None:
@@ -229,92 +220,7 @@ def find_duplicates(
     return Groups(groups, sum(each.count for each in sets), unreadable)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Set:
-    """Embedded images, and what is known of their files."""
-
-    ids: Sequence[str]
-    paths: Sequence[str]
-    descriptors: np.ndarray
-    unreadable: list[Unreadable]
-    count: int
-    files: Callable[[Sequence[int]], np.ndarray]
-    ink: Callable[[str], np.ndarray | None]
-
-
-def _positions_outside(
-    paths: Sequence[str], folder: str | os.PathLike | None, name: str
-) -> list[int]:
-    """Where the images lie that are not in a folder, which are said to be left out."""
-    if folder is None:
-        return list(range(len(paths)))
-    inside = tuple({os.path.abspath(folder) + os.sep, os.path.realpath(folder) + os.sep})
-    kept = [i for i, path in enumerate(paths) if not os.path.abspath(path).startswith(inside)]
-    if not kept and paths:
-        raise UserError(
-            f"All images of {name} lie in {folder}, where what is moved away belongs; name another folder for that."
-        )
-    if len(kept) < len(paths):
-        _log.warning("%s: the %d images in %s are left out.", name, len(paths) - len(kept), folder)
-    return kept
-
-
-def _outside(images: ImageSet, folder: str | os.PathLike | None) -> ImageSet:
-    kept = _positions_outside(images.paths, folder, images.source)
-    return images if len(kept) == len(images) else images.subset(kept)
-
-
-def _of_index(index: Index, leave_out: str | os.PathLike | None) -> _Set:
-    found = index.contents()
-    if not found.ids:
-        raise UserError(f"{index.folder} is empty; add images to it first.")
-    kept = _positions_outside(found.paths, leave_out, str(index.folder))
-    whole = len(kept) == len(found.ids)
-    return _Set(
-        found.ids if whole else [found.ids[i] for i in kept],
-        found.paths if whole else [found.paths[i] for i in kept],
-        found.rows if whole else found.rows[kept],
-        [],
-        len(kept),
-        lambda positions: found.files[[kept[i] for i in positions]],
-        # As large as of images that are given, so that the same page has the same ink.
-        lambda path: _ink(lambda: image_at(path).seen().decode(0, min_side_hint=SIDE)),
-    )
-
-
-def _of_images(embedder: Model | OnnxModel, images: Images, on_progress: Progress | None) -> _Set:
-    images = each_once(images_of(images)).seen()
-    found, unreadable = _embedded(embedder, images, on_progress)
-    position_of = {name: position for position, name in enumerate(images.ids)}
-    ids = found.ids.tolist()
-    places = [position_of[name] for name in ids]
-
-    def files(positions: Sequence[int]) -> np.ndarray:
-        rows = [places[i] for i in positions]
-        known = stamps(images, rows)
-        known[:, [WIDTH, HEIGHT]] = sizes(images, rows)
-        # What lies in no file of its own has a checksum there.
-        known[[not images.is_file(row) for row in rows], CHANGED] = 0
-        return known
-
-    paths = [images.paths[i] for i in places]
-    position_at = {path: position for position, path in enumerate(images.paths)}
-
-    def ink(path: str) -> np.ndarray | None:
-        return _ink(lambda: images.decode(position_at[path], min_side_hint=SIDE))
-
-    return _Set(ids, paths, found.descriptors, unreadable, len(images), files, ink)
-
-
-def _ink(decode: Callable[[], Image.Image]) -> np.ndarray | None:
-    """What is drawn on an image; None where it is not to be had any more."""
-    try:
-        return ink_of(decode())
-    except (UserError, OSError):
-        return None
-
-
-def _grouped(sets: Sequence[_Set], threshold: float, scoring: Scoring) -> list[Group]:
+def _grouped(sets: Sequence[Compared], threshold: float, scoring: Scoring) -> list[Group]:
     """The groups in one set, or of one with another, with what is known of their files."""
     if len(sets) == 1:
         (found,) = sets
@@ -372,7 +278,7 @@ def _without_stale(groups: list[Group], folder: pathlib.Path) -> list[Group]:
     return kept
 
 
-def _told_apart(sets: Sequence[_Set], groups: list[Group]) -> list[Group]:
+def _told_apart(sets: Sequence[Compared], groups: list[Group]) -> list[Group]:
     """The groups without pages and drawings that only look alike, the surest first."""
     # By place and set: the same path may mean an image in memory of either.
     asked = dict.fromkeys(
@@ -392,33 +298,6 @@ def _told_apart(sets: Sequence[_Set], groups: list[Group]) -> list[Group]:
         if (part := without_unlike_pages(group, which)) is not None:
             kept.append(part)
     return sorted(kept, key=lambda group: -group.score)
-
-
-def _embedded(embedder: Model | OnnxModel, images: ImageSet, on_progress: Progress | None) -> Part:
-    """The images' descriptors; many of them through a file in the cache folder, so that who is killed goes on."""
-    if len(images) <= ROWS or images.in_memory:
-        return embed_images(embedder, images, on_progress=on_progress)
-    size = [embedder.image_size, embedder.short_edge, images.as_seen]
-    key = json.dumps(
-        [embedder.fingerprint, embedder.engine, size, images.fingerprint(), images.paths]
-    )
-    digest = hashlib.sha256(key.encode()).hexdigest()[:32]
-    path = cache_folder() / "duplicates" / f"{digest}.npz"
-    # It tells of the user's images until the work is done.
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Of a call that was killed at its end.
-    path.unlink(missing_ok=True)
-    done = embed_to_file(
-        embedder,
-        images,
-        path,
-        on_progress=None if on_progress is None else lambda _, *count: on_progress(*count),
-        process=(0, 1),
-    )
-    found = read_descriptors(path)
-    for leftover in (path, pathlib.Path(f"{path}.unreadable.txt")):
-        leftover.unlink(missing_ok=True)
-    return Part(found, done.unreadable)
 
 
 def _rows(group: Group, keep: str) -> Iterator[tuple]:

@@ -116,7 +116,7 @@ def test_a_large_group_hides_no_other_and_paths_stay_as_they_are(model, tmp_path
 def test_many_images_are_embedded_through_parts(model, tmp_path, monkeypatch):
     """Who is killed goes on: what was embedded lies in the cache folder, and is gone when all is done."""
     folder = make_images(tmp_path / "a", 12)
-    monkeypatch.setattr("rdcd_jax.index.duplicates.ROWS", 8)
+    monkeypatch.setattr("rdcd_jax.index.compared.ROWS", 8)
     monkeypatch.setattr("rdcd_jax.embedding.parts.ROWS", 4)
     monkeypatch.setenv("RDCD_JAX_CACHE", str(tmp_path / "cache"))
     embed, given = type(model).embed_batch, []
