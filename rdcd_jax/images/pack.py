@@ -130,6 +130,7 @@ def _refuse_inside(out: pathlib.Path, images: ImageSet) -> None:
     if images.reader is not None or not os.path.isdir(images.source):
         return
     below = os.path.relpath(os.path.realpath(out), os.path.realpath(images.source))
+    # A part that begins with a dot leads up and out, or is hidden, and what is hidden is not listed.
     if not any(part.startswith(".") for part in below.split(os.sep) if part != "."):
         raise UserError(
             f"Shards in {out} would be found among the images of {images.source}; give a folder outside."
