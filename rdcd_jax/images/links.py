@@ -21,6 +21,11 @@ def status(images: ImageSet, position: int) -> os.stat_result | None:
         return None
 
 
+def identity(found: os.stat_result) -> tuple[int, int]:
+    """What all links to a file have in common."""
+    return found.st_dev, found.st_ino
+
+
 def stamp(found: os.stat_result) -> tuple[int, int]:
     """Bytes of a file and the time of its last change in nanoseconds, as int64 holds it: a clock may be set to 2300."""
     return found.st_size, max(-_LATEST, min(found.st_mtime_ns, _LATEST))
@@ -34,7 +39,7 @@ def each_once(images: ImageSet) -> ImageSet:
     kept: dict[object, int] = {}
     for position, path in enumerate(images.paths):
         found = status(images, position)
-        key = path if found is None else (found.st_dev, found.st_ino)
+        key = path if found is None else identity(found)
         first = kept.setdefault(key, position)
         if first != position and os.path.islink(images.paths[first]) and not os.path.islink(path):
             kept[key] = position

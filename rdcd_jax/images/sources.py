@@ -103,16 +103,15 @@ class ImageSet:
             return self.reader(path)
         try:
             there = os.stat(path)
-            if there.st_size > MOST_BYTES:
-                raise UnreadableImageError(f"{path}: is larger than {MOST_BYTES >> 20} MiB.")
-            if stat.S_ISREG(there.st_mode):
+            is_file = stat.S_ISREG(there.st_mode)
+            if is_file and there.st_size <= MOST_BYTES:
                 return pathlib.Path(path).read_bytes()
         except FileNotFoundError:
             raise UnreadableImageError(f"{path}: there is no such image file.") from None
-        except UnreadableImageError:
-            raise
         except (OSError, ValueError) as error:
             raise UnreadableImageError(f"{path}: cannot be read ({error}).") from error
+        if is_file:
+            raise UnreadableImageError(f"{path}: is larger than {MOST_BYTES >> 20} MiB.")
         raise UnreadableImageError(f"{path}: not a file but a folder, pipe or device.")
 
     def decode(self, position: int, *, min_side_hint: int | None = None) -> Image.Image:

@@ -13,7 +13,7 @@ import numpy as np
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.folders import PLUGINS, leads_nowhere
 from rdcd_jax.images.given import IN_MEMORY
-from rdcd_jax.images.links import each_once, status
+from rdcd_jax.images.links import each_once, identity, status
 from rdcd_jax.images.naming import distinct, escaped
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index.places import BYTES, CHANGED, lasting_paths, stamps, stored_path, whole_path
@@ -119,7 +119,7 @@ def find_changes(images: ImageSet, segments: Sequence[Segment], root: str) -> Ch
 def without_links(changes: Changes, segments: Sequence[Segment]) -> Changes:
     """The changes less new images that are, by another path, files of the index: these are present."""
     position_of = {
-        (there.st_dev, there.st_ino): position
+        identity(there): position
         for position in changes.new
         if (there := status(changes.images, position)) is not None
     }
@@ -130,7 +130,7 @@ def without_links(changes: Changes, segments: Sequence[Segment]) -> Changes:
         for row in np.flatnonzero(np.isin(segment.files[:, CHANGED], times)).tolist():
             with contextlib.suppress(OSError, ValueError):
                 there = os.stat(whole_path(segment.paths[row], changes.root))
-                links.add(position_of.get((there.st_dev, there.st_ino), -1))
+                links.add(position_of.get(identity(there), -1))
     links.discard(-1)
     if not links:
         return changes

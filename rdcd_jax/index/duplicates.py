@@ -14,6 +14,7 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_csv, write_json
 from rdcd_jax.embedding.stream import Unreadable
 from rdcd_jax.images.given import Images, images_of
+from rdcd_jax.images.links import identity
 from rdcd_jax.index.compared import Compared, of_images, of_index, outside
 from rdcd_jax.index.groups import (
     Group,
@@ -251,7 +252,7 @@ def _without_itself(group: Group) -> Group | None:
             # It lies in no file of its own.
             rows[i] = i
         else:
-            rows.setdefault((there.st_dev, there.st_ino), i)
+            rows.setdefault(identity(there), i)
     return part_of(group, list(rows.values())) if len(rows) > 1 else None
 
 
