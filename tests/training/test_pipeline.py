@@ -131,8 +131,9 @@ def alike(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alike")
     for position in range(COUNT):
         shutil.copy(images.paths[0], folder / f"{position}.png")
-    pack_images(folder, folder / "shards", shards=2)
-    return find_images(folder / "shards")
+    shards = tmp_path_factory.mktemp("alike_packed") / "shards"
+    pack_images(folder, shards, shards=2)
+    return find_images(shards)
 
 
 def test_records_give_the_batches_of_the_files(packed, ten):
