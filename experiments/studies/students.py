@@ -2,14 +2,17 @@
 that learned RDCD's own terms on it.
 
     python -m experiments.studies.students train BENCHMARK/train OUT [--recipe cpu|gpu|further] [--benchmark BENCHMARK]
+        [--network NAME] [--start MODEL]
     python -m experiments.studies.students descriptors BENCHMARK/train OUT [--trunk MODEL] [--benchmark BENCHMARK]
     python -m experiments.studies.students record OUT
     python -m experiments.studies.students ship OUT BENCHMARK
 
 BENCHMARK is a DISC-shaped folder (minidisc); only its training images are trained on, and with --benchmark it is
 evaluated on the way, for the curve. The trunk starts from ImageNet (EfficientNet-Lite0) and sees larger views from
-stage to stage. OUT keeps the runs, which continue where they were stopped. The recipe `further` is one more stage, from
-the shipped student and counted after those that it has seen, so that a machine that has only the checkout goes on.
+stage to stage; another network starts from fresh weights, or from ImageNet's by `--start`, such as
+`timm:FILE`. OUT keeps the runs of one network, which continue where they were stopped. The recipe `further` is one more
+stage, from the shipped student and counted after those that it has seen, so that a machine that has only the checkout
+goes on.
 
 `descriptors` trains the projectors (`configs/descriptor.py`) on the trunk of the last stage, or on another: `nested`,
 whose first 64 and 128 numbers are descriptors as well, and `dim64`, `dim128` and `dim256`, each for itself.
@@ -31,6 +34,7 @@ from rdcd_jax.benchmarks.disc_runs import evaluate_disc
 from rdcd_jax.core.files import write_aside, write_json, write_text
 from rdcd_jax.images.pack import pack_images
 from rdcd_jax.images.sources import find_images
+from rdcd_jax.models.registry import NETWORKS
 from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.training.record import environment
 from rdcd_jax.training.results import portable, training_seconds
@@ -45,6 +49,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 DIMS = (256, 128, 64)
 DEDICATED = tuple(f"dim{dim}" for dim in DIMS)
 TRUNK = "efficientnet-lite0"
+NETWORK = "efficientnet_b0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +126,7 @@ def stage_config(options: argparse.Namespace, stage: Stage, start: str):
     config = distill.get_config(
         f"dim={DIMS[0]},image_size={stage.size},epochs={stage.epochs},data={packed}"
     )
+    config.student.network = options.network
     config.init_from = start
     config.data.policy = stage.policy
     config.objective.kld_lambda = stage.kld_lambda
@@ -157,9 +163,13 @@ def some_training_images(benchmark: pathlib.Path, out: pathlib.Path) -> pathlib.
 def train(options: argparse.Namespace) -> None:
     """Runs what is not done yet of the stages."""
     recipe = RECIPES[options.recipe]
+    if options.recipe == "further" and options.network != NETWORK:
+        raise SystemExit(
+            f"The recipe `further` goes on from the shipped {NETWORK}; give cpu or gpu."
+        )
     pack_images(options.images, options.out / "pictures", short_side=recipe.short_side)
     seen = len(_before()["stages"]) if options.recipe == "further" else 0
-    start = recipe.start
+    start = options.start or (recipe.start if options.network == NETWORK else "")
     for number, stage in enumerate(recipe.stages, seen + 1):
         workdir = options.out / f"stage{number}"
         if not _finished(stage_config(options, stage, start), workdir):
@@ -180,11 +190,12 @@ def descriptors(options: argparse.Namespace) -> None:
     """Trains the projectors that are not trained yet."""
     stages = sorted(options.out.glob("stage*/export"))
     trunk = options.trunk or str(stages[-1])
+    shared = f"student={load_model(trunk).network},init_from={trunk},data={options.images}"
     for name, argument in (
         ("nested", f"dim={DIMS[0]},nested"),
         *zip(DEDICATED, (f"dim={dim}" for dim in DIMS), strict=True),
     ):
-        config = descriptor.get_config(f"{argument},init_from={trunk},data={options.images}")
+        config = descriptor.get_config(f"{argument},{shared}")
         config.data.cache = str(options.out / "features")
         if options.benchmark:
             config.evals.disc.data = str(options.benchmark)
@@ -373,6 +384,8 @@ def main() -> None:
     trainer.add_argument("images", type=pathlib.Path)
     trainer.add_argument("out", type=pathlib.Path)
     trainer.add_argument("--recipe", choices=RECIPES, default="cpu")
+    trainer.add_argument("--network", choices=NETWORKS, default=NETWORK)
+    trainer.add_argument("--start", default="")
     trainer.add_argument("--benchmark", type=pathlib.Path)
     embedder = parts.add_parser("descriptors")
     embedder.add_argument("images", type=pathlib.Path)
