@@ -7,7 +7,9 @@ import time
 import pytest
 
 # Each has four devices, the test's own process eight.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+)
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.core import hosts

@@ -1,5 +1,7 @@
 """Losses against the reference's own numbers, values and gradients, in both precisions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,12 @@ def precision(request):
         yield (request.param, *PRECISIONS[request.param])
 
 
+def gradients(loss, raw):
+    """Of a loss of unit vectors, by these and by the raw ones [N, D] that they are made from."""
+    by_unit = jax.grad(loss)(l2_normalize(raw))
+    return by_unit, jax.grad(lambda raw: loss(l2_normalize(raw)))(raw)
+
+
 def assert_gradient(actual, expected, tolerance):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
@@ -32,10 +40,12 @@ def test_gem(vectors, precision, p):
     data = vectors("a_gem")
     x = jnp.asarray(data["x"].transpose(0, 2, 3, 1), dtype)
 
-    def scalar(x):
-        return jnp.sum(gem_pool(x, float(p)) * jnp.asarray(data["w"], dtype))
+    @jax.jit
+    def pooled(x):
+        y, back = jax.vjp(lambda x: gem_pool(x, float(p)), x)
+        return y, *back(jnp.asarray(data["w"], dtype))
 
-    y, dx = gem_pool(x, float(p)), jax.grad(scalar)(x)
+    y, dx = pooled(x)
     np.testing.assert_allclose(y, data[f"y_p{p}_{name}"], rtol=rtol)
     assert_gradient(dx.transpose(0, 3, 1, 2), data[f"dx_p{p}_{name}"], gtol)
 
@@ -54,11 +64,13 @@ def test_moco(vectors, precision, case):
             weight * losses.hard_negative(query, queue),
         )
 
-    infonce, hard = terms(l2_normalize(raw))
+    @jax.jit
+    def measured(raw):
+        return terms(l2_normalize(raw)), *gradients(lambda query: sum(terms(query)), raw)
+
+    (infonce, hard), by_unit, by_raw = measured(raw)
     np.testing.assert_allclose(infonce, data["f64_infonce"], rtol=rtol)
     np.testing.assert_allclose(hard, data["f64_hn"], rtol=rtol, atol=1e-12)
-    by_unit = jax.grad(lambda q: sum(terms(q)))(l2_normalize(raw))
-    by_raw = jax.grad(lambda q: sum(terms(l2_normalize(q))))(raw)
     assert_gradient(by_unit, data[f"{name}_dq_norm"], gtol)
     assert_gradient(by_raw, data[f"{name}_dq_raw"], gtol)
 
@@ -74,20 +86,23 @@ def test_relational_kl(vectors, precision, case):
     data = {k[3:]: v for k, v in vectors("c_kld").items() if k.startswith(f"c{case}_")}
     temperature, steps = float(data["params"][3]), int(data["params"][4])
     bank, position = jnp.asarray(data["bank"], dtype), 0
+
+    def loss(raw, teacher, bank):
+        student = l2_normalize(raw)
+        return losses.relational_kl(student, teacher, bank, temperature=temperature)
+
+    gradient, follow = jax.jit(jax.grad(loss)), jax.jit(enqueue)
     for step in range(steps):
         teacher = l2_normalize(jnp.asarray(data["teacher_raw"][step], dtype))
         raw = jnp.asarray(data["student_raw"][step], dtype)
-
-        def loss(student, teacher=teacher, bank=bank):
-            return losses.relational_kl(student, teacher, bank, temperature=temperature)
-
-        value = loss(l2_normalize(raw))
+        # Not compiled: equal sides then round alike, and cancel.
+        value = loss(raw, teacher, bank)
         # A sum of differences of log-probabilities around 10: float32 cannot hold more than 1e-7 of it.
         atol = 1e-7 if name == "f32" else 1e-12
         np.testing.assert_allclose(value, data["f64_loss"][step], rtol=rtol, atol=atol)
-        by_raw = jax.grad(lambda s: loss(l2_normalize(s)))(raw)
+        by_raw = gradient(raw, teacher, bank)
         assert_gradient(by_raw, data[f"{name}_dstudent_raw"][step], gtol)
-        bank, position = enqueue(bank, teacher, position)
+        bank, position = follow(bank, teacher, position)
         assert int(position) == int(data[f"{name}_index_after"][step])
         if f"{name}_bank_after" in data:
             expected = data[f"{name}_bank_after"][step]
@@ -130,6 +145,17 @@ def test_quantization():
     assert abs(losses.quantization(jnp.asarray(signs))) < 1e-6
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def sscd(raw, targets, temperature, weight):
+    """InfoNCE and the weighted entropy, then the gradients of their sum by unit and by raw vectors."""
+
+    def terms(unit):
+        contrast = losses.sscd_info_nce(unit, targets, temperature=temperature)
+        return contrast, weight * losses.differential_entropy(unit, targets)
+
+    return terms(l2_normalize(raw)), *gradients(lambda unit: sum(terms(unit)), raw)
+
+
 @pytest.mark.parametrize("case", range(4))
 def test_sscd(vectors, precision, case):
     name, dtype, rtol, gtol = precision
@@ -138,18 +164,11 @@ def test_sscd(vectors, precision, case):
     labels = jnp.asarray(data["labels"])
     raw = jnp.asarray(data["raw"], dtype)
 
-    def loss(unit):
-        contrast = losses.sscd_info_nce(unit, labels, temperature=temperature)
-        return contrast + weight * losses.differential_entropy(unit, labels)
-
-    unit = l2_normalize(raw)
-    contrast = losses.sscd_info_nce(unit, labels, temperature=temperature)
+    (contrast, entropy), by_unit, by_raw = sscd(raw, labels, temperature, weight)
     np.testing.assert_allclose(contrast, data["f64_InfoNCE"], rtol=rtol)
     if "f64_entropy" in data:
-        entropy = weight * losses.differential_entropy(unit, labels)
         np.testing.assert_allclose(entropy, data["f64_entropy"], rtol=rtol)
-    np.testing.assert_allclose(loss(unit), data["f64_loss"], rtol=rtol)
-    by_unit, by_raw = jax.grad(loss)(unit), jax.grad(lambda r: loss(l2_normalize(r)))(raw)
+    np.testing.assert_allclose(contrast + entropy, data["f64_loss"], rtol=rtol)
     expected_unit, expected_raw = data[f"{name}_demb_norm"], data[f"{name}_demb_raw"]
     if case == 2:
         # Views 0 and 1 are one point up to the last bit, which alone decides which of them is "nearest" to a third:
@@ -170,16 +189,11 @@ def test_sscd_of_mixed_views(vectors, precision, case):
     targets = jnp.asarray(data["targets"], dtype)
     raw = jnp.asarray(data["raw"], dtype)
 
-    def loss(unit):
-        contrast = losses.sscd_info_nce(unit, targets, temperature=temperature)
-        return contrast + weight * losses.differential_entropy(unit, targets)
-
-    unit = l2_normalize(raw)
-    contrast = losses.sscd_info_nce(unit, targets, temperature=temperature)
+    (contrast, entropy), by_unit, by_raw = sscd(raw, targets, temperature, weight)
     np.testing.assert_allclose(contrast, data["f64_InfoNCE"], rtol=rtol)
-    np.testing.assert_allclose(loss(unit), data["f64_loss"], rtol=rtol)
-    assert_gradient(jax.grad(loss)(unit), data[f"{name}_demb_norm"], gtol)
-    assert_gradient(jax.grad(lambda r: loss(l2_normalize(r)))(raw), data[f"{name}_demb_raw"], gtol)
+    np.testing.assert_allclose(contrast + entropy, data["f64_loss"], rtol=rtol)
+    assert_gradient(by_unit, data[f"{name}_demb_norm"], gtol)
+    assert_gradient(by_raw, data[f"{name}_demb_raw"], gtol)
 
 
 def test_whole_targets_are_labels(vectors):
@@ -201,13 +215,8 @@ def test_sscd_on_two_processes_is_the_joint_batch(vectors):
         labels = jnp.asarray(data["w2_labels"].reshape(-1))
         raw = jnp.asarray(data["w2_raw"].reshape(len(labels), -1))
 
-        def loss(raw):
-            unit = l2_normalize(raw)
-            contrast = losses.sscd_info_nce(unit, labels, temperature=temperature)
-            return contrast + weight * losses.differential_entropy(unit, labels)
-
-        value, gradient = jax.value_and_grad(loss)(raw)
-        np.testing.assert_allclose(value, data["w2_loss"].mean(), rtol=1e-9)
+        terms, _, gradient = sscd(raw, labels, temperature, weight)
+        np.testing.assert_allclose(sum(terms), data["w2_loss"].mean(), rtol=1e-9)
         expected = data["w2_demb_raw"].reshape(gradient.shape) / 2
         assert_gradient(gradient, expected, 1e-9)
 
