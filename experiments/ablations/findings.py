@@ -77,13 +77,14 @@ def section(name: str, result: dict) -> str:
     """A study's question, budget and tables."""
     runs = result["runs"]
     each = [run for some in runs.values() for run in some]
-    seconds = statistics.mean(run["seconds"] for run in each)
+    # Some run waited for other jobs of their machine.
+    seconds = statistics.median(run["seconds"] for run in each)
     budgets = [
         f"{steps:,} steps of {size:,}" for steps, size in sorted({_steps(run) for run in each})
     ]
     about = (
         f"{BUDGETS[result['trains']]}: {' or '.join(budgets)} images, {len(next(iter(runs.values())))} seeds,"
-        f" {seconds / 60:.1f} minutes a run on two cores (`ablations {name}`)."
+        f" {seconds / 60:.1f} minutes a run on two cores, the median (`ablations {name}`)."
     )
     measures = STUDIES[name.partition("-")[0]].measures
     tables = [table(runs, measure) for measure in measures]
