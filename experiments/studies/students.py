@@ -9,10 +9,10 @@ that learned RDCD's own terms on it.
 
 BENCHMARK is a DISC-shaped folder (minidisc); only its training images are trained on, and with --benchmark it is
 evaluated on the way, for the curve. The trunk starts from ImageNet (EfficientNet-Lite0) and sees larger views from
-stage to stage; another network starts from fresh weights, or from ImageNet's by `--start`, such as
-`timm:FILE`. OUT keeps the runs of one network, which continue where they were stopped. The recipe `further` is one more
-stage, from the shipped student and counted after those that it has seen, so that a machine that has only the checkout
-goes on.
+stage to stage; another network starts from fresh weights, or from ImageNet's by `--start`, such as `timm:FILE`; its
+figures are networks.py's. OUT keeps the runs of one network, which continue where they were stopped. The recipe
+`further` is one more stage, from the shipped student and counted after those that it has seen, so that a machine that
+has only the checkout goes on.
 
 `descriptors` trains the projectors (`configs/descriptor.py`) on the trunk of the last stage, or on another: `nested`,
 whose first 64 and 128 numbers are descriptors as well, and `dim64`, `dim128` and `dim256`, each for itself.
@@ -343,7 +343,10 @@ def ship(options: argparse.Namespace) -> None:
 
 def record(options: argparse.Namespace) -> None:
     """Writes the stages of OUT beside those of before, and draws all their curve; a stage need not ship."""
-    stages = {**_before()["stages"], **records(options.out, "stage*")}
+    trained = records(options.out, "stage*")
+    if any(stage["config"]["student"]["network"] != NETWORK for stage in trained.values()):
+        raise SystemExit(f"{options.out} holds another network than {NETWORK}; see networks.py.")
+    stages = {**_before()["stages"], **trained}
     draw_curve(stages)
     write_json(RESULT, {**_before(), "stages": stages})
 
