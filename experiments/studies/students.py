@@ -303,6 +303,7 @@ def card(measured: dict, calibration: dict, images: int) -> dict:
 
 def ship(options: argparse.Namespace) -> None:
     """Puts the nested student into the package in its sizes, and writes the figures of what ships."""
+    record(options)
     export = options.out / "nested" / "export"
     model = load_model(str(export))
     trained = json.loads((export / CARD).read_text())["trained"]
@@ -338,7 +339,6 @@ def ship(options: argparse.Namespace) -> None:
             "descriptors": records(options.out, "nested"),
         },
     )
-    record(options)
 
 
 def record(options: argparse.Namespace) -> None:
