@@ -98,7 +98,7 @@ def measured(folder: pathlib.Path, benchmark: pathlib.Path) -> dict:
 def table(networks: dict[str, dict]) -> str:
     """The result in Markdown."""
     lines = [
-        "| network | views and size of the last, pixels; hours | by | µAP at 64, 128, 256 | recall at P90 | µAP, scores"
+        "| network | views that it saw, size of the last | by | µAP at 64, 128, 256 | recall at P90 | µAP, scores"
         " normalised | recall at P90, scores normalised |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -106,8 +106,7 @@ def table(networks: dict[str, dict]) -> str:
         stages = network["stages"].values()
         views = sum(each["config"]["batch_size"] * each["curve"][-1]["step"] for each in stages)
         size = [each["config"]["image_size"] for each in stages][-1]
-        hours = sum(each["minutes"] for each in stages) / 60
-        about = f"{views:,} of {size}; {hours:.1f}"
+        about = f"{views:,}, {size} pixels"
         for engine, found in network["figures"].items():
             measures = list(zip(*(each.values() for each in found.values()), strict=True))
             cells = [", ".join(map(_shown, measure)) for measure in measures]
