@@ -7,27 +7,28 @@
 OUT has a folder for each network. Measured is its descriptor, or the whitened feature of its last stage where no
 descriptor has been trained yet, in its first 64, 128 and 256 dimensions: µAP and recall at 90 % precision in percent,
 without and with score normalisation by every third training image (3,000). Images are embedded at the size that the
-model was evaluated at. OUT keeps the descriptors, and each export gets its file in 8-bit integers. Written to
-experiments/results/networks.json, with the stages that each trunk has seen.
+model was evaluated at, and each export gets its file in 8-bit integers. Written to experiments/results/networks.json,
+with the stages that each trunk has seen.
 """
 
 import argparse
 import pathlib
+from collections.abc import Sequence
 
 from experiments.ablations.bench import shortened
-from experiments.studies.percent import in_percent
+from experiments.studies.percent import in_percent, shown
 from experiments.studies.recorded import record
 from experiments.studies.students import records, some_training_images
 from rdcd_jax.benchmarks.disc import evaluate_descriptors
 from rdcd_jax.benchmarks.ground_truth import GroundTruth, find_disc_layout, read_ground_truth
 from rdcd_jax.benchmarks.settings import Settings
-from rdcd_jax.embedding.descriptors import Descriptors, read_descriptors
-from rdcd_jax.embedding.service import embed_to_file
+from rdcd_jax.embedding.descriptors import Descriptors
+from rdcd_jax.embedding.stream import embed_images
+from rdcd_jax.images.sources import find_images
 from rdcd_jax.models.registry import NETWORKS
 from rdcd_jax.training.record import environment
 from rdcd_jax.weights.engines import INT8, JAX, with_engine, write_quantised
 from rdcd_jax.weights.library import load_model
-from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.shipped import INT8_FILE
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -49,20 +50,12 @@ def last_export(folder: pathlib.Path) -> pathlib.Path:
     return found[-1]
 
 
-def embedded(model: Model, source: str | pathlib.Path, path: pathlib.Path) -> Descriptors:
-    """A model's descriptors of a set's images, computed once."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        embed_to_file(model, str(source), path)
-    return read_descriptors(path)
-
-
-def found_by(sets: dict[str, Descriptors], truth: GroundTruth) -> dict[str, dict]:
-    """By size of descriptor what is found."""
+def by_dimension(sets: Sequence[Descriptors], truth: GroundTruth) -> dict[str, dict]:
+    """By size of descriptor what is found, of queries, references and training images."""
     found = {}
     for dim in DIMS:
-        short = {name: shortened(each, dim) for name, each in sets.items()}
-        rows, _ = evaluate_descriptors(*short.values(), truth, Settings.written(True))
+        short = (shortened(each, dim) for each in sets)
+        rows, _ = evaluate_descriptors(*short, truth, Settings.written(True))
         found[str(dim)] = in_percent(rows, FORMS)
     return found
 
@@ -74,17 +67,12 @@ def measured(folder: pathlib.Path, benchmark: pathlib.Path) -> dict:
         write_quantised(export)
     layout = find_disc_layout(benchmark)
     truth = read_ground_truth(layout.ground_truth)
-    sources = {
-        "queries": layout.queries,
-        "references": layout.references,
-        "training": some_training_images(benchmark, folder),
-    }
+    sources = (layout.queries, layout.references, some_training_images(benchmark, folder))
     figures = {}
     for engine in (JAX, INT8):
         model = with_engine(load_model(str(export)), engine)
-        kept = folder / "benchmark" / export.parent.name / engine
-        sets = {name: embedded(model, each, kept / f"{name}.npz") for name, each in sources.items()}
-        figures[engine] = found_by(sets, truth)
+        sets = [embed_images(model, find_images(source))[0] for source in sources]
+        figures[engine] = by_dimension(sets, truth)
     return {
         "measured": export.parent.name,
         "image_size": model.image_size,
@@ -109,14 +97,10 @@ def table(networks: dict[str, dict]) -> str:
         about = f"{views:,}, {size} pixels"
         for engine, found in network["figures"].items():
             measures = list(zip(*(each.values() for each in found.values()), strict=True))
-            cells = [", ".join(map(_shown, measure)) for measure in measures]
+            cells = [", ".join(map(shown, measure)) for measure in measures]
             first = ("", "") if engine != JAX else (name, about)
             lines.append(f"| {' | '.join([*first, engine, *cells])} |")
     return "\n".join(lines)
-
-
-def _shown(percent: float | None) -> str:
-    return "never" if percent is None else f"{percent:.1f}"
 
 
 def main() -> None:

@@ -18,9 +18,12 @@ def in_percent(rows: Sequence[DiscRow], forms: Sequence[str]) -> dict[str, float
 HEADING = "µAP | recall at P90 | both, scores normalised"
 
 
+def shown(percent: float | None) -> str:
+    """A figure in a table; None is a precision that is never reached."""
+    return "never" if percent is None else f"{percent:.1f}"
+
+
 def cells(figures: dict[str, float | None]) -> str:
     """Figures without and with score normalisation as the cells under `HEADING`."""
-    average, recall, *normalised = (
-        "never" if each is None else f"{each:.1f}" for each in figures.values()
-    )
+    average, recall, *normalised = map(shown, figures.values())
     return f"{average} | {recall} | {', '.join(normalised)}"
