@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rdcd_jax.benchmarks.ground_truth import find_part, require_folder
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.images.passed_over import warn_left_out
 from rdcd_jax.images.sources import ImageSet, find_images
 
 ORIGINAL, STRONG = "original", "strong"
@@ -65,6 +66,7 @@ def find_copydays_images(root: str | os.PathLike) -> ImageSet:
     blocks = {name: find_images(each) for name, each in find_blocks(root, strong=True).items()}
     by_start = originals_by_start(blocks[ORIGINAL].ids, blocks[ORIGINAL].source)
     for images in blocks.values():
+        warn_left_out(images)
         if images.reader is not None:
             raise UserError(
                 f"{images.source}: holds packed images; Copydays is evaluated from its own files."

@@ -16,6 +16,7 @@ from rdcd_jax.core.hosts import written_by_first
 from rdcd_jax.embedding.descriptors import Descriptors, read_sets
 from rdcd_jax.embedding.service import Progress, embedded_sets
 from rdcd_jax.embedding.stream import EmbeddingModel, Unreadable
+from rdcd_jax.images.passed_over import warn_left_out
 from rdcd_jax.images.sources import ImageSet, find_images
 
 
@@ -107,6 +108,7 @@ def copydays_inputs(
         if source is not None:
             # Nothing asks what these are called.
             images[name] = find_images(source, ids="path")
+            warn_left_out(images[name])
     if not compared.needs_training:
         images.pop("training", None)
     originals = sum(each.startswith(f"{ORIGINAL}/") for each in images["copydays"].ids)

@@ -15,12 +15,14 @@ from rdcd_jax.benchmarks.ground_truth import (
     require_known_ids,
     warn_of_unnamed,
 )
-from rdcd_jax.benchmarks.record import Measured, write_record
+from rdcd_jax.benchmarks.record import Measured, require_apart, write_record
 from rdcd_jax.benchmarks.settings import Settings, candidate_count
+from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.hosts import written_by_first
 from rdcd_jax.embedding.descriptors import read_sets
 from rdcd_jax.embedding.service import Progress, embedded_sets
 from rdcd_jax.embedding.stream import EmbeddingModel, Unreadable
+from rdcd_jax.images.passed_over import warn_left_out
 from rdcd_jax.images.sources import ImageSet, find_images
 
 # The benchmarks that are evaluated as DISC2021 is.
@@ -93,8 +95,11 @@ def evaluate_disc(
         >>> found.rows[0].metrics.recall_at_1
         1.0
     """
+    if benchmark not in LAYOUTS:
+        raise UserError(f"There is no benchmark '{benchmark}'; use one of {', '.join(LAYOUTS)}.")
     layout = data if isinstance(data, DiscLayout) else LAYOUTS[benchmark](data)
     measured_on = layout.ground_truth if data is layout else data
+    require_apart(out, layout.ground_truth)
     compared, images, truth = disc_inputs(layout, getattr(model, "dim", None), training, **settings)
     warn_of_unnamed(truth, images["queries"].ids)
     out = pathlib.Path(out)
@@ -148,6 +153,8 @@ def disc_inputs(
     if given or compared.needs_training:
         sources["training"] = training
     images = {name: find_images(source) for name, source in sources.items()}
+    for each in images.values():
+        warn_left_out(each)
     if not compared.needs_training:
         images.pop("training", None)
     candidate_count(compared.k, disc.DEFAULT_K, len(images["references"]))
@@ -186,6 +193,7 @@ def evaluate_disc_files(
         UserError: anything wrong with the files or names.
     """
     compared = Settings.written(training is not None, **settings)
+    require_apart(out, ground_truth)
     truth = read_ground_truth(ground_truth)
     read = read_sets({"query": queries, "reference": references, "training": training})
     warn_of_unnamed(truth, read["query"].ids.tolist())

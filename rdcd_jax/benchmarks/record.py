@@ -95,6 +95,24 @@ class Measured:
     short_edge: bool = False
 
 
+def require_apart(out: str | os.PathLike, ground_truth: str | os.PathLike) -> None:
+    """Refuses a ground truth that the record of its own evaluation would overwrite.
+
+    Args:
+        out: folder of the evaluation.
+        ground_truth: the file.
+
+    Raises:
+        UserError: it would.
+    """
+    path = pathlib.Path(ground_truth).resolve()
+    if path in {pathlib.Path(out).resolve() / name for name in (PAIRS, CURVES, PREDICTIONS)}:
+        raise UserError(
+            f"{ground_truth} is the ground truth, and the evaluation writes a file of that name into {out}; give"
+            " another --out."
+        )
+
+
 def write_record(
     folder: str | os.PathLike,
     rows: Sequence[DiscRow | CopydaysRow],

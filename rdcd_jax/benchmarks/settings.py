@@ -71,8 +71,11 @@ class Settings:
         """Refuses what descriptors of `dim` dimensions and so many training images do not allow, before any is made.
 
         Raises:
-            UserError: a codec is of more dimensions, or fitted on more images.
+            UserError: a codec is of more dimensions, or it or a score normalisation is fitted on more images.
         """
+        for spec in self.score_norms:
+            if spec is not None:
+                norms.require_ranks(norms.parse_score_norm(spec), training)
         for codec in map(parse_codec, self.codecs):
             if dim is None or not codec.needs_training:
                 continue

@@ -76,13 +76,15 @@ def _duplicates(options, rest) -> None:
         )
     if options.keep is not None and options.out is None and options.script is None:
         options.usage_error("--keep says what --out and --script keep of a group; name one of them")
+    if options.out is not None and options.out == options.script:
+        options.usage_error(f"--out and --script are one file, {options.out}; name two")
     if options.out is not None:
         require_savable(options.out)
     for path in (options.out, options.script):
         if path is not None:
             require_writable(path)
     images, given = _given(options)
-    against = None if options.against is None else images_of(options.against)
+    against = None if options.against is None else images_of(options.against, ids=options.ids)
     with reported() as report:
         groups = find_duplicates(
             given,
@@ -125,6 +127,8 @@ def _given(options: argparse.Namespace) -> tuple:
         return images, images
     if options.sources or options.images:
         options.usage_error("name the images once: SOURCE..., --images=SOURCE or --index=DIR")
+    if options.ids != "name":
+        options.usage_error("--ids is for images that are listed; an index has theirs")
     if options.engine != AUTO:
         options.usage_error("--engine is for images that are embedded; an index has its own")
     return None, Index(options.index, model=options.model)

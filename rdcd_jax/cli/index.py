@@ -71,6 +71,7 @@ def _add_build(actions) -> None:
     parser.add_argument("--image-size", type=positive, metavar="S", help="the model's own without")
     parser.add_argument(
         "--calibration",
+        type=local_path,
         metavar="FILE",
         help="calibration.json of evaluate disc; the model's own without",
     )
@@ -84,11 +85,15 @@ def _add_build(actions) -> None:
 
 
 def _build(options, rest) -> None:
+    from rdcd_jax.index.ann import require_place
     from rdcd_jax.index.search import Index
     from rdcd_jax.search.calibration import read_file
 
     images = sources_of(options)
-    calibration = options.calibration and read_file(options.calibration)
+    calibration = None if options.calibration is None else read_file(options.calibration)
+    if options.ann:
+        # Before anything is embedded.
+        require_place(options.out)
     with reported() as report:
         index = Index.build(
             options.out,

@@ -51,6 +51,8 @@ def verb(
 
 def local_path(text: str) -> pathlib.Path:
     """An option's file or folder; a bucket must be mounted."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; . is the current folder")
     if is_address(text):
         raise argparse.ArgumentTypeError(
             f"{text} is an address; give a path, such as one in a bucket that is mounted"

@@ -13,7 +13,7 @@ import numpy as np
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import write_aside
-from rdcd_jax.search.exact import rows_not_finite
+from rdcd_jax.search.exact import LARGEST, rows_not_finite
 
 PARTS = ("query", "reference")
 # What a file says of the model, beside its rows.
@@ -26,8 +26,6 @@ _MOST_UNPACKED, _MOST_TIMES = 64 * 2**20, 64
 _IDS_AT_ONCE = 65_536
 # As wide as the longest, ids may take so many bytes, or so many times their characters.
 _ROOMY, _WASTE = 64 * 2**20, 16
-# Inner products of larger numbers would leave single precision.
-_LARGEST = 1e15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,9 +332,9 @@ def _require_sound(found: Descriptors, path: pathlib.Path) -> None:
     if ids.shape != (len(rows),):
         raise UserError(f"{path}: {len(rows)} descriptors need as many ids, not shape {ids.shape}.")
     require_usable(ids, rows, path)
-    if max(float(rows.max()), -float(rows.min())) > _LARGEST:
+    if max(float(rows.max()), -float(rows.min())) > LARGEST:
         raise UserError(
-            f"{path}: descriptors hold numbers beyond {_LARGEST:g}; divide them by their length."
+            f"{path}: descriptors hold numbers beyond {LARGEST:g}; divide them by their length."
         )
     counts = collections.Counter(ids.tolist())
     if len(counts) < len(ids):

@@ -227,6 +227,11 @@ def listed(source: str | os.PathLike) -> ImageSet:
     """As `find_images`, but ids are the paths below the folder (or as a list has them), which may repeat; those of
     records are theirs. It may hold no image."""
     text = os.fspath(source)
+    if not text:
+        # As a path it would be the current folder: all of it, where a script's variable was not set.
+        raise UserError(
+            "The source of images is empty; name one, such as . for the current folder."
+        )
     if text.startswith(TFDS):
         return _record_set(text, *list_tfds(text))
     if is_address(text):

@@ -6,6 +6,7 @@ DIR/ann/...             ScaNN's own files
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -46,8 +47,9 @@ def build_ann(folder: pathlib.Path, manifest: Manifest, rows: np.ndarray) -> Ann
         rows: [N, D] float32, all of its descriptors.
 
     Raises:
-        UserError: there are too few, or ScaNN is not installed.
+        UserError: there are too few, ScaNN is not installed, or see `require_place`.
     """
+    require_place(folder)
     if len(rows) < LEAST_ROWS:
         raise UserError(
             f"{folder} holds {len(rows)} descriptors; an approximate search needs {LEAST_ROWS} at least."
@@ -61,6 +63,23 @@ def build_ann(folder: pathlib.Path, manifest: Manifest, rows: np.ndarray) -> Ann
         if old.exists():
             remove_folder(old)
     return built
+
+
+def require_place(folder: pathlib.Path) -> None:
+    """Refuses an index beside which `ann` is something else, such as a folder of photographs.
+
+    Args:
+        folder: of the index, which need not be there yet.
+
+    Raises:
+        UserError: it is.
+    """
+    there = folder / FOLDER
+    if os.path.lexists(there) and not (there / MANIFEST).is_file():
+        raise UserError(
+            f"{there} is there already and is no approximate search; move it elsewhere, or give the index a folder of"
+            " its own."
+        )
 
 
 def read_ann(folder: pathlib.Path) -> Ann | None:

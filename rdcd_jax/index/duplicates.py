@@ -19,7 +19,7 @@ from rdcd_jax.index.compared import Compared, of_images, of_index, outside
 from rdcd_jax.index.groups import (
     Group,
     groups_of,
-    part_of,
+    groups_within,
     shared_groups,
     without_likes,
     without_unlike_pages,
@@ -128,9 +128,7 @@ class Groups(Sequence[Group]):
                 for i, path in enumerate(group.paths)
                 if not os.path.realpath(path).startswith(inside)
             ]
-            # Against another set the first is what all others are compared with.
-            if len(rows) > 1 and (rows[0] == 0 or not group.others):
-                kept.append(part_of(group, rows))
+            kept += groups_within(group, rows)
         return dataclasses.replace(self, groups=kept)
 
     def _save_page(self, path: str | os.PathLike, keep: str) -> None:
@@ -172,8 +170,8 @@ def find_duplicates(
         The groups, the surest first, and the images that were left out.
 
     Raises:
-        UserError: for images or a model that cannot be read, a threshold that is no score, a set of which all images
-            lie in `leave_out`, or a model without a calibration where no threshold is given.
+        UserError: for images or a model that cannot be read, a threshold that is no score, an index as the other set,
+            a set of which all images lie in `leave_out`, or a model without a calibration where no threshold is given.
 
     Examples:
         >>> import importlib.resources
@@ -190,6 +188,10 @@ def find_duplicates(
     # Before anything is embedded.
     if threshold is not None:
         require_score(threshold)
+    if isinstance(against, Index):
+        raise UserError(
+            f"against={against.folder} is an index; give that as the images, and against it the other collection."
+        )
     if against is not None:
         against = outside(images_of(against), leave_out)
     if isinstance(images, Index):
@@ -229,7 +231,7 @@ def _grouped(sets: Sequence[Compared], threshold: float, scoring: Scoring) -> li
     else:
         parts = [(each.ids, each.paths, each.descriptors) for each in sets]
         groups = shared_groups(*parts, threshold, scoring)
-    groups = [part for each in groups if (part := _without_itself(each)) is not None]
+    groups = [part for each in groups for part in _without_itself(each)]
     position_of = [{path: i for i, path in enumerate(each.paths)} for each in sets]
     named = []
     for group in _told_apart(sets, groups):
@@ -242,8 +244,8 @@ def _grouped(sets: Sequence[Compared], threshold: float, scoring: Scoring) -> li
     return named
 
 
-def _without_itself(group: Group) -> Group | None:
-    """A group in which each file counts once, by whatever links it is there again; None where that leaves one."""
+def _without_itself(group: Group) -> list[Group]:
+    """A group in which each file counts once, by whatever links it is there again; none where that leaves one."""
     rows: dict[object, int] = {}
     for i, path in enumerate(group.paths):
         try:
@@ -253,7 +255,7 @@ def _without_itself(group: Group) -> Group | None:
             rows[i] = i
         else:
             rows.setdefault(identity(there), i)
-    return part_of(group, list(rows.values())) if len(rows) > 1 else None
+    return groups_within(group, list(rows.values()))
 
 
 def _without_stale(groups: list[Group], folder: pathlib.Path) -> list[Group]:
@@ -266,8 +268,10 @@ def _without_stale(groups: list[Group], folder: pathlib.Path) -> list[Group]:
             i for i, path in enumerate(group.paths) if i >= own or not is_stale(path, *known[i])
         ]
         stale += len(group) - len(rows)
-        if len(rows) > 1 and rows[0] < own:
-            kept.append(part_of(group, rows))
+        # What lies in no file of its own has a checksum there, which would be the time of an old file.
+        files = group.files.copy()
+        files[[not os.path.isfile(path) for path in group.paths], CHANGED] = 0
+        kept += groups_within(dataclasses.replace(group, files=files), rows)
     if stale:
         _log.warning(
             "%s: %d images have changed or are gone since they were added, and are left out; `rdcd-jax index update %s`"

@@ -150,12 +150,10 @@ def without_likes(group: Group, inks: Sequence[np.ndarray | None]) -> list[Group
     positions = [i for i, ink in enumerate(inks) if ink is not None]
     if len(positions) < 2:
         return [group]
-    names = [str(i) for i in positions]
-    found = groups_of(names, names, np.stack([inks[i] for i in positions]), SAME_INK)
-    parts = [[int(name) for name in each.ids] for each in found]
+    found = _grouped_rows(np.stack([inks[i] for i in positions]), SAME_INK)
+    parts = [[positions[i] for i in rows] for rows in found]
     others = [i for i, ink in enumerate(inks) if ink is None]
-    parts += [others] if len(others) > 1 else []
-    return [part_of(group, rows) for rows in parts]
+    return [part for rows in (*parts, others) for part in groups_within(group, rows)]
 
 
 def without_unlike_pages(group: Group, inks: Sequence[np.ndarray | None]) -> Group | None:
@@ -172,6 +170,39 @@ def without_unlike_pages(group: Group, inks: Sequence[np.ndarray | None]) -> Gro
         if first is None or ink is None or float(first @ ink) >= SAME_INK
     ]
     return part_of(group, [0, *rows]) if rows else None
+
+
+def groups_within(group: Group, rows: list[int]) -> list[Group]:
+    """What is left as groups where only some of a group's images count.
+
+    Where the image that all others resemble is not among them, these need not resemble one another.
+
+    Args:
+        group: the group.
+        rows: positions of the images that count.
+
+    Returns:
+        No group, one, or more.
+    """
+    if len(rows) < 2 or (group.others and rows[0] > 0):
+        # Against another set the first is what all others are compared with.
+        return []
+    part = part_of(group, rows)
+    if group.others or part.score >= group.threshold:
+        return [part]
+    found = _grouped_rows(part.descriptors, group.threshold, group.scoring)
+    return [part_of(part, each) for each in found]
+
+
+def _grouped_rows(
+    descriptors: np.ndarray,
+    threshold: float,
+    scoring: Scoring = Scoring(),  # noqa: B008 (it is frozen)
+) -> list[list[int]]:
+    """As `groups_of`, positions alone."""
+    names = [str(i) for i in range(len(descriptors))]
+    found = groups_of(names, names, descriptors, threshold, scoring)
+    return [[int(name) for name in each.ids] for each in found]
 
 
 def part_of(group: Group, rows: list[int]) -> Group:

@@ -67,12 +67,14 @@ def embed_queries(
     Raises:
         UserError: an unknown variant, or the model gives NaN.
     """
+    if isinstance(variants, str):
+        raise UserError(f"variants={variants!r} is a text; give a list of names, such as ['trim'].")
     # Named twice it would be two looks, and each costs.
     variants = tuple(dict.fromkeys(variants))
     for name in variants:
         if name not in VARIANTS:
             raise UserError(
-                f"There is no variant '{name}'; use none, or some of {', '.join(VARIANTS)}, with commas between them."
+                f"There is no variant '{name}'; use some of {', '.join(VARIANTS)}, or none."
             )
     rows: list[tuple[int, str]] = []
     unreadable: list[Unreadable] = []

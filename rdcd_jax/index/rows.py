@@ -1,5 +1,6 @@
 """The descriptors of an index, searched exactly."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -36,6 +37,22 @@ class Known(NamedTuple):
     bytes: int | None
 
 
+@dataclasses.dataclass
+class _Opened:
+    """What was made of the segments that one manifest names.
+
+    Threads may search while one of them sees that the index has changed: what each keeps is of its own manifest. Where
+    two prepare the same at once it is done twice.
+    """
+
+    named: tuple[tuple[int, int], ...]
+    segments: list[Segment]
+    memory: np.ndarray | None = None
+    search: tuple[int, Callable] | None = None
+    candidates: Callable | None = None
+    spread: list[sharded.Slab] | None = None
+
+
 class Rows:
     """Descriptors of an index's segments; those that fit stay in memory, and on the devices, from a search to the next.
 
@@ -45,18 +62,18 @@ class Rows:
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
-        self._read: tuple[tuple[tuple[int, int], ...], list[Segment]] = ((), [])
-        self._memory: np.ndarray | None = None
-        self._search: tuple[int, Callable] | None = None
-        self._candidates: tuple[tuple, Callable] | None = None
-        self._spread: tuple[tuple, list[sharded.Slab]] | None = None
+        self._last = _Opened((), [])
+
+    def _opened(self, manifest: Manifest) -> _Opened:
+        opened = self._last
+        if opened.named != manifest.segments:
+            found = [read_segment(self._folder, manifest, i) for i in range(len(manifest.segments))]
+            self._last = opened = _Opened(manifest.segments, found)
+        return opened
 
     def segments(self, manifest: Manifest) -> list[Segment]:
         """The segments that a manifest names, opened once."""
-        if self._read[0] != manifest.segments or not self._read[1]:
-            found = [read_segment(self._folder, manifest, i) for i in range(len(manifest.segments))]
-            self._read, self._memory, self._search = (manifest.segments, found), None, None
-        return self._read[1]
+        return self._opened(manifest).segments
 
     def whole(self, manifest: Manifest) -> np.ndarray:
         """All descriptors [M, D] float32, parts' included."""
@@ -94,17 +111,18 @@ class Rows:
             return self._approximate(manifest, queries, k)
         if hosts.count() > 1:
             return self._over_all(manifest, queries, k)
-        segments = self.segments(manifest)
+        opened = self._opened(manifest)
         if 4 * manifest.rows * manifest.dim > MOST_BYTES:
-            return _streamed(segments, queries, k)
-        if self._memory is None:
-            self._memory = self.whole(manifest)
+            return _streamed(opened.segments, queries, k)
+        if (rows := opened.memory) is None:
+            rows = opened.memory = self.whole(manifest)
             if len(queries) <= _FEW:
                 # Who searches once is answered before descriptors could be brought to the devices.
-                return backends.knn(queries, self._memory, k, "numpy")
-        if self._search is None or self._search[0] != k:
-            self._search = k, backends.make_search(self._memory, k)
-        return self._search[1](queries)
+                return backends.knn(queries, rows, k, "numpy")
+        search = opened.search
+        if search is None or search[0] != k:
+            search = opened.search = k, backends.make_search(rows, k)
+        return search[1](queries)
 
     def _over_all(
         self, manifest: Manifest, queries: np.ndarray, k: int
@@ -113,21 +131,22 @@ class Rows:
         hosts.require_same("The index", lambda: [manifest.segments, list(queries.shape), k])
         mesh, wanted = make_mesh(), min(k + exact.MARGIN, manifest.rows)
         by_maxima = sharded.selects_by_maxima(manifest.rows, wanted, mesh)
-        if self._spread is None or self._spread[0] != manifest.segments:
-            database = _stored_rows(manifest, self.segments(manifest))
-            slabs = list(sharded.make_slabs(database, mesh, by_maxima))
-            self._spread = manifest.segments, slabs
+        opened = self._opened(manifest)
+        if (slabs := opened.spread) is None:
+            database = _stored_rows(manifest, opened.segments)
+            slabs = opened.spread = list(sharded.make_slabs(database, mesh, by_maxima))
         queries = hosts.from_first(np.asarray(queries, np.float32))
-        _, found = sharded.nearest_rows(queries, self._spread[1], wanted, mesh, by_maxima=by_maxima)
+        _, found = sharded.nearest_rows(queries, slabs, wanted, mesh, by_maxima=by_maxima)
         return self._scored_again(manifest, lambda _: found, queries, k)
 
     def _approximate(
         self, manifest: Manifest, queries: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         self.require_ann(manifest, k // manifest.per_image)
-        if self._candidates is None or self._candidates[0] != manifest.segments:
-            self._candidates = manifest.segments, load_scann(self._folder / ann.FOLDER)
-        return self._scored_again(manifest, self._candidates[1], queries, k)
+        opened = self._opened(manifest)
+        if (find := opened.candidates) is None:
+            find = opened.candidates = load_scann(self._folder / ann.FOLDER)
+        return self._scored_again(manifest, find, queries, k)
 
     def _scored_again(
         self, manifest: Manifest, find: Callable, queries: np.ndarray, k: int

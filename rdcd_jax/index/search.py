@@ -135,14 +135,19 @@ class Index:
             The index; its `added` says what was left out.
 
         Raises:
-            UserError: for images or a model that cannot be read; there is an index of another model or dtype, or one
-                with parts where this has none.
+            UserError: for images or a model that cannot be read, or a model at a short edge; there is an index of
+                another model or dtype, or one with parts where this has none.
         """
         if dtype not in DTYPES:
             raise UserError(f"There is no dtype '{dtype}'; use one of {', '.join(DTYPES)}.")
         folder = pathlib.Path(folder)
         there = binding_manifest(folder)
         embedder = embedder_for(model, there, engine).at_size(image_size)
+        if embedder.short_edge:
+            raise UserError(
+                f"The model {embedder.name} is set to embed at a short edge, which an index does not; give it as"
+                f" model.at_size({embedder.image_size})."
+            )
         normalised = normalises(folder, there, normalised)
         background = getattr(embedder, "background", None) if normalised else None
         new = manifest_of(embedder, dtype, calibration, background)
@@ -261,11 +266,11 @@ class Index:
                 # Of what was done before an error, too.
                 self.manifest = writer.manifest
 
-    def remove(self, ids: Sequence[str]) -> int:
+    def remove(self, ids: str | Sequence[str]) -> int:
         """Removes images; their files stay.
 
         Args:
-            ids: of the images; those that the index has not are passed over.
+            ids: of the images, or one; those that the index has not are passed over.
 
         Returns:
             How many were removed.
@@ -274,7 +279,7 @@ class Index:
             UserError: another process is changing the index, or it is damaged.
         """
         with store.writer(self.folder) as writer:
-            removed = writer.remove(ids)
+            removed = writer.remove([ids] if isinstance(ids, str) else ids)
             self.manifest = writer.manifest
         return removed
 
@@ -372,7 +377,7 @@ class Index:
             return build_ann(self.folder, writer.manifest, self._rows.whole(writer.manifest)).recall
 
     def _require_images(self, asked: Asked) -> None:
-        if asked.k < 1:
+        if not isinstance(asked.k, int | np.integer) or asked.k < 1:
             raise UserError(f"k is {asked.k}; ask for at least 1 image.")
         if asked.engine not in ENGINES:
             raise UserError(

@@ -26,6 +26,8 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import flush, write_aside, write_json
 from rdcd_jax.core.locks import held
 from rdcd_jax.embedding.descriptors import Descriptors, require_usable
+from rdcd_jax.index.ann import FOLDER as ANN
+from rdcd_jax.index.ann import read_ann
 from rdcd_jax.index.manifest import (
     AGAIN,
     FORMAT,
@@ -206,5 +208,8 @@ class Writer:
 
 
 def index_bytes(folder: pathlib.Path) -> int:
-    """Bytes of all the index's files."""
-    return sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
+    """Bytes of all the index's files; others may lie beside them."""
+    own = [folder / MANIFEST, folder / BACKGROUND, *own_files(folder)]
+    if read_ann(folder) is not None:
+        own += (folder / ANN).rglob("*")
+    return sum(entry.stat().st_size for entry in own if entry.is_file())

@@ -14,6 +14,8 @@ _BLOCK_ENTRIES = 1 << 22
 # So many in float64 stay in a core's cache.
 _CACHED_ENTRIES = 1 << 16
 _LOW = (1 << 32) - 1
+# Inner products of larger numbers would leave single precision.
+LARGEST = 1e15
 
 
 def require_descriptors(name: str, x: np.ndarray) -> np.ndarray:
@@ -27,11 +29,13 @@ def require_descriptors(name: str, x: np.ndarray) -> np.ndarray:
         [N, D] float32, contiguous.
 
     Raises:
-        UserError: another shape, no rows, NaN or infinity.
+        UserError: another shape, no rows, no numbers, NaN, infinity or numbers beyond `LARGEST`.
     """
     x = np.asarray(x)
     if x.ndim != 2 or 0 in x.shape:
         raise UserError(f"the {name} must be descriptors of shape [N, D], not {x.shape}.")
+    if x.dtype.kind not in "biuf":
+        raise UserError(f"the {name} must be descriptors of numbers, not {x.dtype}.")
     x = np.ascontiguousarray(x, np.float32)
     bad = rows_not_finite(x)
     if bad.size:
@@ -39,6 +43,8 @@ def require_descriptors(name: str, x: np.ndarray) -> np.ndarray:
             f"{bad.size} of the {len(x)} {name} hold NaN or infinity, the first in row {bad[0]}; "
             "compute them again."
         )
+    if max(float(x.max()), -float(x.min())) > LARGEST:
+        raise UserError(f"the {name} hold numbers beyond {LARGEST:g}; divide them by their length.")
     return x
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from rdcd_jax.benchmarks.disc_runs import evaluate_disc, evaluate_disc_files
-from rdcd_jax.benchmarks.ground_truth import read_ground_truth
+from rdcd_jax.benchmarks.ground_truth import DiscLayout, read_ground_truth
 from rdcd_jax.benchmarks.record import read_record
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import read_descriptors, write_descriptors
@@ -239,6 +239,24 @@ def test_a_mistake_in_the_codec_costs_no_descriptors(root, tmp_path):
     assert not list((out / "descriptors").glob("*.parts"))
 
 
+def test_the_ground_truth_is_not_written_over(root, tmp_path):
+    truth = (root / "ground_truth.csv").rename(root / "pairs.csv")
+    layout = DiscLayout(root / "queries", root / "references", None, truth)
+    before = truth.read_bytes()
+    with pytest.raises(
+        UserError, match=r"pairs.csv is the ground truth, and the evaluation writes"
+    ):
+        evaluate_disc(Thumbnails(), layout, root)
+    assert truth.read_bytes() == before
+
+
+def test_files_that_are_not_read_as_images_are_told_of(root, tmp_path, caplog):
+    (root / "references" / "R0.png").rename(root / "references" / "R0.heic")
+    with pytest.raises(UserError, match="1 of the"):
+        evaluate_disc(Thumbnails(), root, tmp_path / "out")
+    assert "references: left out, since they are not read as images: 1 .heic" in caplog.text
+
+
 def test_training_images_are_embedded_only_where_needed(root, tmp_path):
     rows, _, _ = evaluate_disc(Thumbnails(), root, tmp_path / "out", score_norm="None")
     assert len(rows) == 1
@@ -260,6 +278,11 @@ def test_mistakes_are_reported_before_images_are_embedded(root, tmp_path):
     assert "unknown codec 'IVF'" in run(codecs="IVF")
     assert "unknown score normalisation" in run(score_norm="1.0")
     assert "exact search" in run(backend="jax_approx")
+    assert "no benchmark 'DISC'; use one of disc, ndec" in run(benchmark="DISC")
+    save(tmp_path / "few" / "T0.png", 1)
+    assert "needs at least 3 training descriptors, but there are 1" in run(
+        training=tmp_path / "few", score_norm="1.0[0,2]"
+    )
     assert "k is 13, but queries are compared with 12 images only" in run(k=13)
     with (root / "ground_truth.csv").open("a") as file:
         file.write("Q99,R1\n")

@@ -63,6 +63,8 @@ def test_stdout_may_be_closed():
             "none,crops is none and others",
         ),
         (["duplicates", "x", "--keep=oldest"], "--keep says what --out and --script keep"),
+        (["duplicates", "--index=x", "--ids=path"], "--ids is for images that are listed"),
+        (["index", "build", "x", "--model=x", "--out="], "the path is empty; . is the current"),
         (["evaluate", "fish", "--out=x"], "fish"),
         (
             ["embed", "--model=x", "sample:queries", "--out=gs://b/x.npz"],

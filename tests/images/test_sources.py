@@ -97,6 +97,13 @@ def test_other_sources_are_refused_by_name(tmp_path, make, source, says):
     assert source in str(error.value)
 
 
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_images(tmp_path / "private", 2))
+    with pytest.raises(UserError, match="source of images is empty; name one, such as . for"):
+        find_images("")
+    assert len(find_images(".")) == 2
+
+
 def test_folders_that_vanish_or_are_closed_are_left_out(tmp_path, monkeypatch):
     folder = make_images(tmp_path / "a", 1)
     for name in ("closed", "gone"):

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from rdcd_jax.images.seen import ink_of
 from rdcd_jax.index import Index, store
 from rdcd_jax.index import groups as group_module
 from rdcd_jax.index.duplicates import find_duplicates
-from rdcd_jax.index.groups import Group, groups_of, part_of
+from rdcd_jax.index.groups import Group, groups_of, groups_within, part_of
 from rdcd_jax.index.quarantine import write_script
 from rdcd_jax.search import backends
 from rdcd_jax.search.scoring import Scoring
@@ -77,6 +78,36 @@ def test_what_a_group_says_of_its_scores_takes_some_rows_at_a_time(monkeypatch):
     assert part.score == pytest.approx(np.cos(np.radians(4)), abs=1e-5)
 
 
+def test_what_is_left_without_the_one_that_all_resemble_is_cut_anew():
+    # Both ends are near to the middle, and not to each other.
+    (group,) = named(arc(0, 20, 40, 41), np.cos(np.radians(25)))
+    assert group.ids == ("p0", "p1", "p2", "p3")
+    assert groups_within(group, [0, 2]) == [] == groups_within(group, [1])
+    (rest,) = groups_within(group, [0, 2, 3])
+    assert rest.ids == ("p2", "p3") and rest.score == pytest.approx(np.cos(np.radians(1)))
+    assert groups_within(group, [0, 1, 2, 3]) == [group]
+
+
+def test_an_index_says_no_age_of_what_lies_in_an_archive(student, tmp_path):
+    folder = make_images(tmp_path / "old", 2, size=96)
+    os.utime(folder / "T00001.jpg", (10**9, 10**9))
+    with zipfile.ZipFile(tmp_path / "copies.zip", "w") as archive:
+        archive.write(folder / "T00001.jpg", "copy.jpg")
+    sources = [str(folder), str(tmp_path / "copies.zip")]
+    index = Index.build(tmp_path / "x", sources, model=str(student))
+    # As a time, its checksum would be one of the first seconds of 1970.
+    (group,) = find_duplicates(index, threshold=0.999)
+    assert sorted(group.ids) == ["T00001", "copy"]
+    assert group.ids[group.kept("oldest")] == "T00001"
+
+
+def test_an_index_is_no_other_collection(student, tmp_path):
+    folder = make_images(tmp_path / "a", 1)
+    index = Index.build(tmp_path / "x", str(folder), model=str(student))
+    with pytest.raises(UserError, match="is an index; give that as the images, and against it"):
+        find_duplicates(str(folder), against=index)
+
+
 FILES = np.asarray([[90, 3, 10, 10], [80, 1, 20, 10], [70, 2, 20, 10], [1, 0, 0, 0]])
 
 
@@ -123,6 +154,9 @@ def test_the_script_moves_all_but_one(student, photos, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*words, "--quarantine=x"])
     assert "--quarantine is where the script of --script moves files" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--out=both.csv", "--script=both.csv"])
+    assert "--out and --script are one file, both.csv; name two" in capsys.readouterr().err
 
 
 def test_a_link_is_not_moved_to_where_it_leads_nowhere(student, photos, tmp_path):

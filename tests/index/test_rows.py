@@ -54,6 +54,41 @@ def test_what_is_in_memory_follows_the_index(index):
     assert after.reference != before.reference and after.score <= before.score
 
 
+def test_who_reads_rows_while_the_index_changes_keeps_them_to_himself(index, monkeypatch):
+    """One thread reads the descriptors; before it is done, another has searched the index as it is since."""
+    query = unit_rows(1, seed=5)
+    best = index.search_descriptors(query, k=1, threshold=-2.0)[0]
+    before, read = index.manifest, index._rows.whole
+    index._rows = own = rows.Rows(index.folder)
+
+    def slow(manifest):
+        found = read(manifest)
+        if manifest == before:
+            Index(index.folder).remove(best.reference)
+            index.search_descriptors(query, k=1, threshold=-2.0)
+        return found
+
+    monkeypatch.setattr(own, "whole", slow)
+    own.nearest(before, unit_rows(9), 1)
+    (after,) = index.search_descriptors(query, k=1, threshold=-2.0)
+    (expected,) = Index(index.folder).search_descriptors(query, k=1, threshold=-2.0)
+    assert after == expected and after.reference != best.reference
+
+
+@needs_scann
+def test_what_is_called_ann_and_is_none_stays(index, usage_error, fails):
+    photos = make_images(index.folder / "ann", 2)
+    assert "ann is there already and is no approximate search; move it" in fails(
+        "index", "ann", index.folder
+    )
+    built = "index", "build", photos, f"--model={index.manifest.model}", "--ann"
+    assert "is no approximate search" in fails(*built, f"--out={photos.parent}")
+    assert len(list(photos.iterdir())) == 2
+    info = store.index_bytes(index.folder)
+    (photos / "T00000.jpg").unlink()
+    assert store.index_bytes(index.folder) == info
+
+
 @needs_scann
 def test_the_approximate_search(index, tmp_path, capsys, monkeypatch):
     folder = str(index.folder)

@@ -211,6 +211,10 @@ def test_bad_input_is_refused(backend):
         backends.knn(x[:, :2], np.array([[np.inf, -np.inf]]), 1, backend)
     with pytest.raises(UserError, match="database descriptors must be"):
         backends.knn(x, x[:0], 1, backend)
+    with pytest.raises(UserError, match=r"queries hold numbers beyond 1e\+15; divide them by"):
+        backends.knn(np.float32([[1e20, 0, 0]]), x, 1, backend)
+    with pytest.raises(UserError, match="queries must be descriptors of numbers, not <U1"):
+        backends.knn(np.array([["a", "b", "c"]]), x, 1, backend)
 
 
 def test_unknown_and_missing_backends_are_refused(monkeypatch):
