@@ -31,7 +31,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         trainable="projector",
         image_size=224,
         views=4,
-        epochs=50,
+        # 50 of the projector, 4 of all.
+        epochs=0,
         data="",
         smoke=False,
     )
@@ -50,9 +51,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         config.objective.nested_dims = (given.dim // 4, given.dim // 2, given.dim)
     config.optimizer.name = "adamw"
     config.optimizer.weight_decay = 0.0
-    # The warm-up is part of them.
-    config.schedule.warmup_epochs = min(1, given.epochs - 1)
-    config.schedule.epochs = given.epochs
     config.data.cached_views = given.views
     if given.trainable == "projector":
         config.batch_size = 1024
@@ -62,6 +60,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         config.checkpoint_every = 100
     else:
         _train_all(config)
+    epochs = given.epochs or (50 if given.trainable == "projector" else 4)
+    config.schedule.epochs = epochs
+    # The warm-up is part of them.
+    config.schedule.warmup_epochs = min(1, epochs - 1)
     return make_smoke(config) if given.smoke else config
 
 
@@ -71,5 +73,4 @@ def _train_all(config: ml_collections.ConfigDict) -> None:
     config.student.recalibrate = 0
     config.queue.size = config.bank.size = config.batch_size
     config.objective.regress_lambda = 1.0
-    config.teacher.model = config.get_ref("init_from")
-    config.schedule.epochs = 4
+    config.teacher.model = config.get_oneway_ref("init_from")

@@ -4,13 +4,14 @@ The trunk stays as it is; the projector starts as the student's own, and learns 
 images which of them differ. A collection needs some hundreds of images, and no labels.
 
 --config=configs/finetune.py:data=FOLDER
---config=configs/finetune.py:data=FOLDER,start=rdcd-effb0-64,dim=64   another size
+--config=configs/finetune.py:data=FOLDER,start=rdcd-effb0-64   another size
 """
 
 import ml_collections
 
 from configs.common import make_smoke, parse_arg
 from configs.descriptor import get_config as descriptor
+from rdcd_jax.weights.library import load_model
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -18,7 +19,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     given = parse_arg(
         arg,
         start="rdcd-effb0-128",
-        dim=128,
+        # That of the start; for another one the projector begins anew.
+        dim=0,
         image_size=224,
         views=4,
         batch=256,
@@ -26,8 +28,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         data="",
         smoke=False,
     )
+    dim = given.dim or load_model(given.start).dim
     config = descriptor(
-        f"dim={given.dim},init_from={given.start},image_size={given.image_size},views={given.views},"
+        f"dim={dim},init_from={given.start},image_size={given.image_size},views={given.views},"
         f"epochs={given.epochs},data={given.data}"
     )
     config.batch_size = given.batch

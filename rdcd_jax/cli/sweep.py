@@ -27,7 +27,6 @@ def add_sweep(verbs) -> None:
 
 
 def _sweep(options, rest) -> None:
-    from rdcd_jax.training.loop import stop_on_sigterm
     from rdcd_jax.training.sweep import load_sweep, run_sweep
 
     every = load_sweep(options.config)
@@ -35,17 +34,15 @@ def _sweep(options, rest) -> None:
     if not runs:
         names = ", ".join(run.name for run in every)
         raise UserError(f"No run's name contains {options.only!r}; there are {names}.")
-    with stop_on_sigterm() as received:
-        failed = run_sweep(
-            runs,
-            options.config,
-            rest,
-            options.out,
-            received,
-            on_result=lambda text: print(text, flush=True),
-            on_failure=lambda text: print(text, file=sys.stderr, flush=True),
-        )
-    if received:
+    failed, stopped = run_sweep(
+        runs,
+        options.config,
+        rest,
+        options.out,
+        on_result=lambda text: print(text, flush=True),
+        on_failure=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    if stopped:
         print("Stopped; the same command continues.")
         # Neither a script nor a cluster may take it for done.
         sys.exit(128 + signal.SIGTERM)

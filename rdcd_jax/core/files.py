@@ -184,6 +184,27 @@ def require_writable(path: str | os.PathLike) -> None:
         pass
 
 
+def reserve(path: pathlib.Path) -> None:
+    """Takes the room that a file needs on the disk, holes included; what is in it stays.
+
+    Whoever writes by a memory map into a file with holes, on a disk that is full, is killed.
+
+    Raises:
+        OSError: there is no room; the file is removed.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            # A file system that cannot.
+            return
+        path.unlink()
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes `text` (UTF-8) to `path` by way of a temporary file; of file names, bytes that are no text as \\udcXX."""
     with write_aside(path) as aside:

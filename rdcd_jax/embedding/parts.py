@@ -39,7 +39,7 @@ from rdcd_jax.embedding.stream import (
     has_fingerprint,
     none_embedded,
 )
-from rdcd_jax.images.links import stamp, status
+from rdcd_jax.images.links import stamps
 from rdcd_jax.images.sources import ImageSet, changed
 
 FORMAT = 1
@@ -145,10 +145,8 @@ class Parts:
         )
 
     def _files(self, number: int) -> np.ndarray:
-        """[n, 2] int64: bytes and time of the last change of a part's files; 0 for what lies in none of its own."""
-        found = (status(self.images, position) for position in self.positions(number))
-        rows = [(0, 0) if each is None else stamp(each) for each in found]
-        return np.asarray(rows, np.int64).reshape(-1, 2)
+        """[n, 2] int64: what tells that a part's files have changed."""
+        return stamps(self.images.subset(self.positions(number)))
 
     def read(self, number: int) -> Part | None:
         """A part; None where it is missing or damaged."""
@@ -262,21 +260,11 @@ def open_parts(
     """
     index, _ = process
     out, folder = pathlib.Path(out), _folder_of(out)
-    ours = {
-        "format": FORMAT,
-        "rows": ROWS,
-        "model": model.name,
-        "fingerprint": model.fingerprint,
-        "image_size": model.image_size,
-        "short_edge": model.short_edge,
-        "pictures": images.fingerprint(),
-    }
+    ours = _manifest(model, images)
     if not folder.exists():
         _begin(folder, ours)
     stored = _read_manifest(folder)
-    if has_fingerprint(model, stored.get("fingerprint")):
-        ours["fingerprint"] = stored["fingerprint"]
-    if difference := _difference(stored, ours):
+    if difference := _difference(stored, ours, model):
         if any(folder.glob("*.npz")):
             raise UserError(
                 f"{folder} holds parts of another embedding ({difference}); finish that, name another file, or delete"
@@ -291,6 +279,13 @@ def open_parts(
     with held(folder / f"process-{index}.lock", busy):
         made_by = {"model": model.name, "fingerprint": model.fingerprint}
         yield Parts(out, folder, images, made_by, stored["rows"], process)
+
+
+def drop_others(out: str | os.PathLike, model: EmbeddingModel, images: ImageSet) -> None:
+    """Removes parts that `open_parts` would refuse, if there are such: those of another embedding."""
+    folder = _folder_of(out)
+    if folder.exists() and _difference(_read_manifest(folder), _manifest(model, images), model):
+        remove_folder(folder)
 
 
 def has_share(out: str | os.PathLike, count: int, process: tuple[int, int]) -> bool:
@@ -324,6 +319,19 @@ def _folder_of(out: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(f"{os.fspath(out)}.parts")
 
 
+def _manifest(model: EmbeddingModel, images: ImageSet) -> dict:
+    """What parts say they are of."""
+    return {
+        "format": FORMAT,
+        "rows": ROWS,
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "image_size": model.image_size,
+        "short_edge": model.short_edge,
+        "pictures": images.fingerprint(),
+    }
+
+
 def _begin(folder: pathlib.Path, manifest: dict) -> None:
     try:
         # Renamed with the manifest in it, so that no process sees one without.
@@ -348,14 +356,17 @@ def _read_manifest(folder: pathlib.Path) -> dict:
         ) from error
 
 
-def _difference(before: dict, now: dict) -> str:
-    """What is another about an embedding, in words for people; nothing where it is the same."""
+def _difference(before: dict, now: dict, model: EmbeddingModel) -> str:
+    """What is another about an embedding by a model now, in words for people; nothing where it is the same."""
     words = {
         "model": f"by {before.get('model')!r}, not {now['model']!r}",
         "fingerprint": f"by other weights of {now['model']!r}",
         "image_size": f"of {before.get('image_size')} pixels, not {now['image_size']}",
         "short_edge": "of square images" if now["short_edge"] else "of images by their short edge",
     }
+    if has_fingerprint(model, before.get("fingerprint")):
+        # By an earlier version's way to take it.
+        del words["fingerprint"]
     for name, stored in words.items():
         if before.get(name) != now[name]:
             return stored

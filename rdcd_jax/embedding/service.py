@@ -15,7 +15,14 @@ from rdcd_jax.embedding.descriptors import (
     read_descriptors,
 )
 from rdcd_jax.embedding.on_beam import OnBeam, make_parts
-from rdcd_jax.embedding.parts import Embedded, Parts, has_share, list_unreadable, open_parts
+from rdcd_jax.embedding.parts import (
+    Embedded,
+    Parts,
+    drop_others,
+    has_share,
+    list_unreadable,
+    open_parts,
+)
 from rdcd_jax.embedding.stream import EmbeddingModel, Unreadable
 from rdcd_jax.images.given import images_of
 from rdcd_jax.images.sources import ImageSet
@@ -107,7 +114,8 @@ def embedded_sets(
         out: folder for `descriptors/NAME.npz`, and for `unreadable.txt` where images were left out.
         batch_size: images at a time.
         on_progress: called with the set's name, images done and in all.
-        keep: leaves the descriptors' files there after the block.
+        keep: leaves the descriptors' files there after the block. Otherwise `out` is the caller's alone, and what lies
+            there of another embedding that was ended early gives way, which is refused else.
 
     Yields:
         Descriptors and the images left out, by the sets' names.
@@ -122,6 +130,10 @@ def embedded_sets(
         parts: dict[str, Parts] = {}
         for name, each in images.items():
             require_writable(paths[name])
+            if not keep and hosts.is_first():
+                drop_others(paths[name], model, each)
+        hosts.wait("others dropped")
+        for name, each in images.items():
             parts[name] = opened.enter_context(open_parts(paths[name], model, each, _of_joined()))
         for name, each in parts.items():
             each.fill(model, batch_size, report_as(on_progress, name))

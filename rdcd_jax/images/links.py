@@ -1,8 +1,11 @@
-"""Images that are there more than once: links to one file."""
+"""What the file system tells of images: which have changed, and which are links to one file."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
+
+import numpy as np
 
 from rdcd_jax.images.naming import escaped
 from rdcd_jax.images.sources import ImageSet
@@ -29,6 +32,19 @@ def identity(found: os.stat_result) -> tuple[int, int]:
 def stamp(found: os.stat_result) -> tuple[int, int]:
     """Bytes of a file and the time of its last change in nanoseconds, as int64 holds it: a clock may be set to 2300."""
     return found.st_size, max(-_LATEST, min(found.st_mtime_ns, _LATEST))
+
+
+def stamps(images: ImageSet) -> np.ndarray:
+    """[N, 2] int64: bytes and time of the last change of each image's file; 0 for what lies in none of its own."""
+    found = (status(images, position) for position in range(len(images)))
+    rows = [(0, 0) if each is None else stamp(each) for each in found]
+    return np.asarray(rows, np.int64).reshape(-1, 2)
+
+
+def files_sha256(images: ImageSet) -> str:
+    """A hex digest of the images' `stamps`: another one where a file was changed or exchanged, the same where they were
+    moved or copied with their times."""
+    return hashlib.sha256(stamps(images).astype("<i8").tobytes()).hexdigest()
 
 
 def each_once(images: ImageSet) -> ImageSet:

@@ -2,9 +2,12 @@
 
 import concurrent.futures
 import contextlib
+import errno
+import itertools
 import json
 import logging
 import pathlib
+import re
 import time
 
 import jax
@@ -18,10 +21,16 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import file_sha256, is_address, write_json
 from rdcd_jax.method.state import TrainState
 
-# Where damaged checkpoints are kept, beside the folder of the sound ones.
-DAMAGED = "checkpoints-damaged"
 # In each checkpoint, the digests of its files.
 SEAL = "sha256.json"
+
+# Errors of the operating system that tell of what lies there, not of the machine.
+_OF_FILES = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+# How XLA's and tensorstore's errors tell of a machine, a network or rights; they are of no type of their own.
+_OF_MACHINE = re.compile(
+    r"RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED"
+    rf"|OS error (?!({errno.ENOENT}|{errno.ENOTDIR}|{errno.EISDIR})\b)\d"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -95,13 +104,14 @@ class Checkpoints:
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest sound state, placed and sharded as `like` is; None where there is none.
 
-        A damaged checkpoint is named on stderr and moved to the folder `checkpoints-damaged`.
+        A damaged checkpoint is named on stderr and moved to a folder beside this one, called as it is and `-damaged`.
 
         Raises:
-            UserError: naming the first array that differs, if the checkpoint is of another network or size.
+            UserError: naming the first array that differs, if the checkpoint is of another network or size; if the
+                newest one cannot be read now, or is damaged and the only one.
         """
         while (step := self.latest) is not None:
-            reason = self._fault(step, like) if hosts.is_first() else ""
+            reason = self._fault(step, like) if hosts.is_first() else "the first process says why"
             # All go on from the same one.
             if not hosts.from_first(np.array(bool(reason))):
                 try:
@@ -111,7 +121,7 @@ class Checkpoints:
                     # it alone.
                     if hosts.count() > 1:
                         raise
-                    reason = _told(error)
+                    reason = self._damage(step, error)
             self._set_aside(step, reason)
         return None
 
@@ -127,27 +137,49 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:
-            return _told(error)
+            return self._damage(step, error)
         return ""
 
+    def _damage(self, step: int, error: Exception) -> str:
+        """What an error of reading a checkpoint says of its files.
+
+        Raises:
+            UserError: it says nothing of them, but of the machine, so that they may be sound.
+        """
+        if _is_of_machine(error):
+            raise UserError(
+                f"{self._folder / str(step)} cannot be read ({_told(error):.200}), which need not be its own fault, so"
+                " it stays where it is; run the same command again when it can be read."
+            ) from error
+        return _told(error)
+
     def _set_aside(self, step: int, reason: str) -> None:
-        damaged, aside = self._folder / str(step), self._folder.with_name(DAMAGED) / str(step)
+        damaged = self._folder / str(step)
+        if len(self._checkpointer.checkpoints) == 1:
+            raise UserError(
+                f"The checkpoint {damaged} is damaged ({reason:.200}), and there is none before it; put a sound copy of"
+                " it there, or move it away to train from the start."
+            )
+        aside = self._place_aside(step)
         if hosts.is_first():
-            aside.rmtree(missing_ok=True)
             aside.parent.mkdir(exist_ok=True)
             damaged.rename(aside)
         hosts.wait("checkpoint set aside")
         self._checkpointer.reload()
-        if not hosts.is_first():
-            return
-        going_on = "the start" if self.latest is None else f"step {self.latest}"
-        _log.warning(
-            "The checkpoint %s is damaged (%.200s). It was moved to %s; the run goes on from %s.",
-            damaged,
-            reason,
-            aside,
-            going_on,
-        )
+        if hosts.is_first():
+            _log.warning(
+                "The checkpoint %s is damaged (%.200s). It was moved to %s; the run goes on from step %d.",
+                damaged,
+                reason,
+                aside,
+                self.latest,
+            )
+
+    def _place_aside(self, step: int) -> epath.Path:
+        """Where a damaged checkpoint may lie; what lies there of a step already stays."""
+        folder = self._folder.with_name(f"{self._folder.name}-damaged")
+        names = itertools.chain([str(step)], (f"{step}-{number}" for number in itertools.count(2)))
+        return next(folder / name for name in names if not (folder / name).exists())
 
     def _seal(self, written, step: int) -> None:
         """Waits for a checkpoint, then lists the digests of its files."""
@@ -248,6 +280,13 @@ class Checkpoints:
 def _not_orbax(record: logging.LogRecord) -> bool:
     # Orbax logs a failure in every thread that sees it, with its stack; here it is reported once, in a sentence.
     return "orbax" not in record.pathname
+
+
+def _is_of_machine(error: Exception) -> bool:
+    """Whether an error tells of the machine or the way to the files, and not of what is in them."""
+    if isinstance(error, OSError):
+        return error.errno not in _OF_FILES
+    return isinstance(error, MemoryError) or _OF_MACHINE.search(str(error)) is not None
 
 
 def _told(error: Exception) -> str:

@@ -6,6 +6,7 @@ import importlib.util
 import pathlib
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 import ml_collections
 from absl import flags
@@ -104,11 +105,14 @@ def _parsed(config: str, overrides: list[str]) -> ml_collections.ConfigDict:
 
 @contextlib.contextmanager
 def importable(path: pathlib.Path) -> Iterator[None]:
-    """Lets a config import others as `configs.NAME`: those beside it, if its folder is called `configs`, else ours."""
+    """Lets a config import others as `configs.NAME`: those beside it, if its folder is called `configs`, else ours.
+
+    A package of that name that the program has imported is there again afterwards.
+    """
     sys.path.insert(0, str(path.parent.parent))
     ours = find_config("rdcd").parent
-    bound = (path.parent.parent / "configs" / "common.py").is_file() or "configs" in sys.modules
-    if not bound:
+    theirs = _taken_out()
+    if not (path.parent.parent / "configs" / "common.py").is_file():
         spec = importlib.util.spec_from_file_location(
             "configs", ours / "__init__.py", submodule_search_locations=[str(ours)]
         )
@@ -117,6 +121,11 @@ def importable(path: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(path.parent.parent))
-        if not bound:
-            for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
-                del sys.modules[name]
+        _taken_out()
+        sys.modules.update(theirs)
+
+
+def _taken_out() -> dict[str, ModuleType]:
+    """Takes the package `configs` out of what is imported; gives its modules."""
+    names = [name for name in sys.modules if name.partition(".")[0] == "configs"]
+    return {name: sys.modules.pop(name) for name in names}

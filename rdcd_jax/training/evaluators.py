@@ -1,19 +1,23 @@
 """Evaluations by name, during a run and at its end: `config.evals`."""
 
 import contextlib
+import logging
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ml_collections
 
 from rdcd_jax.benchmarks.copydays_runs import copydays_inputs, evaluate_copydays_run
 from rdcd_jax.benchmarks.disc_runs import IMAGE_SIZES, LAYOUTS, disc_inputs, evaluate_disc
 from rdcd_jax.benchmarks.ground_truth import DiscLayout
+from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.embedding.stream import Unreadable
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.training.schema import EvalOptions, as_config_dict
 from rdcd_jax.weights.model import Model
 
+_log = logging.getLogger(__name__)
 Figures = dict[str, float | None]
 # What the sources of a pair evaluation are given by.
 _PAIRS = ("queries", "references", "ground_truth")
@@ -93,7 +97,7 @@ def evaluate(model: Model, options: ml_collections.ConfigDict, folder: pathlib.P
 
 def _disc(model: Model, options: ml_collections.ConfigDict, folder: pathlib.Path) -> Figures:
     layout = _layout_of(options)
-    rows, _, _ = evaluate_disc(
+    rows, _, unreadable = evaluate_disc(
         model.at_size(IMAGE_SIZES.get(options.protocol)),
         layout,
         folder,
@@ -102,11 +106,12 @@ def _disc(model: Model, options: ml_collections.ConfigDict, folder: pathlib.Path
         codecs=options.codecs,
         keep_descriptors=False,
     )
+    _warn_of(unreadable, folder)
     return _figures([row.cells() for row in rows])
 
 
 def _copydays(model: Model, options: ml_collections.ConfigDict, folder: pathlib.Path) -> Figures:
-    rows, _ = evaluate_copydays_run(
+    rows, unreadable = evaluate_copydays_run(
         model,
         options.data,
         folder,
@@ -114,7 +119,17 @@ def _copydays(model: Model, options: ml_collections.ConfigDict, folder: pathlib.
         codecs=options.codecs,
         keep_descriptors=False,
     )
+    _warn_of(unreadable, folder)
     return _figures([row.cells() for row in rows])
+
+
+def _warn_of(unreadable: Sequence[Unreadable], folder: pathlib.Path) -> None:
+    if unreadable and hosts.is_first():
+        _log.warning(
+            "An evaluation leaves out %d of its images, since they cannot be read; %s lists them.",
+            len(unreadable),
+            folder / "unreadable.txt",
+        )
 
 
 def _figures(rows: list[Mapping[str, str | float | None]]) -> Figures:

@@ -1,6 +1,5 @@
 """Batches on their way into the step: onto the devices, and into views where those are made there."""
 
-import logging
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 
@@ -14,7 +13,6 @@ from rdcd_jax.augment.device.mix import mixed
 from rdcd_jax.augment.device.overlay import draw_atlas
 from rdcd_jax.augment.device.views import make_device_view
 from rdcd_jax.augment.policies import has_overlays, make_view
-from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.mesh import replicate, split_batch
 from rdcd_jax.core.progress import Reporter
@@ -24,8 +22,7 @@ from rdcd_jax.method.objective import Objective
 from rdcd_jax.method.step import Batch
 from rdcd_jax.training.kept import Kept, Squash, keep_images
 from rdcd_jax.training.pipeline import Batches, Views, Workers, make_batches
-
-_log = logging.getLogger(__name__)
+from rdcd_jax.training.record import UnreadableList
 
 
 def source_size(config: ml_collections.ConfigDict) -> int:
@@ -145,11 +142,9 @@ def on_devices(
 ) -> Iterator[Batch]:
     """Batches on their devices, one ahead of the step, with the teacher's features where the host has them.
 
-    Lists the unreadable images that come by in `unreadable.txt`; processes but the first in `unreadable-NUMBER.txt`.
+    Lists the unreadable images that come by, see `record.UnreadableList`.
     """
-    number = "" if hosts.is_first() else f"-{jax.process_index()}"
-    listing = workdir / f"unreadable{number}.txt"
-    listed = set(listing.read_text(encoding="utf-8").splitlines()) if listing.exists() else set()
+    listing = UnreadableList(workdir)
     constant = {}
     first = next(batches)
     if "query" not in first and has_overlays(config.data.policy):
@@ -159,15 +154,7 @@ def on_devices(
         constant["aspects"] = replicate(kept.aspects, mesh)
 
     def put(batch):
-        unreadable = {images.paths[position] for position in batch["unreadable"] if position >= 0}
-        if unreadable - listed:
-            try:
-                with listing.open("a", encoding="utf-8") as file:
-                    file.writelines(f"{path}\n" for path in sorted(unreadable - listed))
-                listed.update(unreadable)
-            except OSError as error:
-                # They come by again.
-                _log.warning("%s cannot be written (%s).", listing, error)
+        listing.add(images.paths[position] for position in batch["unreadable"] if position >= 0)
         names = ("query", "key", "image", "aspect")
         arrays = {name: batch[name] for name in names if name in batch}
         arrays["index"] = batch["index"].astype(np.int32)

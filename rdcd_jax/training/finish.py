@@ -14,6 +14,7 @@ from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.stream import embed_images
 from rdcd_jax.images.sources import ImageSet
+from rdcd_jax.method.objective import Objective
 from rdcd_jax.method.state import TrainState
 from rdcd_jax.models.descriptor import DescriptorHead
 from rdcd_jax.search.score_norm import LEAST_BACKGROUND
@@ -21,6 +22,7 @@ from rdcd_jax.search.view_calibration import MOST_IMAGES, calibrate_on_views
 from rdcd_jax.training.evaluators import evaluate, evaluations
 from rdcd_jax.training.fitting import evenly_spread, recalibrate_batch_norm, whitened_projector
 from rdcd_jax.training.frozen import ViewFeatures
+from rdcd_jax.training.results import portable
 from rdcd_jax.weights.library import export_model
 from rdcd_jax.weights.model import Model, evaluation_mode
 
@@ -38,6 +40,7 @@ class Finish:
         workdir: where descriptors lie that all processes make.
         results: where results go.
         views: features of the images, where the trunk is frozen.
+        licences: of the weights that the student was made from, its start's and its teacher's.
     """
 
     config: ml_collections.ConfigDict
@@ -46,6 +49,7 @@ class Finish:
     workdir: pathlib.Path
     results: pathlib.Path
     views: ViewFeatures | None = None
+    licences: tuple[str, ...] = ()
 
     @property
     def untrained(self) -> Model:
@@ -108,7 +112,9 @@ class Finish:
 
     def export(self, model: Model, step: int) -> None:
         """Writes `export/`."""
-        about = {"trained": {"steps": step, "images": len(self.images)}}
+        about = {"trained": {"steps": step, "images": len(self.images), **self._made_from()}}
+        if self.licences:
+            about["licences"] = list(dict.fromkeys(self.licences))
         background = self._background(model) if self.config.student.background else ()
         if len(background) >= LEAST_BACKGROUND:
             # Of fewer images nothing is normalised.
@@ -116,6 +122,18 @@ class Finish:
         if self.views is not None:
             about |= self._calibration(model)
         export_model(self.results / "export", model, about=about)
+
+    def _made_from(self) -> dict[str, str]:
+        """The models that the student was made from, without the folders they lie in."""
+        found = {}
+        if Objective(**self.config.objective).needs_teacher and self.config.teacher.features in (
+            "live",
+            "cached",
+        ):
+            found["teacher"] = portable(self.config.teacher.model)
+        if self.config.init_from:
+            found["started from"] = portable(self.config.init_from)
+        return found
 
     def _background(self, model: Model) -> np.ndarray:
         """Descriptors of training images, unedited."""

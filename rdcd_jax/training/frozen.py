@@ -19,15 +19,17 @@ from jax.sharding import Mesh
 
 from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.files import write_json
+from rdcd_jax.core.files import reserve, write_json
 from rdcd_jax.core.locks import held
 from rdcd_jax.core.mesh import local_mesh, replicate
 from rdcd_jax.core.progress import Reporter
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.embedding.service import embed_to_file
+from rdcd_jax.images.links import files_sha256
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.training import feed
 from rdcd_jax.training.fitting import featured, trunk_of
+from rdcd_jax.training.record import list_left_out
 from rdcd_jax.weights.model import Model, digest_of
 
 UNEDITED, EDITED = "unedited_features.npz", "view_features.npy"
@@ -40,6 +42,7 @@ _TOLD = {
     "dtype": "student.dtype",
     "trunk": "trunk (init_from)",
     "images": "data.train",
+    "files": "set of images than data.train's (its files have other sizes or times)",
 }
 # Images whose views go through the trunk at a time, on however many devices: what is done is counted in them.
 _BATCH = 64
@@ -114,9 +117,10 @@ def view_features(
         workdir: of the run, see the module.
 
     Raises:
-        UserError: the workdir holds features of other weights or views; no image can be read.
+        UserError: the folder holds features of other weights, images or views; no image can be read.
+        OSError: there is no room for the features.
     """
-    folder = pathlib.Path(config.data.cache or workdir)
+    folder = pathlib.Path(config.data.cache).expanduser() if config.data.cache else workdir
     folder.mkdir(parents=True, exist_ok=True)
     made_by = {
         "trunk": digest_of(model, "backbone."),
@@ -125,6 +129,7 @@ def view_features(
         "views": config.data.cached_views,
         "unedited_size": config.evaluate.image_size,
         "images": images.fingerprint(),
+        "files": files_sha256(images),
     }
     if config.student.dtype != "float32":
         # What does not say is of float32.
@@ -133,7 +138,9 @@ def view_features(
         if hosts.is_first():
             # Of runs that share them one computes them, and the others wait.
             stack.enter_context(held(folder / LOCK, None))
-        return _computed(config, images, model, folder, made_by)
+        views = _computed(config, images, model, folder, made_by)
+    list_left_out(workdir, images, views.images)
+    return views
 
 
 def _computed(
@@ -184,6 +191,9 @@ def _done(folder: pathlib.Path, made_by: dict) -> int:
             f"{path} is damaged ({error}); delete it to compute the features again."
         ) from error
     made_by = json.loads(json.dumps(made_by))
+    if "files" not in before:
+        # A record of before they were noted says nothing of them.
+        del made_by["files"]
     for name in made_by | before:
         if before.get(name) != made_by.get(name):
             raise UserError(
@@ -215,6 +225,7 @@ def _make_edited(
     path = folder / EDITED
     if not done:
         rows = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+        reserve(path)
     elif done < total:
         rows = np.lib.format.open_memmap(path, "r+")
     else:

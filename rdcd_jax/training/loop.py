@@ -1,6 +1,7 @@
 """A training run from its config to its export; read top to bottom."""
 
 import contextlib
+import logging
 import os
 import pathlib
 import signal
@@ -14,8 +15,10 @@ from rdcd_jax.method.state import TrainState
 from rdcd_jax.training.checkpoints import Checkpoints
 from rdcd_jax.training.profile import profiled
 from rdcd_jax.training.record import Metrics, checkpoint_folder, claim_checkpoints
-from rdcd_jax.training.setup import set_up
+from rdcd_jax.training.setup import Run, set_up
 from rdcd_jax.training.step_log import StepLog
+
+_log = logging.getLogger(__name__)
 
 
 def train_and_evaluate(
@@ -70,10 +73,11 @@ def run_training(
         folder = checkpoint_folder(run.workdir, config)
         checkpoints = stack.enter_context(Checkpoints(folder, keep=config.keep_checkpoints))
         if config.checkpoint_dir:
-            claim_checkpoints(folder, config.to_dict())
+            claim_checkpoints(folder, config.to_dict(), run.training_set)
         state = run.initial_state()
         state = checkpoints.restore(state) or state
         step = int(state.step)
+        _warn_where_past(step, run)
         metrics = stack.enter_context(Metrics(run.results, step, evaluates=run.evaluates_at(step)))
         batches = run.batches(stack, step)
         reporter = stack.enter_context(Reporter("Training", run.total_steps, step))
@@ -112,27 +116,26 @@ def run_training(
     return state, False
 
 
-class _Signals(list[int]):
-    """The signals that came; a handler for them."""
-
-    def __call__(self, number: int, frame: object) -> None:
-        self.append(number)
+def _warn_where_past(step: int, run: Run) -> None:
+    if step > run.total_steps and hosts.is_first():
+        _log.warning(
+            "%s has come to step %d already, past config.schedule.max_steps = %d; the export is of that step.",
+            run.workdir,
+            step,
+            run.total_steps,
+        )
 
 
 @contextlib.contextmanager
 def stop_on_sigterm() -> Iterator[list[int]]:
-    """Gives a list that is empty until SIGTERM comes to a process that works alone; within a sweep that's own."""
-    received = _Signals()
+    """Gives a list that is empty until SIGTERM comes to a process that works alone."""
+    received: list[int] = []
     if hosts.count() > 1:
         # JAX sees to it, see `hosts.preempted`.
         yield received
         return
-    before = signal.getsignal(signal.SIGTERM)
-    if isinstance(before, _Signals):
-        yield before
-        return
     try:
-        signal.signal(signal.SIGTERM, received)
+        before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     except ValueError:
         # Not in the main thread: whoever started the thread handles signals.
         yield received

@@ -10,10 +10,12 @@ import jax
 import ml_collections
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.mesh import make_mesh
 from rdcd_jax.core.options import flat
+from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.method.objective import Objective
 from rdcd_jax.models.counts import parameter_count
 from rdcd_jax.training.config import load_config
@@ -77,11 +79,16 @@ def make_plan(config: str, overrides: list[str], workdir: pathlib.Path) -> Plan:
     loaded = load_config(config, overrides)
     facts: list[str] = []
     problems: list[str] = []
+    found = None
     with _noted(problems):
-        if require_same_run(workdir, loaded.to_dict()):
+        found = inputs(loaded)
+    with _noted(problems):
+        training_set = None if found is None else found[0].fingerprint()
+        if require_same_run(workdir, loaded.to_dict(), training_set):
             facts.append(f"{workdir} holds a run, which would be continued.")
-    with _noted(problems):
-        _add_facts(loaded, facts)
+    if found is not None:
+        with _noted(problems):
+            _add_facts(loaded, *found, facts)
     return Plan(_fields(loaded, overrides), facts, problems)
 
 
@@ -108,9 +115,10 @@ def _fields(config: ml_collections.ConfigDict, overrides: list[str]) -> list[Pla
     return fields
 
 
-def _add_facts(config: ml_collections.ConfigDict, facts: list[str]) -> None:
+def _add_facts(
+    config: ml_collections.ConfigDict, images: ImageSet, mesh: Mesh, facts: list[str]
+) -> None:
     """Adds facts one after another, so that those before a problem stay."""
-    images, mesh = inputs(config)
     warn_of_past_keys(config, images)
     facts.append(f"{len(images)} images in {images.source}; {mesh.size} device(s).")
     _, steps, optimizer = optimization(config, len(images))

@@ -10,7 +10,7 @@ import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 from etils import epath
@@ -19,7 +19,8 @@ from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import is_address, write_json, write_text
 from rdcd_jax.core.options import flat
-from rdcd_jax.images.sources import changed
+from rdcd_jax.images.sources import ImageSet, changed
+from rdcd_jax.training.events import Events
 from rdcd_jax.training.schema import is_free, present
 
 RECORD = "run.json"
@@ -72,6 +73,8 @@ def _git_revision() -> str | None:
         ).stdout.strip()
 
     try:
+        # What is installed may lie in the checkout of another project.
+        git("ls-files", "--error-unmatch", __file__)
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
         return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
@@ -97,7 +100,7 @@ def begin(
     folder = config.get("checkpoint_dir", "")
     if folder and not is_address(folder):
         # Relative, it would be elsewhere for a start in another folder.
-        config = {**config, "checkpoint_dir": os.path.abspath(folder)}
+        config = {**config, "checkpoint_dir": os.path.abspath(os.path.expanduser(folder))}
     record = {
         "config": config,
         "training_set": training_set,
@@ -136,23 +139,32 @@ def require_same_run(
     return before
 
 
-def claim_checkpoints(folder: epath.Path, config: dict) -> None:
+def claim_checkpoints(
+    folder: epath.Path, config: dict, training_set: dict[str, str | int] | None = None
+) -> None:
     """Notes beside checkpoints that lie apart from a workdir of what run they are, or checks that it is this one.
 
     Args:
         folder: where they lie; may be in a bucket.
         config: see `begin`.
+        training_set: see `begin`.
 
     Raises:
-        UserError: naming the first field that differs.
+        UserError: naming the first field that differs, or what is another about the images.
     """
     path = folder / RECORD
+    own = "give config.checkpoint_dir a folder of this run's own"
     if path.exists():
         before = read_record(path)
-        remedy = "give config.checkpoint_dir a folder of this run's own, or set the field back to continue that run"
+        remedy = f"{own}, or set the field back to continue that run"
         _require_same_config(folder, before["config"], config, remedy)
+        if change := changed(before["training_set"], training_set or {}):
+            raise UserError(
+                f"{folder} holds checkpoints of a run whose training set was another: {change}; {own}, or bring that"
+                " set back to continue that run."
+            )
     elif hosts.is_first():
-        record = {"config": config, "starts": []}
+        record = {"config": config, "training_set": training_set, "starts": []}
         if is_address(str(folder)):
             # An object in a bucket is whole or not there.
             path.write_text(json.dumps(record))
@@ -244,7 +256,10 @@ def _comparable(config: dict) -> dict[str, object]:
 
 def checkpoint_folder(workdir: pathlib.Path, config: Mapping) -> epath.Path:
     """Where a run's checkpoints lie."""
-    return epath.Path(config.get("checkpoint_dir") or workdir / "checkpoints")
+    if folder := config.get("checkpoint_dir"):
+        # A shell leaves the ~ in --config.checkpoint_dir=~/x as it is.
+        return epath.Path(os.path.expanduser(folder))
+    return epath.Path(workdir / "checkpoints")
 
 
 def _has_results(workdir: pathlib.Path, config: Mapping) -> bool:
@@ -254,6 +269,49 @@ def _has_results(workdir: pathlib.Path, config: Mapping) -> bool:
 
 def _holds_checkpoints(folder: epath.Path) -> bool:
     return folder.is_dir() and any(path.name != RECORD for path in folder.iterdir())
+
+
+class UnreadableList:
+    """`unreadable.txt` of a run: paths of training images that cannot be read, each once.
+
+    Processes but the first have an `unreadable-NUMBER.txt`.
+
+    Args:
+        workdir: the run's folder.
+    """
+
+    def __init__(self, workdir: pathlib.Path):
+        number = "" if hosts.is_first() else f"-{jax.process_index()}"
+        self.path = workdir / f"unreadable{number}.txt"
+        there = self.path.exists()
+        self._listed = set(self.path.read_text(encoding="utf-8").splitlines() if there else ())
+
+    def add(self, paths: Iterable[str]) -> None:
+        """Adds paths; those that cannot be written are left to a later call, as they come by again."""
+        new = sorted(set(paths) - self._listed)
+        if not new:
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{path}\n" for path in new)
+            self._listed.update(new)
+        except OSError as error:
+            _log.warning("%s cannot be written (%s).", self.path, error)
+
+
+def list_left_out(workdir: pathlib.Path, images: ImageSet, kept: ImageSet) -> None:
+    """Lists the training images that are not among those kept, since they cannot be read, and warns of them."""
+    if len(kept) == len(images):
+        return
+    listing = UnreadableList(workdir)
+    listing.add(sorted(set(images.paths) - set(kept.paths)))
+    if hosts.is_first():
+        _log.warning(
+            "%d of the %d training images are left out, since they cannot be read; %s lists them.",
+            len(images) - len(kept),
+            len(images),
+            listing.path,
+        )
 
 
 class Metrics:
@@ -275,14 +333,7 @@ class Metrics:
         self._file = self._path.open("a", encoding="utf-8")
         self._whole = self._file.tell()
         self._waiting: list[dict] = []
-        try:
-            import tensorboardX
-        except ImportError:
-            self._events = None
-        else:
-            self._events = tensorboardX.SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=step + 1
-            )
+        self._events = Events(workdir / "tensorboard", step)
 
     def write(self, rows: list[dict]) -> None:
         """Appends rows, each with `step` and JSON numbers.
@@ -299,7 +350,7 @@ class Metrics:
             return
         written, self._waiting = self._waiting, []
         self._whole = self._file.tell()
-        self._write_events(written)
+        self._events.write(written)
 
     def _begin_again(self) -> None:
         """Drops what was half written, in the file and in its buffer."""
@@ -308,14 +359,6 @@ class Metrics:
             self._file.close()
         os.truncate(self._path, self._whole)
         self._file = self._path.open("a", encoding="utf-8")
-
-    def _write_events(self, rows: list[dict]) -> None:
-        if self._events is not None:
-            for row in rows:
-                for name, value in row.items():
-                    if name != "step" and value is not None:
-                        self._events.add_scalar(name, value, row["step"])
-            self._events.flush()
 
     def __enter__(self) -> "Metrics":
         return self
@@ -328,8 +371,7 @@ class Metrics:
         if self._waiting:
             self.write([])
         self._file.close()
-        if self._events is not None:
-            self._events.close()
+        self._events.close()
 
 
 def _drop_lines_after(path: pathlib.Path, step: int, evaluates: bool) -> None:

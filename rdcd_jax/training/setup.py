@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.core.files import is_address
 from rdcd_jax.core.locks import held
 from rdcd_jax.core.mesh import make_mesh, replicate
 from rdcd_jax.core.rng import stream
@@ -22,7 +23,7 @@ from rdcd_jax.images.sources import ImageSet, find_images
 from rdcd_jax.method.objective import Objective
 from rdcd_jax.method.state import TrainState, Tree, init_state, split
 from rdcd_jax.method.step import Batch, make_train_step
-from rdcd_jax.models.descriptor import DescriptorHead, DescriptorNet
+from rdcd_jax.models.descriptor import DescriptorHead
 from rdcd_jax.training import feed, record
 from rdcd_jax.training.check import check_config, check_training_set
 from rdcd_jax.training.finish import Finish
@@ -44,7 +45,8 @@ class Run:
         workdir: its folder, which all processes see.
         results: for what is written once: the same to the first process.
         mesh: its devices.
-        images: what it trains on.
+        training_set: what tells the images of `config.data.train` from others.
+        images: those of them that it trains on.
         views: features of the images' views, where the trunk is frozen.
         teacher: what it learns from.
         schedule: step -> learning rate.
@@ -60,6 +62,7 @@ class Run:
     workdir: pathlib.Path
     results: pathlib.Path
     mesh: Mesh
+    training_set: dict[str, str | int]
     images: ImageSet
     views: ViewFeatures | None
     teacher: Teacher
@@ -117,12 +120,13 @@ def set_up(
     hosts.require_same("The run", lambda: [config.to_dict(), images.fingerprint()])
     workdir.mkdir(parents=True, exist_ok=True)
     hosts.require_shared(workdir)
-    busy = f"{workdir}: another process trains in it; wait until it has ended, or give another workdir."
-    stack.enter_context(held(workdir / f".lock{jax.process_index()}", busy))
+    _lock(config, workdir, stack)
     results = stack.enter_context(hosts.written_by_first(workdir))
-    record.begin(results, config.to_dict(), images.fingerprint())
+    training_set = images.fingerprint()
+    record.begin(results, config.to_dict(), training_set)
     objective = Objective(**config.objective)
-    student, teacher, views = networks(config, objective, images, workdir, results)
+    start, teacher, views = networks(config, objective, images, workdir, results)
+    student = start.module
     images = teacher.images
     # Some may have turned out to be unreadable.
     _require_a_batch(images, config.batch_size)
@@ -143,6 +147,7 @@ def set_up(
         workdir=workdir,
         results=results,
         mesh=mesh,
+        training_set=training_set,
         images=images,
         views=views,
         teacher=teacher,
@@ -152,8 +157,26 @@ def set_up(
         step=hosts.compiled_together(jax.jit(step, donate_argnums=0)),
         teacher_arrays=replicate(teacher.arrays, mesh),
         dropout=replicate(stream(config.seed, "dropout"), mesh),
-        finish=Finish(config, student, images, workdir, results, views),
+        finish=Finish(
+            config, student, images, workdir, results, views, (*start.licences, *teacher.licences)
+        ),
     )
+
+
+def _lock(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, stack: contextlib.ExitStack
+) -> None:
+    """Keeps other processes from training in the workdir, or into the same checkpoints, until the stack is closed."""
+    busy = f"{workdir}: another process trains in it; wait until it has ended, or give another workdir."
+    stack.enter_context(held(workdir / f".lock{jax.process_index()}", busy))
+    folder = record.checkpoint_folder(workdir, config)
+    if config.checkpoint_dir and not is_address(config.checkpoint_dir) and hosts.is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        busy = (
+            f"{folder}: another process writes its checkpoints there; wait until it has ended, or give"
+            " config.checkpoint_dir a folder of this run's own."
+        )
+        stack.enter_context(held(pathlib.Path(folder), busy))
 
 
 def inputs(config: ml_collections.ConfigDict) -> tuple[ImageSet, Mesh]:
@@ -169,7 +192,8 @@ def inputs(config: ml_collections.ConfigDict) -> tuple[ImageSet, Mesh]:
     mesh = make_mesh(config.devices)
     if config.batch_size % mesh.size:
         raise UserError(
-            f"config.batch_size is {config.batch_size}, not a multiple of the {mesh.size} devices."
+            f"config.batch_size is {config.batch_size}, not a multiple of the {mesh.size} devices; make it one"
+            f" (--config.batch_size={mesh.size * max(1, config.batch_size // mesh.size)}), or set config.devices lower."
         )
     _require_a_batch(images, config.batch_size)
     # Tells of a schedule that cannot be.
@@ -189,8 +213,8 @@ def networks(
     images: ImageSet,
     workdir: pathlib.Path,
     results: pathlib.Path,
-) -> tuple[DescriptorNet, Teacher, ViewFeatures | None]:
-    """The student, its teacher with the images that are trained on, and the views' features on a frozen trunk."""
+) -> tuple[Start, Teacher, ViewFeatures | None]:
+    """The student's start, its teacher with the images trained on, and the views' features on a frozen trunk."""
     views = None
     if config.student.trainable == "projector":
         start = make_student(config, None)
@@ -206,11 +230,11 @@ def networks(
     teacher = make_teacher(config, objective, images, workdir)
     record.pin(results, "teacher", teacher.fingerprint)
     if views is not None:
-        return start.module, teacher, views.of(teacher.images)
+        return start, teacher, views.of(teacher.images)
     start = make_student(config, teacher.feature_dim)
     record.pin(results, "init_from", start.fingerprint)
     require_enough_to_whiten(config, teacher.images, start)
-    return start.module, teacher, None
+    return start, teacher, None
 
 
 def optimization(

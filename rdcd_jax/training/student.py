@@ -22,11 +22,13 @@ class Start:
         module: the network.
         own_projector: whether its projector is that of `init_from`.
         fingerprint: of `init_from`'s weights; None without.
+        licences: of these weights, as far as they are known.
     """
 
     module: DescriptorNet
     own_projector: bool
     fingerprint: str | None
+    licences: tuple[str, ...] = ()
 
 
 def make_student(config: ml_collections.ConfigDict, feature_dim: int | None) -> Start:
@@ -72,7 +74,9 @@ def make_student(config: ml_collections.ConfigDict, feature_dim: int | None) -> 
     own = fits and not bare
     if own:
         nnx.update(student.projector, nnx.state(projector))
-    return Start(student, own, None if start is None else start.fingerprint)
+    if start is None:
+        return Start(student, own, None)
+    return Start(student, own, start.fingerprint, start.licences)
 
 
 def _starting_model(config: ml_collections.ConfigDict, feature_dim: int | None) -> Model:

@@ -128,30 +128,28 @@ def run_sweep(
     base: str,
     overrides: list[str],
     out: pathlib.Path,
-    received: Sequence[int] = (),
     *,
     on_result: Callable[[str], None],
     on_failure: Callable[[str], None],
-) -> list[str]:
+) -> tuple[list[str], bool]:
     """Finishes runs one after another; one that fails stops no other, one that is stopped ends the sweep.
+
+    SIGTERM to a run that trains stops it; at any other time it ends the process, as nothing is lost then.
 
     Args:
         runs: of `load_sweep`.
         base: `FILE[:ARG]`, what all share.
         overrides: `--config.a.b=VALUE`, likewise.
         out: OUT/NAME becomes a run's workdir, OUT/results/NAME.json its result.
-        received: of `stop_on_sigterm`; no run begins once it holds a signal.
         on_result: called with a line about each run.
         on_failure: called with a line about each that fails.
 
     Returns:
-        Names of the runs that failed.
+        Names of the runs that failed; and whether one was stopped.
     """
     failed: list[str] = []
     known: dict[str, str] = {}
     for number, run in enumerate(runs, 1):
-        if received:
-            break
         on_result(f"[{number}/{len(runs)}] {run.name}")
         try:
             config, settings = run.config(base, overrides)
@@ -170,9 +168,9 @@ def run_sweep(
             continue
         if outcome is None:
             on_result(f"{run.name} was stopped and saved.")
-            break
+            return failed, True
         on_result(f"    {outcome}")
-    return failed
+    return failed, False
 
 
 def finish_run(

@@ -18,7 +18,8 @@ from rdcd_jax.core.files import file_sha256, write_json
 from rdcd_jax.core.progress import Reporter
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.embedding.service import embed_to_file
-from rdcd_jax.embedding.stream import EmbeddingModel
+from rdcd_jax.images.links import files_sha256
+from rdcd_jax.images.naming import escaped
 from rdcd_jax.images.sources import ImageSet, changed
 from rdcd_jax.method.objective import Objective
 from rdcd_jax.method.state import Tree
@@ -26,9 +27,10 @@ from rdcd_jax.models.descriptor import DescriptorNet
 from rdcd_jax.models.layers import BatchNorm
 from rdcd_jax.models.registry import abstract
 from rdcd_jax.training.check import check_image_size
-from rdcd_jax.training.record import TEACHER_FEATURES
+from rdcd_jax.training.record import TEACHER_FEATURES, list_left_out
 from rdcd_jax.weights.library import load_model
 from rdcd_jax.weights.model import Model, evaluation_mode
+from rdcd_jax.weights.onnx_model import OnnxModel
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class Teacher:
         arrays: the teacher's weights.
         features_of: for the host: maps a batch to features [B, F] float32, where the step does not make them.
         fingerprint: what distinguishes its weights, or its file of features, from others; None without a teacher.
+        licences: of its weights, as far as they are known.
     """
 
     images: ImageSet
@@ -52,6 +55,7 @@ class Teacher:
     arrays: Tree | None = None
     features_of: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
     fingerprint: str | None = None
+    licences: tuple[str, ...] = ()
 
 
 def make_teacher(
@@ -80,13 +84,14 @@ def make_teacher(
     return host_teacher(model, images)
 
 
-def host_teacher(model: EmbeddingModel, images: ImageSet) -> Teacher:
+def host_teacher(model: OnnxModel, images: ImageSet) -> Teacher:
     """A teacher that embeds each query view on the host, beside the step."""
     return Teacher(
         images,
         model.dim,
         features_of=lambda batch: model.embed_batch(batch["query"]),
         fingerprint=model.fingerprint,
+        licences=model.licences,
     )
 
 
@@ -125,6 +130,7 @@ def live_teacher(model: Model, bn: str, images: ImageSet, dtype: str = "float32"
         embed=embed,
         arrays=nnx.as_pure(arrays),
         fingerprint=model.fingerprint,
+        licences=model.licences,
     )
 
 
@@ -151,7 +157,7 @@ def cached_teacher(
 
     Args:
         config: the `teacher` part of a run's config; `features` is `cached` or a descriptor file.
-        images: the training images; those that cannot be read have no descriptor and are left out.
+        images: the training images; those without a descriptor are left out with a warning.
         workdir: keeps the descriptors as `teacher_features.npz` for the next start, and beside them what made them.
 
     Raises:
@@ -159,10 +165,11 @@ def cached_teacher(
     """
     if config.features == "cached":
         path = workdir / TEACHER_FEATURES
-        fingerprint = _embed_all(config.model, images, path)
+        model = _embed_all(config.model, images, path)
+        fingerprint, licences = model.fingerprint, model.licences
     else:
         path = pathlib.Path(config.features)
-        fingerprint = file_sha256(path) if path.is_file() else None
+        fingerprint, licences = file_sha256(path) if path.is_file() else None, ()
     found = read_descriptors(path)
     position = {image_id: i for i, image_id in enumerate(found.ids.tolist())}
     known = [i for i, image_id in enumerate(images.ids) if image_id in position]
@@ -172,17 +179,29 @@ def cached_teacher(
             f" {images.source} with `rdcd-jax embed`."
         )
     kept = images.subset(known)
+    if config.features == "cached":
+        list_left_out(workdir, images, kept)
+    elif len(known) < len(images):
+        first = next(image_id for image_id in images.ids if image_id not in position)
+        _log.warning(
+            "%s has descriptors of %d of the %d training images; the others are left out (the first: %s).",
+            path,
+            len(known),
+            len(images),
+            escaped(first),
+        )
     features = found.descriptors[[position[image_id] for image_id in kept.ids]]
     return Teacher(
         kept,
         features.shape[1],
         features_of=lambda batch: features[batch["index"]],
         fingerprint=fingerprint,
+        licences=licences,
     )
 
 
-def _embed_all(spec: str, images: ImageSet, path: pathlib.Path) -> str:
-    """Makes the file of a teacher's descriptors, or makes sure that the one there is its; gives its fingerprint."""
+def _embed_all(spec: str, images: ImageSet, path: pathlib.Path) -> Model | OnnxModel:
+    """Makes the file of a teacher's descriptors, or makes sure that the one there is its; gives the teacher."""
     model = load_model(spec)
     if hosts.is_first():
         _begin_or_check(spec, model.fingerprint, images, path)
@@ -192,18 +211,21 @@ def _embed_all(spec: str, images: ImageSet, path: pathlib.Path) -> str:
             embed_to_file(
                 model, images, path, on_progress=lambda _, done, total: reporter.update(done)
             )
-    return model.fingerprint
+    return model
 
 
 def _begin_or_check(spec: str, fingerprint: str, images: ImageSet, path: pathlib.Path) -> None:
     """Notes beside the file what makes it, or makes sure that this made the one there."""
-    made_by = {"teacher": fingerprint, "images": images.fingerprint()}
+    files = files_sha256(images)
+    made_by = {"teacher": fingerprint, "images": images.fingerprint(), "files": files}
     beside = path.with_suffix(".json")
     if path.exists() and beside.exists():
         try:
             before = json.loads(beside.read_text(encoding="utf-8"))
             same = before["teacher"] == made_by["teacher"]
             difference = changed(before["images"], made_by["images"])
+            if not difference and before.get("files", files) != files:
+                difference = f"files of {images.source} have other sizes or times"
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{beside} is damaged ({error}); delete it and {path.name} to embed the images again."

@@ -81,7 +81,7 @@ def write_safetensors(model: Model, path: pathlib.Path) -> None:
     """
     tensors = convert.to_torch(model.module, model.network)
     card = model_card(model) | {
-        name: model.card[name] for name in ("calibration",) if name in model.card
+        name: model.card[name] for name in ("licences", "calibration") if name in model.card
     }
     write_tensors(path, tensors, {CARD: json.dumps(card)})
 

@@ -69,7 +69,7 @@ def load_network(spec: str, *, trunk: bool = False, feature_dim: int | None = No
         module = build(path, dim=None, rngs=nnx.Rngs(0))
         return Model(spec, path, evaluation_mode(module), IMAGE_SIZE)
     if spec in NETWORKS:
-        return _imported_network(spec)
+        return _imported_network(spec, trunk, feature_dim)
     shipped = SHIPPED / spec
     if "/" not in spec and (shipped / CARD).is_file():
         return _load_export(pathlib.Path(str(shipped)), name=spec)
@@ -109,10 +109,12 @@ def load_model(spec: str | os.PathLike) -> Model | OnnxModel:
     kind, _, path = spec.partition(":")
     if kind != ONNX_RUN:
         return dataclasses.replace(load_network(spec), spec=absolute_spec(spec))
-    path = path or store.find_installed("sscd-onnx")
-    if path is None:
+    installed = store.find_installed("sscd-onnx")
+    if not path and installed is None:
         raise UserError(f"'{ONNX_RUN}' needs a file, as {ONNX_RUN}:PATH. {store.TEACHER_HELP}")
-    return dataclasses.replace(load_onnx_model(spec, path), spec=absolute_spec(spec))
+    found = load_onnx_model(spec, path or installed)
+    known = (store.KINDS["sscd-onnx"].licence,) if found.path == installed else ()
+    return dataclasses.replace(found, spec=absolute_spec(spec), licences=known)
 
 
 def absolute_spec(spec: str) -> str:
@@ -259,7 +261,7 @@ def _any_sscd() -> Model:
     return _load_foreign("sscd-onnx", None, False, None)
 
 
-def _imported_network(name: str) -> Model:
+def _imported_network(name: str, trunk: bool, feature_dim: int | None) -> Model:
     """The network with the weights that were imported for it."""
     found = [each for each in store.list_weights() if each.network == name]
     if len(found) != 1:
@@ -272,7 +274,7 @@ def _imported_network(name: str) -> Model:
         raise UserError(
             f"{what}; give a file as KIND:PATH with KIND one of {', '.join(able)}, or {RANDOM}:{name} to try things."
         )
-    return _imported(found[0].path)
+    return _imported(found[0].path, trunk, feature_dim)
 
 
 def _imported(path: pathlib.Path, trunk: bool = False, feature_dim: int | None = None) -> Model:
@@ -292,7 +294,8 @@ def _imported(path: pathlib.Path, trunk: bool = False, feature_dim: int | None =
             return build(name, **sizes, rngs=nnx.Rngs(0))
 
         nnx.update(module, convert.drawn_state(make, name, fresh))
-    return _filled(kind, name, module, tensors, IMAGE_SIZE, source=path, fresh=fresh)
+    model = _filled(kind, name, module, tensors, IMAGE_SIZE, source=path, fresh=fresh)
+    return dataclasses.replace(model, card={"licences": [store.KINDS[kind].licence]})
 
 
 def _trunk_only(spec: str) -> str:

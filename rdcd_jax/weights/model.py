@@ -52,6 +52,12 @@ class Model(Embeds):
     quantised: OnnxModel | None = None
 
     @property
+    def licences(self) -> tuple[str, ...]:
+        """Whose the weights are, as the card says; nothing where it does not."""
+        found = self.card.get("licences")
+        return tuple(map(str, found)) if isinstance(found, list) else ()
+
+    @property
     def engine(self) -> str:
         """What computes the descriptors."""
         return JAX if self.quantised is None else INT8

@@ -34,6 +34,7 @@ class OnnxModel(Embeds):
         short_edge: images should keep their aspect, see `embedding.shapes`.
         spec: what `load_model` loads it by, in any folder.
         engine: what computes its descriptors.
+        licences: whose the weights are; nothing where that is not known.
     """
 
     name: str
@@ -43,6 +44,7 @@ class OnnxModel(Embeds):
     short_edge: bool = False
     spec: str = ""
     engine: str = KIND
+    licences: tuple[str, ...] = ()
 
     @functools.cached_property
     def fingerprint(self) -> str:

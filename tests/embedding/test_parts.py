@@ -15,7 +15,7 @@ from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding import parts
 from rdcd_jax.embedding.descriptors import read_descriptors
-from rdcd_jax.embedding.service import embed_to_file
+from rdcd_jax.embedding.service import embed_to_file, embedded_sets
 from rdcd_jax.embedding.stream import Embedder, embed_images
 from rdcd_jax.images.sources import find_images
 
@@ -203,6 +203,23 @@ def test_a_second_process_of_the_same_share_is_refused(tmp_path):
         finally:
             go_on.set()
         assert first.result().count == 299
+
+
+def test_what_another_model_began_gives_way_where_nothing_is_to_stay(tmp_path):
+    images = {"queries": find_images(make_images(tmp_path / "p", 3))}
+    other = dataclasses.replace(MODEL, fingerprint="2")
+
+    def sets(model, keep):
+        return embedded_sets(model, images, tmp_path / "out", 4, None, keep=keep)
+
+    with pytest.raises(Killed), sets(MODEL, False):
+        raise Killed
+    # Nobody's own work is thrown away.
+    with pytest.raises(UserError, match="by other weights of 'means'"), sets(other, True):
+        pass
+    with sets(other, False) as (found, _):
+        assert found["queries"].fingerprint == "2"
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_late_process_without_a_share_begins_nothing(tmp_path):

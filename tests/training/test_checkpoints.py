@@ -1,10 +1,12 @@
 """Damage to checkpoints, and disks that are full, as a run meets them."""
 
 import contextlib
+import errno
 import resource
 import shutil
 
 import pytest
+from etils import epath
 from test_loop import assert_equal_states
 from toy import metrics_of, toy_config
 
@@ -73,13 +75,59 @@ def test_the_checkpoint_before_a_damaged_one_is_used(config, whole, capfd, patte
     shutil.rmtree(run)
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_starts_again(config, whole, capfd):
+def test_a_run_whose_checkpoints_are_all_damaged_starts_again_where_told_to(config, whole, capfd):
     run, state = undisturbed(config, whole)
     for step in ("2", "4"):
         flip(largest(run / "checkpoints" / step))
+    for _ in range(2):
+        # Hours of work are not thrown away unasked, be it at the second start.
+        with pytest.raises(
+            UserError, match=r"checkpoints/2 is damaged .*, or move it away to train"
+        ):
+            train_and_evaluate(config, run)
+    assert "goes on from step 2" in capfd.readouterr().err
+    shutil.rmtree(run / "checkpoints" / "2")
     assert_equal_states(train_and_evaluate(config, run), state)
-    stored = capfd.readouterr().err
-    assert "goes on from step 2" in stored and "goes on from the start" in stored
+    shutil.rmtree(run)
+
+
+@pytest.mark.parametrize("where", ["_verify", "_restored"])
+def test_a_checkpoint_that_cannot_be_read_now_stays(config, whole, monkeypatch, where):
+    run, state = undisturbed(config, whole)
+    for error in (
+        OSError(errno.EIO, "Input/output error"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        MemoryError(),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"),
+        ValueError("INTERNAL: Error reading local file: [OS error 5: EIO Input/output error]"),
+    ):
+
+        def fails(*_, error=error):
+            raise error
+
+        with (
+            Checkpoints(epath.Path(run / "checkpoints"), keep=2) as checkpoints,
+            monkeypatch.context() as patch,
+            pytest.raises(UserError, match=r"checkpoints/4 cannot be read .*; run the same comm"),
+        ):
+            patch.setattr(Checkpoints, where, fails)
+            checkpoints.restore(state)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "4"]
+    assert not (run / "checkpoints-damaged").exists()
+    shutil.rmtree(run)
+
+
+def test_what_was_set_aside_before_stays(config, whole, tmp_path):
+    run, state = undisturbed(config, whole)
+    kept = tmp_path / "kept"
+    shutil.move(run / "checkpoints", kept)
+    for _ in range(2):
+        flip(largest(kept / "4"))
+        with Checkpoints(epath.Path(kept), keep=2) as checkpoints:
+            found = checkpoints.restore(state)
+            assert int(found.step) == 2
+            checkpoints.save(state)
+    assert sorted(path.name for path in (tmp_path / "kept-damaged").iterdir()) == ["4", "4-2"]
     shutil.rmtree(run)
 
 

@@ -2,10 +2,11 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import ml_collections
 import pytest
-from toy import CONFIGS, toy_config
+from toy import CONFIGS, make_images, toy_config
 
 from rdcd_jax.cli import main
 from rdcd_jax.core.errors import UserError
@@ -292,6 +293,24 @@ def test_a_config_of_one_s_own_works_through_the_console_script(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_fine_tuning_keeps_the_start_s_size_unless_told_otherwise():
+    for given, dim in (
+        ("", 128),
+        (",start=rdcd-effb0-64", 64),
+        (",start=rdcd-effb0-64,dim=32", 32),
+    ):
+        assert load_config(f"finetune:data=x{given}", []).student.dim == dim
+
+
+def test_a_package_configs_of_the_program_s_own_stays(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("configs.")]:
+        monkeypatch.delitem(sys.modules, name)
+    theirs = types.ModuleType("configs")
+    monkeypatch.setitem(sys.modules, "configs", theirs)
+    assert load_config("rdcd:data=x", []).data.train == "x"
+    assert sys.modules["configs"] is theirs and "configs.common" not in sys.modules
+
+
 def test_a_plan_says_what_a_run_would_be(toys, images, features, tmp_path, capsys):
     config = tmp_path / "my.py"
     config.write_text(
@@ -335,3 +354,18 @@ def test_a_plan_knows_the_run_that_the_workdir_holds(toys, images, features, tmp
     plan = make_plan(str(path), ["--config.seed=3"], tmp_path)
     assert "holds a run with config.seed = 0, and this config has 3" in plan.problems[0]
     assert not any("continued" in fact for fact in plan.facts)
+
+
+def test_a_plan_knows_the_images_of_the_run_that_the_workdir_holds(toys, features, tmp_path):
+    images = make_images(tmp_path / "images", 16)
+    config = toy_config(images, features)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    record.begin(tmp_path, config.to_dict(), find_images(images).fingerprint())
+    (images / "T00003.jpg").unlink()
+    path = tmp_path / "toy.py"
+    path.write_text(
+        "import ml_collections\n"
+        f"def get_config():\n    return ml_collections.ConfigDict({config.to_dict()!r})\n"
+    )
+    (problem,) = make_plan(str(path), [], tmp_path).problems
+    assert "there were 16 images, and now there are 15; bring that set back" in problem

@@ -1,6 +1,8 @@
 """Training on a frozen trunk: features of views computed once, and a projector that learns on them."""
 
+import errno
 import json
+import os
 import shutil
 import threading
 
@@ -150,6 +152,22 @@ def test_a_killed_caching_goes_on(images, start, tmp_path, monkeypatch, views):
     np.testing.assert_array_equal(np.load(tmp_path / "parts" / "view_features.npy"), whole)
 
 
+def test_features_that_have_no_room_are_told_of_at_once(images, start, tmp_path, monkeypatch):
+    def full(handle, offset, size):
+        assert size == os.fstat(handle).st_size > 2 * 40 * FEATURE * 2
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    model, folder = load_model(str(start)), tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match=r"No space left on device: .*view_features\.npy"):
+            frozen.view_features(config_of(images, start), find_images(images), model, folder)
+    # What is made of it needs the room.
+    assert not (folder / "view_features.npy").exists()
+    frozen.view_features(config_of(images, start), find_images(images), model, folder)
+    assert (np.load(folder / "view_features.npy") != 0).any(axis=-1).all()
+
+
 def test_what_is_done_counts_on_any_number_of_devices(images, start, tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     computed = []
@@ -191,6 +209,18 @@ def test_too_few_images_to_whiten_are_reported_before_anything_is_computed(image
 def test_the_trunk_s_teacher_is_its_start():
     config = load_config(f"{CONFIGS / 'descriptor.py'}:trainable=all", ["--config.init_from=x"])
     assert config.teacher.model == "x"
+    other = load_config(
+        f"{CONFIGS / 'descriptor.py'}:trainable=all,init_from=x", ["--config.teacher.model=y"]
+    )
+    assert (other.init_from, other.teacher.model) == ("x", "y")
+
+
+def test_epochs_may_be_set_whatever_learns():
+    for trainable, usual in (("projector", 50), ("all", 4)):
+        for given, epochs, warmup in (("", usual, 1), (",epochs=7", 7, 1), (",epochs=1", 1, 0)):
+            name = f"{CONFIGS / 'descriptor.py'}:trainable={trainable}{given}"
+            schedule = load_config(name, []).schedule
+            assert (schedule.epochs, schedule.warmup_epochs) == (epochs, warmup)
 
 
 def test_a_background_too_small_to_normalise_by_is_left_out(start, tmp_path):
@@ -211,9 +241,11 @@ def test_a_resumed_run_equals_an_undisturbed_one(images, start, tmp_path):
 
 
 def test_runs_share_a_cache_that_refuses_other_views(images, start, tmp_path, monkeypatch):
-    shared = {"data.cache": str(tmp_path / "cache")}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shared = {"data.cache": "~/cache"}
     train_and_evaluate(config_of(images, start, **shared), tmp_path / "first")
     assert not (tmp_path / "first" / "view_features.npy").exists()
+    assert (tmp_path / "cache" / "view_features.npy").exists()
     with monkeypatch.context() as nothing:
         nothing.setattr(frozen, "trunk_of", None)
         nothing.setattr(frozen, "embed_to_file", None)
@@ -230,6 +262,27 @@ def test_runs_share_a_cache_that_refuses_other_views(images, start, tmp_path, mo
         config = config_of(images, start, **shared, **changes)
         with pytest.raises(UserError, match=rf"view_features\.json: its features are of {what}"):
             train_and_evaluate(config, tmp_path / "third")
+
+
+def test_a_cache_is_of_these_very_images(start, tmp_path):
+    model, cache = load_model(str(start)), tmp_path / "cache"
+
+    def cached(folder):
+        return frozen.view_features(config_of(folder, start), find_images(folder), model, cache)
+
+    first = make_images(tmp_path / "first", 40)
+    expected = cached(first).unedited
+    # Where they lie is of no account.
+    shutil.copytree(first, tmp_path / "copy")
+    np.testing.assert_array_equal(cached(tmp_path / "copy").unedited, expected)
+    other = make_images(tmp_path / "other", 40, seed=1)
+    with pytest.raises(UserError, match=r"of another set of images than data\.train's .*; give"):
+        cached(other)
+    # A record of before this was noted is taken as it was.
+    record = json.loads((cache / frozen.PROGRESS).read_text())
+    del record["files"]
+    (cache / frozen.PROGRESS).write_text(json.dumps(record))
+    np.testing.assert_array_equal(cached(other).unedited, expected)
 
 
 def test_of_runs_that_share_a_cache_one_computes_it(images, start, tmp_path):
@@ -250,14 +303,19 @@ def test_too_few_images_are_reported_before_anything_is_computed(images, start, 
     assert not (tmp_path / "run" / "unedited_features.npz").exists()
 
 
-def test_unreadable_images_are_left_out(start, tmp_path):
+def test_unreadable_images_are_left_out(start, tmp_path, caplog):
     folder = make_images(tmp_path / "pictures", 40)
     (folder / "T00007.jpg").write_bytes(b"no picture")
-    train_and_evaluate(config_of(folder, start), tmp_path / "run")
-    stored = (tmp_path / "run" / "unreadable.txt").read_text()
-    assert stored.splitlines() == [str(folder / "T00007.jpg")]
-    card = json.loads((tmp_path / "run" / "export" / "model.json").read_text())
-    assert card["trained"]["images"] == 39
+    shared = {"data.cache": str(tmp_path / "cache")}
+    # Also by those who find the features there.
+    for name, changes in (("run", {}), ("first", shared), ("second", shared)):
+        train_and_evaluate(config_of(folder, start, **changes), tmp_path / name)
+        stored = (tmp_path / name / "unreadable.txt").read_text()
+        assert stored.splitlines() == [str(folder / "T00007.jpg")]
+        card = json.loads((tmp_path / name / "export" / "model.json").read_text())
+        assert card["trained"]["images"] == 39
+        said = f"1 of the 40 training images are left out, since they cannot be read; {tmp_path}"
+        assert f"{said}/{name}/unreadable.txt" in caplog.text
 
 
 def test_an_export_knows_what_its_scores_mean(start, tmp_path, caplog):

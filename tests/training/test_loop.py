@@ -178,6 +178,15 @@ def test_a_finished_run_is_left_as_it_is(toys, images, features, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == lines
 
 
+def test_a_run_that_is_past_its_end_says_what_it_exports(toys, images, features, tmp_path, caplog):
+    config = toy_config(images, features, **{"schedule.max_steps": 2})
+    train_and_evaluate(config, tmp_path)
+    assert "max_steps" not in caplog.text
+    config.schedule.max_steps = 1
+    assert int(train_and_evaluate(config, tmp_path).step) == 2
+    assert "has come to step 2 already, past config.schedule.max_steps = 1" in caplog.text
+
+
 def test_eight_devices_agree_with_one(toys, images, features, tmp_path):
     states = []
     for devices in (1, 8):
@@ -212,7 +221,9 @@ def test_a_window_of_steps_is_profiled(toys, images, features, tmp_path, caplog)
 
 def test_batch_that_the_devices_cannot_share_is_refused(toys, images, features, tmp_path):
     config = toy_config(images, features, devices=3)
-    with pytest.raises(UserError, match=r"config\.batch_size is 8, not a multiple of the 3"):
+    with pytest.raises(
+        UserError, match=r"config\.batch_size is 8, not a multiple of the 3 .*batch_size=6\)"
+    ):
         train_and_evaluate(config, tmp_path / "run")
     config.devices = 9
     with pytest.raises(UserError, match="devices is 9, but there are 8"):
@@ -354,6 +365,18 @@ def test_two_runs_in_one_folder_are_refused(tmp_path, toys):
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+def test_two_runs_into_the_same_checkpoints_are_refused(toys, images, features, tmp_path):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    config = toy_config(images, features, **{"schedule.max_steps": 1, "checkpoint_dir": str(kept)})
+    with (
+        held(kept, ""),
+        pytest.raises(UserError, match="kept: another process writes its checkpoints there"),
+    ):
+        train_and_evaluate(config, tmp_path / "run")
+    assert int(train_and_evaluate(config, tmp_path / "run").step) == 1
+
+
 def test_training_on_evaluation_images_is_refused(toys, images, features, tmp_path, caplog):
     queries = make_images(tmp_path / "queries", 9, prefix="Q")
     with pytest.raises(UserError, match=r"9 images of .*queries have names of DISC's queries"):
@@ -438,10 +461,11 @@ def test_init_from_what_does_not_fit_is_refused(toys, tmp_path):
 # What a run may be made of.
 
 
-def test_evaluation_during_a_run(toys, images, features, tmp_path):
+def test_evaluation_during_a_run(toys, images, features, tmp_path, caplog):
     disc = tmp_path / "disc"
     make_images(disc / "queries", 4, prefix="Q", seed=7)
     make_images(disc / "references", 6, prefix="R", seed=7)
+    (disc / "references" / "R00005.jpg").write_bytes(b"no image")
     (disc / "ground_truth.csv").write_text("".join(f"Q0000{i},R0000{i}\n" for i in range(4)))
     changes = {"evals.disc.data": str(disc), "evaluate.every": 2, "schedule.max_steps": 3}
     changes |= {
@@ -457,6 +481,7 @@ def test_evaluation_during_a_run(toys, images, features, tmp_path):
         folder = tmp_path / "run" / "evaluations" / str(step) / "disc"
         assert (folder / "disc_metrics.csv").is_file()
         assert (folder / "predictions.csv").is_file()
+        assert f"leaves out 1 of its images, since they cannot be read; {folder}" in caplog.text
     rows = metrics_of(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2, 2, 3, 3]
     # Queries and references are the same images here.

@@ -1,10 +1,13 @@
 """What a run writes down, where what is there already is damaged."""
 
+import importlib
 import json
 import os
 import resource
 import shutil
 import signal
+import struct
+import subprocess
 
 import pytest
 from etils import epath
@@ -81,6 +84,64 @@ def test_metrics_wait_for_room(tmp_path, capsys):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
 
 
+def test_events_end_on_a_full_disk_and_the_metrics_do_not(tmp_path, capsys):
+    pytest.importorskip("tensorboardX")
+    metrics = record.Metrics(tmp_path, 0, evaluates=True)
+    metrics.write([{"step": 1, "loss": 1.0}])
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    whole = events.stat().st_size
+    assert whole > 100
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (whole + 1, hard))
+        for step in (2, 3):
+            metrics.write([{"step": step, "loss": 1.0}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    # More than the queue of tensorboardX's own writer holds.
+    for step in range(4, 40):
+        metrics.write([{"step": step, "loss": 1.0}])
+    metrics.close()
+    assert [row["step"] for row in metrics_of(tmp_path)] == list(range(1, 40))
+    assert capsys.readouterr().err.count("tensorboard cannot be written") == 1
+
+
+def test_events_say_what_the_metrics_say(tmp_path):
+    pytest.importorskip("tensorboardX")
+    event_pb2 = importlib.import_module("tensorboardX.proto.event_pb2")
+    metrics = record.Metrics(tmp_path, 4, evaluates=True)
+    metrics.write([{"step": 5, "loss": 0.5, "nothing": None}])
+    metrics.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    content, found = path.read_bytes(), []
+    while content:
+        # A record: its length, a checksum of that, what it holds, a checksum of this.
+        (size,) = struct.unpack("Q", content[:8])
+        found.append(event_pb2.Event.FromString(content[12 : 12 + size]))
+        content = content[16 + size :]
+    version, start, figure = found
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (5, event_pb2.SessionLog.START)
+    (value,) = figure.summary.value
+    assert (figure.step, value.tag, value.simple_value) == (5, "loss", 0.5)
+
+
+def test_the_revision_is_of_this_package_s_own_checkout(tmp_path, monkeypatch):
+    installed = tmp_path / "project" / "site-packages" / "rdcd_jax" / "training" / "record.py"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    monkeypatch.setattr(record, "__file__", str(installed))
+    git = ["git", "-C", str(tmp_path / "project"), "-c", "user.name=x", "-c", "user.email=x@y"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    assert record._git_revision() is None
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "ours"], check=True)
+    assert len(record._git_revision()) == 40
+
+
 def test_a_step_s_evaluation_is_dropped_only_where_it_is_made_again(tmp_path):
     rows = [{"step": 3, "loss": 1.0}, {"step": 3, "evaluate/disc/Flat/None/uAP": 0.5}]
     for evaluates in (False, True):
@@ -100,6 +161,14 @@ def test_checkpoints_of_another_run_are_not_taken(tmp_path):
         UserError, match=r"elsewhere holds a run with config\.seed = 0, .* 1; give config\.checkp"
     ):
         record.claim_checkpoints(folder, first | {"seed": 1})
+    # Another workdir's run may be on other images.
+    images = {"kind": "files", "pictures": 10, "ids": "a"}
+    apart = epath.Path(tmp_path / "apart")
+    apart.mkdir()
+    for _ in range(2):
+        record.claim_checkpoints(apart, first, images)
+    with pytest.raises(UserError, match=r"apart holds .* were 10 images, and now there are 9; giv"):
+        record.claim_checkpoints(apart, first, images | {"pictures": 9})
     # Nor are those that a run has left behind forgotten.
     (folder / "5").mkdir()
     record.begin(tmp_path / "run", first)
@@ -109,6 +178,17 @@ def test_checkpoints_of_another_run_are_not_taken(tmp_path):
     ):
         record.begin(tmp_path / "run", first | {"checkpoint_dir": ""})
     assert len(json.loads((tmp_path / "run" / "run.json").read_text())["starts"]) == 2
+
+
+def test_a_tilde_is_one_s_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = {"checkpoint_dir": "~/kept"}
+    assert record.checkpoint_folder(tmp_path / "run", config) == epath.Path(tmp_path / "kept")
+    record.begin(tmp_path / "run", config)
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert stored["config"]["checkpoint_dir"] == str(tmp_path / "kept")
+    bucket = {"checkpoint_dir": "gs://bucket/run"}
+    assert str(record.checkpoint_folder(tmp_path, bucket)) == "gs://bucket/run"
 
 
 def test_a_run_of_version_0_1_goes_on(tmp_path):

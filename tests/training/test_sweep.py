@@ -15,11 +15,12 @@ from toy import CONFIGS, add_toys, make_images
 from rdcd_jax.cli import main
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.descriptors import Descriptors, write_descriptors
-from rdcd_jax.training import sweep
+from rdcd_jax.training import loop, sweep
 from rdcd_jax.training.check import check_config
 from rdcd_jax.training.config import load_config
 from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.training.results import Result, portable, read_results
+from rdcd_jax.training.step_log import StepLog
 from rdcd_jax.training.sweep import load_sweep
 from rdcd_jax.weights.library import load_model
 
@@ -173,14 +174,14 @@ def test_a_stopped_run_is_continued(swept, capsys, monkeypatch):
     path = out / "results" / f"{NAMES[0]}.json"
     whole = json.loads(path.read_text())
     path.unlink()
-    train = sweep.run_training
 
-    def stopped(config, workdir):
+    def stopped(*given):
         os.kill(os.getpid(), signal.SIGTERM)
-        return train(config, workdir)
+        return StepLog(*given)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
-        patch.setattr(sweep, "run_training", stopped)
+        # Made before the first step.
+        patch.setattr(loop, "StepLog", stopped)
         go("--only=moco")
     assert left.value.code == 128 + signal.SIGTERM
     out_lines = capsys.readouterr().out
@@ -192,6 +193,24 @@ def test_a_stopped_run_is_continued(swept, capsys, monkeypatch):
     again = json.loads(path.read_text())
     for name in ("figures", "config", "overrides", "steps", "training_seconds"):
         assert again[name] == whole[name], name
+
+
+def test_a_sweep_ends_at_once_while_a_run_sets_up(swept, capsys, monkeypatch):
+    out, go, _ = swept
+    path = out / "results" / f"{NAMES[0]}.json"
+    kept = path.read_bytes()
+    path.unlink()
+
+    def terminated(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("the signal was put off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "set_up", terminated)
+        assert go("--only=moco") == 128 + signal.SIGTERM
+    stored = capsys.readouterr()
+    assert "ended by SIGTERM" in stored.err and "[2/2]" not in stored.out
+    path.write_bytes(kept)
 
 
 def test_a_benchmark_is_asked_for(swept, capsys):

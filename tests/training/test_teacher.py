@@ -1,5 +1,7 @@
 """The teacher of a run, live and cached, on toys."""
 
+import json
+
 import jax
 import ml_collections
 import numpy as np
@@ -67,6 +69,42 @@ def test_a_cached_teacher_is_asked_once(toys, images, tmp_path):
         train_and_evaluate(config, tmp_path / "run")
 
 
+def test_an_export_says_what_it_is_made_of_and_whose_that_is(toys, images, tmp_path):
+    models = {}
+    for name, dim in (("teacher", None), ("init_from", 4)):
+        models[name] = make_export(tmp_path / name / "export", dim=dim)
+        path = models[name] / "model.json"
+        licences = [f"of the {name}", "of both"]
+        path.write_text(json.dumps({**json.loads(path.read_text()), "licences": licences}))
+    changes = {"teacher.model": str(models["teacher"]), "init_from": str(models["init_from"])}
+    for features in ("live", "cached"):
+        config = toy_config(
+            images, **changes, **{"teacher.features": features, "schedule.max_steps": 1}
+        )
+        train_and_evaluate(config, tmp_path / features)
+        card = json.loads((tmp_path / features / "export" / "model.json").read_text())
+        assert card["licences"] == ["of the init_from", "of both", "of the teacher"]
+        assert card["trained"] == {
+            "steps": 1,
+            "images": 40,
+            "teacher": "teacher/export",
+            "started from": "init_from/export",
+        }
+
+
+def test_a_cached_teacher_is_of_these_very_images(toys, tmp_path, caplog):
+    images = make_images(tmp_path / "images", 8)
+    (images / "T00003.jpg").write_bytes(b"no image")
+    model = make_export(tmp_path / "teacher", dim=None)
+    config = ml_collections.ConfigDict({"features": "cached", "model": str(model)})
+    assert len(cached_teacher(config, find_images(images), tmp_path).images) == 7
+    assert (tmp_path / "unreadable.txt").read_text() == f"{images / 'T00003.jpg'}\n"
+    assert "1 of the 8 training images are left out, since they cannot be read" in caplog.text
+    make_images(images, 8, seed=1)
+    with pytest.raises(UserError, match="files of .*images have other sizes or times"):
+        cached_teacher(config, find_images(images), tmp_path)
+
+
 @pytest.mark.parametrize("name", ["teacher", "init_from"])
 def test_a_run_goes_on_with_the_weights_that_it_began_with(name, toys, images, tmp_path):
     models = {
@@ -81,7 +119,7 @@ def test_a_run_goes_on_with_the_weights_that_it_began_with(name, toys, images, t
         train_and_evaluate(config, tmp_path / "run")
 
 
-def test_a_descriptor_file_of_other_images_is_refused(toys, images, features, tmp_path):
+def test_a_descriptor_file_of_other_images_is_refused(toys, images, features, tmp_path, caplog):
     others = make_images(tmp_path / "others", 30, prefix="T1")
     found = find_images(others)
     config = ml_collections.ConfigDict({"features": str(features), "model": "sscd"})
@@ -91,3 +129,5 @@ def test_a_descriptor_file_of_other_images_is_refused(toys, images, features, tm
     config.features = str(some)
     teacher = cached_teacher(config, found, tmp_path)
     assert len(teacher.images) == 20
+    assert "has descriptors of 20 of the 30 training images; the others" in caplog.text
+    assert "left out (the first: T100020)" in caplog.text

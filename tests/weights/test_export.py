@@ -149,6 +149,7 @@ def test_the_safetensors_file_is_a_model_here(student, tmp_path):
     path = exported(student, "safetensors", tmp_path)
     model = load_model(path)
     assert model.card.get("calibration") == student.card.get("calibration")
+    assert model.licences == student.licences and "Meta" in student.licences[0]
     assert (model.name, model.dim, model.image_size) == ("rdcd-effb0-128", 128, SIZE)
     found, expected = (convert.to_torch(each.module, each.network) for each in (model, student))
     assert found.keys() == expected.keys()

@@ -75,6 +75,7 @@ def test_a_classifier_is_a_trunk_to_start_from(tmp_path, name, kind, classes):
     spec = f"{kind}:{saved(tmp_path / 'a.safetensors', tensors)}"
     model = load_network(spec, trunk=True, feature_dim=48)
     assert (model.network, model.feature_dim, model.dim) == (name, 48, 48)
+    assert model.licences == (kinds.KINDS[kind].licence,)
     filled = convert.to_torch(model.module, name)
     head = tables.HEADS[name]
     for key, array in tensors.items():
@@ -83,6 +84,11 @@ def test_a_classifier_is_a_trunk_to_start_from(tmp_path, name, kind, classes):
     assert np.std(filled[f"{head}.weight"]) > 0
     with pytest.raises(UserError, match=r"a trunk to start a student from .*, not a model"):
         load_model(spec)
+    # By the network's name, once it is imported.
+    named = load_network(name, trunk=True, feature_dim=48)
+    assert named.fingerprint == model.fingerprint
+    with pytest.raises(UserError, match=r"a trunk to start a student from .*, not a model"):
+        load_model(name)
 
 
 def test_a_head_of_another_width_is_a_feature(tmp_path):
