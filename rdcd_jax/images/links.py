@@ -41,10 +41,10 @@ def stamps(images: ImageSet) -> np.ndarray:
     return np.asarray(rows, np.int64).reshape(-1, 2)
 
 
-def files_sha256(images: ImageSet) -> str:
-    """A hex digest of the images' `stamps`: another one where a file was changed or exchanged, the same where they were
-    moved or copied with their times."""
-    return hashlib.sha256(stamps(images).astype("<i8").tobytes()).hexdigest()
+def sizes_sha256(images: ImageSet) -> str:
+    """A hex digest of how many bytes each image's file has: another one where files of these names hold other images,
+    the same where they were moved or copied, as on the next machine of a cluster."""
+    return hashlib.sha256(stamps(images)[:, 0].astype("<i8").tobytes()).hexdigest()
 
 
 def each_once(images: ImageSet) -> ImageSet:

@@ -25,7 +25,7 @@ from rdcd_jax.core.mesh import local_mesh, replicate
 from rdcd_jax.core.progress import Reporter
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.embedding.service import embed_to_file
-from rdcd_jax.images.links import files_sha256
+from rdcd_jax.images.links import sizes_sha256
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.training import feed
 from rdcd_jax.training.fitting import featured, trunk_of
@@ -42,7 +42,7 @@ _TOLD = {
     "dtype": "student.dtype",
     "trunk": "trunk (init_from)",
     "images": "data.train",
-    "files": "set of images than data.train's (its files have other sizes or times)",
+    "files": "set of images than data.train's (its files have other sizes)",
 }
 # Images whose views go through the trunk at a time, on however many devices: what is done is counted in them.
 _BATCH = 64
@@ -129,7 +129,7 @@ def view_features(
         "views": config.data.cached_views,
         "unedited_size": config.evaluate.image_size,
         "images": images.fingerprint(),
-        "files": files_sha256(images),
+        "files": sizes_sha256(images),
     }
     if config.student.dtype != "float32":
         # What does not say is of float32.

@@ -18,7 +18,7 @@ from rdcd_jax.core.files import file_sha256, write_json
 from rdcd_jax.core.progress import Reporter
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.embedding.service import embed_to_file
-from rdcd_jax.images.links import files_sha256
+from rdcd_jax.images.links import sizes_sha256
 from rdcd_jax.images.naming import escaped
 from rdcd_jax.images.sources import ImageSet, changed
 from rdcd_jax.method.objective import Objective
@@ -216,7 +216,7 @@ def _embed_all(spec: str, images: ImageSet, path: pathlib.Path) -> Model | OnnxM
 
 def _begin_or_check(spec: str, fingerprint: str, images: ImageSet, path: pathlib.Path) -> None:
     """Notes beside the file what makes it, or makes sure that this made the one there."""
-    files = files_sha256(images)
+    files = sizes_sha256(images)
     made_by = {"teacher": fingerprint, "images": images.fingerprint(), "files": files}
     beside = path.with_suffix(".json")
     if path.exists() and beside.exists():
@@ -225,7 +225,7 @@ def _begin_or_check(spec: str, fingerprint: str, images: ImageSet, path: pathlib
             same = before["teacher"] == made_by["teacher"]
             difference = changed(before["images"], made_by["images"])
             if not difference and before.get("files", files) != files:
-                difference = f"files of {images.source} have other sizes or times"
+                difference = f"files of {images.source} have other sizes"
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{beside} is damaged ({error}); delete it and {path.name} to embed the images again."

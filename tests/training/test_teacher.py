@@ -101,7 +101,7 @@ def test_a_cached_teacher_is_of_these_very_images(toys, tmp_path, caplog):
     assert (tmp_path / "unreadable.txt").read_text() == f"{images / 'T00003.jpg'}\n"
     assert "1 of the 8 training images are left out, since they cannot be read" in caplog.text
     make_images(images, 8, seed=1)
-    with pytest.raises(UserError, match="files of .*images have other sizes or times"):
+    with pytest.raises(UserError, match="files of .*images have other sizes"):
         cached_teacher(config, find_images(images), tmp_path)
 
 
