@@ -73,9 +73,6 @@ class Settings:
         Raises:
             UserError: a codec is of more dimensions, or it or a score normalisation is fitted on more images.
         """
-        for spec in self.score_norms:
-            if spec is not None:
-                norms.require_ranks(norms.parse_score_norm(spec), training)
         for codec in map(parse_codec, self.codecs):
             if dim is None or not codec.needs_training:
                 continue
@@ -89,6 +86,9 @@ class Settings:
                     f"{codec.name} is fitted on at least as many training images as the model has dimensions:"
                     f" {training} are given for {dim}; give a larger training set, or other codecs."
                 )
+        for spec in self.score_norms:
+            if spec is not None:
+                norms.require_ranks(norms.parse_score_norm(spec), training)
 
     def require(self, has_training: bool) -> None:
         """Raises UserError for settings that cannot work, before any costly work."""
