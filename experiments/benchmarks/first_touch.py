@@ -59,6 +59,15 @@ def first_and_later(folder: pathlib.Path, rounds: int, *arguments: str | os.Path
     return {"first": round(taken[0], 2), "later": round(statistics.median(taken[1:]), 2)}
 
 
+def table(found: dict) -> str:
+    """What a user waits for, in seconds."""
+    lines = ["| seconds | at first | later |", "|---|---|---|"]
+    for name, row in found.items():
+        first = "" if row["first"] is None else row["first"]
+        lines.append(f"| {name} | {first} | {row['later']} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measures all, and writes the result."""
     parser = argparse.ArgumentParser(

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from experiments.benchmarks import cost, projection, search_plot
+from experiments.benchmarks import cost, first_touch, projection, search_plot
 from experiments.benchmarks.projection import compiled_rows
 from experiments.studies import (
     calibration,
@@ -224,6 +224,7 @@ def tables() -> dict[str, str]:
         "documents": documents.table(_result("documents")["models"]),
         "engines": engines_table(_result("engines")["models"]),
         "searched": search_plot.summary_table(_result("bench_search")["summary"]),
+        "first_touch": first_touch.table(_result("first_touch")["seconds"]),
         "cost": cost.table(costs["networks"], costs["settings"]["size"]),
     }
 
