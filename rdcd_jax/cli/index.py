@@ -90,7 +90,7 @@ def _build(options, rest) -> None:
     from rdcd_jax.search.calibration import read_file
 
     images = sources_of(options)
-    calibration = None if options.calibration is None else read_file(options.calibration)
+    calibration = options.calibration and read_file(options.calibration)
     if options.ann:
         # Before anything is embedded.
         require_place(options.out)

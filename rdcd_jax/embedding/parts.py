@@ -39,7 +39,7 @@ from rdcd_jax.embedding.stream import (
     has_fingerprint,
     none_embedded,
 )
-from rdcd_jax.images.links import stamps
+from rdcd_jax.images.links import stamp, status
 from rdcd_jax.images.sources import ImageSet, changed
 
 FORMAT = 1
@@ -145,8 +145,10 @@ class Parts:
         )
 
     def _files(self, number: int) -> np.ndarray:
-        """[n, 2] int64: what tells that a part's files have changed."""
-        return stamps(self.images.subset(self.positions(number)))
+        """[n, 2] int64: bytes and time of the last change of a part's files; 0 for what lies in none of its own."""
+        found = (status(self.images, position) for position in self.positions(number))
+        rows = [(0, 0) if each is None else stamp(each) for each in found]
+        return np.asarray(rows, np.int64).reshape(-1, 2)
 
     def read(self, number: int) -> Part | None:
         """A part; None where it is missing or damaged."""

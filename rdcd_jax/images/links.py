@@ -34,17 +34,12 @@ def stamp(found: os.stat_result) -> tuple[int, int]:
     return found.st_size, max(-_LATEST, min(found.st_mtime_ns, _LATEST))
 
 
-def stamps(images: ImageSet) -> np.ndarray:
-    """[N, 2] int64: bytes and time of the last change of each image's file; 0 for what lies in none of its own."""
-    found = (status(images, position) for position in range(len(images)))
-    rows = [(0, 0) if each is None else stamp(each) for each in found]
-    return np.asarray(rows, np.int64).reshape(-1, 2)
-
-
 def sizes_sha256(images: ImageSet) -> str:
     """A hex digest of how many bytes each image's file has: another one where files of these names hold other images,
     the same where they were moved or copied, as on the next machine of a cluster."""
-    return hashlib.sha256(stamps(images)[:, 0].astype("<i8").tobytes()).hexdigest()
+    found = (status(images, position) for position in range(len(images)))
+    sizes = [0 if each is None else each.st_size for each in found]
+    return hashlib.sha256(np.asarray(sizes, "<i8").tobytes()).hexdigest()
 
 
 def each_once(images: ImageSet) -> ImageSet:

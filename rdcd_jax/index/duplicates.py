@@ -300,8 +300,7 @@ def _told_apart(sets: Sequence[Compared], groups: list[Group]) -> list[Group]:
             continue
         own = len(group) - group.others
         which = [inks[path, 0 if i < own else -1] for i, path in enumerate(group.paths)]
-        if (part := without_unlike_pages(group, which)) is not None:
-            kept.append(part)
+        kept += without_unlike_pages(group, which)
     return sorted(kept, key=lambda group: -group.score)
 
 

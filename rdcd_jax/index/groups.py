@@ -150,18 +150,21 @@ def without_likes(group: Group, inks: Sequence[np.ndarray | None]) -> list[Group
     positions = [i for i, ink in enumerate(inks) if ink is not None]
     if len(positions) < 2:
         return [group]
-    found = _grouped_rows(np.stack([inks[i] for i in positions]), SAME_INK)
-    parts = [[positions[i] for i in rows] for rows in found]
+    found = _grouped(np.stack([inks[i] for i in positions]), SAME_INK, Scoring())
+    parts = [[positions[i] for i in rows] for rows, _ in found]
     others = [i for i, ink in enumerate(inks) if ink is None]
     return [part for rows in (*parts, others) for part in groups_within(group, rows)]
 
 
-def without_unlike_pages(group: Group, inks: Sequence[np.ndarray | None]) -> Group | None:
-    """An image and those of another set, without pages and drawings that only look alike; None where that is all.
+def without_unlike_pages(group: Group, inks: Sequence[np.ndarray | None]) -> list[Group]:
+    """An image and those of another set, without pages and drawings that only look alike.
 
     Args:
         group: the group, of two sets.
         inks: as of `without_likes`.
+
+    Returns:
+        One group, or none where that is all.
     """
     first, *others = inks
     rows = [
@@ -169,7 +172,7 @@ def without_unlike_pages(group: Group, inks: Sequence[np.ndarray | None]) -> Gro
         for i, ink in enumerate(others, 1)
         if first is None or ink is None or float(first @ ink) >= SAME_INK
     ]
-    return part_of(group, [0, *rows]) if rows else None
+    return groups_within(group, [0, *rows])
 
 
 def groups_within(group: Group, rows: list[int]) -> list[Group]:
@@ -190,19 +193,8 @@ def groups_within(group: Group, rows: list[int]) -> list[Group]:
     part = part_of(group, rows)
     if group.others or part.score >= group.threshold:
         return [part]
-    found = _grouped_rows(part.descriptors, group.threshold, group.scoring)
-    return [part_of(part, each) for each in found]
-
-
-def _grouped_rows(
-    descriptors: np.ndarray,
-    threshold: float,
-    scoring: Scoring = Scoring(),  # noqa: B008 (it is frozen)
-) -> list[list[int]]:
-    """As `groups_of`, positions alone."""
-    names = [str(i) for i in range(len(descriptors))]
-    found = groups_of(names, names, descriptors, threshold, scoring)
-    return [[int(name) for name in each.ids] for each in found]
+    found = _grouped(part.descriptors, group.threshold, group.scoring)
+    return [part_of(part, each.tolist()) for each, _ in found]
 
 
 def part_of(group: Group, rows: list[int]) -> Group:
@@ -250,7 +242,17 @@ def groups_of(
         threshold: least score.
         scoring: how similarities become scores.
     """
-    count = len(ids)
+    return [
+        _group(rows, score, threshold, ids, paths, descriptors, scoring)
+        for rows, score in _grouped(descriptors, threshold, scoring)
+    ]
+
+
+def _grouped(
+    descriptors: np.ndarray, threshold: float, scoring: Scoring
+) -> list[tuple[np.ndarray, float]]:
+    """The groups' positions, ascending, each with its score; the surest group first."""
+    count = len(descriptors)
     stands_for = _equal_rows(descriptors, threshold)
     kept = np.flatnonzero(stands_for == np.arange(count))
     rows, columns, _ = _links(descriptors[kept], descriptors[kept], threshold, scoring, same=True)
@@ -265,10 +267,8 @@ def groups_of(
         if len(members) > 1:
             linked = graph[members][:, members]
             for which, score in _cut(descriptors[members], linked, threshold, scoring):
-                groups.append(
-                    _group(members[which], score, threshold, ids, paths, descriptors, scoring)
-                )
-    return sorted(groups, key=lambda group: -group.score)
+                groups.append((np.sort(members[which]), score))
+    return sorted(groups, key=lambda group: -group[1])
 
 
 def shared_groups(
@@ -315,7 +315,6 @@ def _group(
     descriptors: np.ndarray,
     scoring: Scoring,
 ) -> Group:
-    rows = np.sort(rows)
     named = (tuple(names[i] for i in rows.tolist()) for names in (ids, paths))
     files = np.zeros((len(rows), COLUMNS), np.int64)
     return Group(*named, score, threshold, descriptors[rows], scoring, files)

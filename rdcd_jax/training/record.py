@@ -304,7 +304,7 @@ def list_left_out(workdir: pathlib.Path, images: ImageSet, kept: ImageSet) -> No
     if len(kept) == len(images):
         return
     listing = UnreadableList(workdir)
-    listing.add(sorted(set(images.paths) - set(kept.paths)))
+    listing.add(set(images.paths) - set(kept.paths))
     if hosts.is_first():
         _log.warning(
             "%d of the %d training images are left out, since they cannot be read; %s lists them.",
