@@ -98,6 +98,7 @@ def test_public_names_are_typed(tmp_path):
         'for group in rdcd.find_duplicates("photos"):\n'
         "    paths: tuple[str, ...] = group.paths\n"
         "names: list[str] = rdcd.list_models()\n"
+        'rdcd.evaluate_disc(model, "DISC", "out")\n'
         "scores: np.ndarray = rdcd.knn(rows, rows, 1).scores\n"
     )
     words = ["--follow-imports=silent", "--ignore-missing-imports", "--no-incremental"]

@@ -34,6 +34,16 @@ def _hard_negatives(weight: float) -> Fields:
     return {"objective.entropy_lambda": 2 * weight}
 
 
+def _entropy_instead() -> Fields:
+    """SSCD's entropy term at the weight that hard negatives have; of its other term as little as can be had."""
+    # Hard negatives weigh 0.1 * 5, and the entropy is half their form.
+    return {
+        "objective.hn_lambda": 0.0,
+        "objective.sscd_lambda": 0.001,
+        "objective.entropy_lambda": 1000.0,
+    }
+
+
 def _framed(probability: float) -> Fields:
     """ADVANCED with borders of one colour round some views."""
     frame = Step("frame", probability, {"scale": (0.2, 0.9), "ratio": (0.5, 2)})
@@ -72,6 +82,11 @@ STUDIES = {
             "no hard negatives": {"objective.hn_lambda": 0.0},
             "neither": {"objective.kld_lambda": 0.0, "objective.hn_lambda": 0.0},
         },
+    ),
+    "entropy": Study(
+        "Does SSCD's entropy within the batch do what hard negatives do, where the whole student is trained?",
+        "student",
+        {"hard negatives": {}, "entropy instead": _entropy_instead()},
     ),
     "hard_negatives": Study(
         "How much should hard negatives weigh, where the descriptor alone is trained?",

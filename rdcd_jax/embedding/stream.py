@@ -38,12 +38,17 @@ class EmbeddingModel(Protocol):
         short_edge: images keep their aspect, see `shapes.rounded_shape`.
     """
 
-    name: str
-    fingerprint: str
-    image_size: int
-    short_edge: bool
-
-    def embed_batch(self, images: np.ndarray) -> np.ndarray:
+    # Properties, since nobody sets them: frozen classes have them too.
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
+    @property
+    def image_size(self) -> int: ...  # noqa: D102
+    @property
+    def short_edge(self) -> bool: ...  # noqa: D102
+    @property
+    def embed_batch(self) -> Callable[[np.ndarray], np.ndarray]:
         """Maps uint8 RGB images [B, H, W, 3] to descriptors [B, D] float32."""
         ...
 
