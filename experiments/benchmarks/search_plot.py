@@ -70,8 +70,8 @@ def summary(cell: dict) -> dict:
 def summary_table(rows: list[dict]) -> str:
     """What `summary` gives of all cells, in Markdown."""
     lines = [
-        "| rows, dimensions | `scann_ah` | the best peer | ratio | `jax` | `scann` | FAISS Flat | ratios |",
-        "|---|---|---|---|---|---|---|---|",
+        "| rows, dimensions | `scann_ah` | the best peer | ratio | `jax` | `scann` | FAISS Flat | ratios | on |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         reached = "not reached" if row["scann"] is None else f"{row['scann']:,.0f}"
@@ -79,7 +79,7 @@ def summary_table(rows: list[dict]) -> str:
         lines.append(
             f"| {row['rows']:,} x {row['dim']} | {reached} | {peer} | {row['scann_over_best_peer'] or ''} |"
             f" {row['exact']:,.0f} | {row['scann_exact']:,.0f} | {row['faiss_flat']:,.0f} |"
-            f" {row['exact_over_faiss_flat']}, {row['scann_exact_over_faiss_flat']} |"
+            f" {row['exact_over_faiss_flat']}, {row['scann_exact_over_faiss_flat']} | {row['device']} |"
         )
     return "\n".join(lines)
 

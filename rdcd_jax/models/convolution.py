@@ -2,7 +2,8 @@
 
 XLA's grouped convolution is 10 to 50 times slower on a CPU than the sum of shifted products that a depthwise
 convolution is, 3 to 20 times slower than dense convolutions of some groups each where groups are wider, and a 1x1
-convolution is a matrix product that every backend runs at full speed as one.
+convolution is a matrix product that every backend runs at full speed as one. Dense 3x3 ones are products by way of
+`winograd`.
 """
 
 import functools
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from rdcd_jax.models.winograd import pays, winograd
 
 # Up to 3x3, XLA's own transpose of the shifted sum is the faster gradient; at 5x5 the convolution is, 2 to 4 times.
 _FEW_TAPS = 9
@@ -37,7 +40,8 @@ def convolution(
         strides: the two strides.
         padding: explicit (low, high) pairs for height and width. 'SAME' is not for us: at stride 2 it pads
             (0, 1) where the published networks pad (1, 1).
-        feature_group_count: groups; C = groups takes the depthwise form, wider groups that of `grouped`.
+        feature_group_count: groups; C = groups takes the depthwise form, wider groups that of `grouped`, and without
+            groups 3x3 that of `dense`.
         **rest: what else `nnx.Conv` passes on to `lax.conv_general_dilated`.
 
     Returns:
@@ -51,6 +55,8 @@ def convolution(
         return depthwise(inputs, kernel, strides, padding)
     if group_channels > 1 and feature_group_count > 1:
         return grouped(inputs, kernel, strides, padding, feature_group_count)
+    if pays(inputs, kernel, strides):
+        return dense(inputs, kernel, padding)
     rest["dimension_numbers"] = _LAYOUT
     return lax.conv_general_dilated(
         inputs, kernel, strides, padding, feature_group_count=feature_group_count, **rest
@@ -112,6 +118,41 @@ def _pointwise_backward(saved, gradient):
 
 
 pointwise.defvjp(_pointwise_forward, _pointwise_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def dense(
+    inputs: jax.Array, kernel: jax.Array, padding: tuple[tuple[int, int], tuple[int, int]]
+) -> jax.Array:
+    """Convolves all channels with 3x3 filters at stride 1.
+
+    Args:
+        inputs: [B, H, W, C].
+        kernel: [3, 3, C, O].
+        padding: (low, high) pairs for height and width.
+
+    Returns:
+        [B, H', W', O].
+    """
+    plain = functools.partial(_plain, padding=padding)
+    return lax.platform_dependent(
+        inputs, kernel, cpu=functools.partial(winograd, padding=padding), default=plain
+    )
+
+
+def _plain(inputs, kernel, *, padding):
+    return lax.conv_general_dilated(inputs, kernel, (1, 1), padding, dimension_numbers=_LAYOUT)
+
+
+def _dense_forward(inputs, kernel, padding):
+    return dense(inputs, kernel, padding), (inputs, kernel)
+
+
+def _dense_backward(padding, saved, gradient):
+    return jax.vjp(functools.partial(_plain, padding=padding), *saved)[1](gradient)
+
+
+dense.defvjp(_dense_forward, _dense_backward)
 
 
 def grouped(

@@ -57,8 +57,8 @@ def _multiply_adds(program) -> int:
             outputs = kernel.shape[step.params["dimension_numbers"].rhs_spec[0]]
             total += step.outvars[0].aval.size * kernel.size // outputs
         elif name == "cond":
-            # One convolution in its forms for different devices: some are sums without products, or multiply by zero.
-            total += min(filter(None, inner), default=0)
+            # One convolution in its forms for different devices, the last of which is the plain one.
+            total += inner[-1]
         else:
             total += step.params.get("length", 1) * sum(inner) if name == "scan" else sum(inner)
     return total

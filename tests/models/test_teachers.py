@@ -17,7 +17,7 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.method.objective import Objective
 from rdcd_jax.models import registry, resnet, vit
-from rdcd_jax.models.convolution import grouped
+from rdcd_jax.models.convolution import convolution, grouped
 from rdcd_jax.training.check import check_config
 from rdcd_jax.training.config import load_config
 from rdcd_jax.training.loop import train_and_evaluate
@@ -90,6 +90,49 @@ def test_grouped_forms_agree(strides, channels):
     g = jnp.asarray(rng.normal(size=ours.shape), jnp.float32)
     for a, b in zip(pull(g), expected(g), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "padding"), [((4, 8, 8), ((1, 1), (1, 1))), ((4, 9, 7), ((0, 1), (2, 0)))]
+)
+def test_dense_forms_agree(shape, padding):
+    """The CPU's products of tiles against XLA's convolution, values and both gradients, also where tiles overhang."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(*shape, 32)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(3, 3, 32, 40)), jnp.float32)
+
+    def plain(x, w):
+        return jax.lax.conv_general_dilated(
+            x, w, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def here(x, w):
+        return convolution(x, w, (1, 1), padding)
+
+    if jax.default_backend() == "cpu":
+        assert "stablehlo.convolution" not in jax.jit(here).lower(x, w).as_text()
+    ours, pull = jax.vjp(here, x, w)
+    theirs, expected = jax.vjp(plain, x, w)
+    # Sums of 288 products.
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    g = jnp.asarray(rng.normal(size=ours.shape), jnp.float32)
+    for a, b in zip(pull(g), expected(g), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "strides"),
+    [
+        ((4, 8, 8, 32), (3, 3, 32, 40), (2, 2)),
+        ((4, 8, 8, 32), (5, 5, 32, 40), (1, 1)),
+        ((4, 8, 8, 16), (3, 3, 16, 40), (1, 1)),
+        ((1, 8, 8, 32), (3, 3, 32, 40), (1, 1)),
+    ],
+)
+def test_other_convolutions_stay_xlas(shape, kernel, strides):
+    x, w = jnp.zeros(shape), jnp.zeros(kernel)
+    lowered = jax.jit(lambda x, w: convolution(x, w, strides, ((1, 1), (1, 1)))).lower(x, w)
+    assert "stablehlo.convolution" in lowered.as_text()
 
 
 @pytest.fixture
