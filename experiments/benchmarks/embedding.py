@@ -10,10 +10,12 @@ compared. The result goes to experiments/results/bench_embed.json.
 """
 
 import argparse
+import atexit
 import functools
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import tempfile
 import time
@@ -49,8 +51,10 @@ def onnx_runs(form: str, source: str, size: int):
         export_weights(model_of(name, size), form, path)
         return run_of(load_onnx_model(name, path).at_size(size), source)
 
-    with tempfile.TemporaryDirectory() as folder:
-        return {name: run(name, folder) for name in NETWORKS}
+    # The files are read again when images are embedded.
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    return {name: run(name, folder) for name in NETWORKS}
 
 
 def model_of(name: str, size: int):

@@ -4,8 +4,9 @@
 
 Float32, the paper's networks, queue and bank of 65,536. PyTorch runs torchvision's networks in channels_last. The two
 alternate in one run, and medians are compared. Each turn runs its part twice and times the second, as in training one
-step follows the other: while one waits, a virtual machine may take back the memory it had freed. JAX's compile time is
-given beside, and GLIBC_TUNABLES, which decides whether large arrays lie in huge pages.
+step follows the other: while one waits, a virtual machine may take back the memory it had freed. Both keep a step's
+memory for the next, as training does (`core/heap.py`). JAX's compile time is given beside, and GLIBC_TUNABLES, which
+decides whether large arrays lie in huge pages.
 
 Needs torch and torchvision (`make test TORCH=1` installs them); they run in a process of their own, so that two thread
 pools never share the cores. The result goes to experiments/results/bench_step.json, or where --result says.
@@ -20,6 +21,7 @@ import statistics
 import time
 
 from experiments.benchmarks import turns
+from rdcd_jax.core.heap import keep_memory_of_steps
 from rdcd_jax.core.huge_pages import asking
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -104,6 +106,8 @@ def torch_parts(batch: int, size: int):
 
 def timed(make, batch: int, size: int):
     """Functions that time each part, and the seconds that compiling each took."""
+    # As training does; PyTorch's memory is kept too.
+    keep_memory_of_steps()
     made = make(batch, size)
     runs, compile_seconds = made if isinstance(made, tuple) else (made, {})
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import ml_collections
 
 from rdcd_jax.core import hosts
+from rdcd_jax.core.heap import keep_memory_of_steps
 from rdcd_jax.core.progress import Reporter
 from rdcd_jax.method.state import TrainState
 from rdcd_jax.training.checkpoints import Checkpoints
@@ -67,6 +68,7 @@ def run_training(
     Returns:
         The state; and whether the run came to its end, rather than to a signal's.
     """
+    keep_memory_of_steps()
     with contextlib.ExitStack() as stack:
         run = set_up(config, workdir, stack)
         hosts.wait("set up")
