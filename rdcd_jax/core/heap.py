@@ -25,8 +25,9 @@ def keep_memory_of_steps() -> None:
 
     XLA takes some GB for each step and frees them at its end. By default the C library gives such blocks back at once,
     and the kernel hands them out cleared again: a third of a step's time on a virtual machine. Kept is what the main
-    thread frees, so steps have to run in it: JAX is told so, which it heeds if it has not been used yet. It does
-    nothing where that is not glibc, or JAX's devices are others.
+    thread frees, so steps have to run in it: JAX is told so, which it heeds if it has not been used yet. The most that
+    a run takes grew by 7 % (45 steps of 64 images of 128 pixels, three evaluations). It does nothing where that is not
+    glibc, or JAX's devices are others.
     """
     import jax
 
