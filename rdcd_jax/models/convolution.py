@@ -134,14 +134,12 @@ def dense(
     Returns:
         [B, H', W', O].
     """
-    plain = functools.partial(_plain, padding=padding)
     return lax.platform_dependent(
-        inputs, kernel, cpu=functools.partial(winograd, padding=padding), default=plain
+        inputs,
+        kernel,
+        cpu=functools.partial(winograd, padding=padding),
+        default=functools.partial(_grouped, strides=(1, 1), padding=padding, groups=1),
     )
-
-
-def _plain(inputs, kernel, *, padding):
-    return lax.conv_general_dilated(inputs, kernel, (1, 1), padding, dimension_numbers=_LAYOUT)
 
 
 def _dense_forward(inputs, kernel, padding):
@@ -149,7 +147,8 @@ def _dense_forward(inputs, kernel, padding):
 
 
 def _dense_backward(padding, saved, gradient):
-    return jax.vjp(functools.partial(_plain, padding=padding), *saved)[1](gradient)
+    form = functools.partial(_grouped, strides=(1, 1), padding=padding, groups=1)
+    return jax.vjp(form, *saved)[1](gradient)
 
 
 dense.defvjp(_dense_forward, _dense_backward)
