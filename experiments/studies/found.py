@@ -8,6 +8,9 @@ from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index import Index
 from rdcd_jax.index.search import DEFAULT_VARIANTS
 
+# A similarity of -1 less what score normalisation takes off at most: every match reaches it.
+LEAST_SCORE = -2
+
 
 @dataclasses.dataclass(frozen=True)
 class Found:
@@ -41,7 +44,7 @@ def found_by(
     variants: Sequence[str] = DEFAULT_VARIANTS,
 ) -> Found:
     """Searches the queries, of which some have the copies that `pairs` name as (query, reference)."""
-    matches = list(index.search(queries, threshold=-1e9, variants=variants))
+    matches = list(index.search(queries, threshold=LEAST_SCORE, variants=variants))
     names = [(match.query, match.reference) for match in matches]
     figures = evaluate(pairs, *zip(*names, strict=True), [match.score for match in matches])
     least, true = index.threshold(), set(pairs)

@@ -166,7 +166,8 @@ def pooled_precision_recall(
 
     Args:
         relevance: as there.
-        distances: as there; among equals the order is that of numpy's default sort, as in the reference.
+        distances: as there; among equals the order is that of numpy's default sort, as in the reference. That depends
+            on the CPU's vector instructions: the reference's own figure of Copydays is within 3e-5 of any order's.
         n_positive: as there.
 
     Returns:

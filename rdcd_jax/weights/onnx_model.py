@@ -147,6 +147,9 @@ def _session(path: str | os.PathLike):
     options = onnxruntime.SessionOptions()
     # Its threads would wait for work at full speed, and take the cores from the student's step.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Without it a CPU that lacks VNNI adds pairs of 8-bit products in 16 bits, which overflow: an index that was built
+    # on such a machine would find less when it is searched on another.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]

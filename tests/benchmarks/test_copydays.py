@@ -30,12 +30,29 @@ def test_the_references_figures(vectors):
     ]
     blocks, overall = figures(names, h["eval_ids"], h["eval_distances"])
     expected = dict(zip(h["eval_metric_names"].tolist(), h["eval_metric_values"], strict=True))
-    assert overall == pytest.approx(expected.pop("macro AP"), abs=1e-12)
+    # Which of equal distances comes first depends on the CPU, here and in the reference: both
+    # are between the figures of true neighbours last and first among equals.
+    worst, best = (
+        figures(names, h["eval_ids"], distances)[1]
+        for distances in ties_broken(names, h["eval_ids"], h["eval_distances"])
+    )
+    for value in (overall, expected.pop("macro AP")):
+        assert best - 3e-5 < worst <= value <= best
     got = {f"{block.name} mAP": block.mean_average_precision for block in blocks}
     assert got == pytest.approx(expected, abs=1e-12)
     assert [block.name for block in blocks] == h["eval_block_names"].tolist()
     assert [block.images for block in blocks] == h["eval_block_sizes"].tolist()
     assert (sum(block.images for block in blocks), len(blocks)) == (IMAGES, BLOCKS)
+
+
+def ties_broken(names, ids, distances):
+    """[N, k] float64 twice: true neighbours last among equals, and first."""
+    originals = [name.split("/")[1] for name in names if name.startswith("original/")]
+    # A strong attack is named by its original's first four digits.
+    by_start = {name[:4]: position for position, name in enumerate(originals)}
+    true = ids == np.asarray([[by_start[name.split("/")[-1][:4]]] for name in names])
+    # Float32 numbers that differ do so by more.
+    return distances + 1e-12 * true, distances - 1e-12 * true
 
 
 def named(ids, rows):
