@@ -19,6 +19,8 @@ from rdcd_jax.core.files import stamp_of
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # Archives that are kept open.
 _MOST_OPEN = 64
+# Bytes at a time behind a tar's last member.
+_END_READ = 2**20
 # A member is read into memory whole.
 MOST_BYTES = 2**30
 
@@ -29,7 +31,7 @@ class ArchiveReader:
 
     Attributes:
         archive: its path.
-        content: hex digest over its members' names and sizes.
+        content: hex digest over its members' names and sizes, and their checksums, of a tar their times.
         stamp: of the file that was listed, see `stamp_of`.
     """
 
@@ -83,13 +85,20 @@ def list_archive(path: str) -> tuple[list[str], ArchiveReader]:
                 entries = archive.infolist()
             names = [each.filename for each in entries]
             # Of what was written twice the last counts.
-            members = {each.filename: each.file_size for each in entries if not each.is_dir()}
-            members = list(members.items())
+            members = {
+                each.filename: f"{each.file_size} {each.CRC}"
+                for each in entries
+                if not each.is_dir()
+            }
             locked = [each.filename for each in entries if each.flag_bits & 1]
         else:
             with tarfile.open(path, "r:") as archive:
                 names = archive.getnames()
-                members = [(name, each.size) for name, each in _tar_members(archive).items()]
+                members = {
+                    name: f"{each.size} {each.mtime}"
+                    for name, each in _tar_members(archive).items()
+                }
+                _require_end(archive)
             locked = []
     except (ValueError, EOFError, OverflowError, *_BROKEN) as error:
         raise UserError(
@@ -101,12 +110,12 @@ def list_archive(path: str) -> tuple[list[str], ArchiveReader]:
     if locked:
         raise UserError(f"{path}: {locked[0]} is encrypted; make an archive without a password.")
     members = sorted(
-        (name, size)
-        for name, size in members
+        (name, told)
+        for name, told in members.items()
         if not any(part.startswith(".") and part != "." for part in name.split("/"))
         and not name.startswith("__MACOSX/")
     )
-    listing = "".join(f"{name} {size}\n" for name, size in members)
+    listing = "".join(f"{name} {told}\n" for name, told in members)
     digest = hashlib.sha256(listing.encode(errors="surrogateescape"))
     return [name for name, _ in members], ArchiveReader(path, digest.hexdigest(), stamp)
 
@@ -132,6 +141,24 @@ def _tar_members(archive: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
         elif each.islnk() and each.linkname in found:
             found[each.name] = found[each.linkname]
     return found
+
+
+def _require_end(archive: tarfile.TarFile) -> None:
+    """Refuses a tar whose listing stopped short of its end: `tarfile` takes any block that is no header for that.
+
+    Raises:
+        tarfile.TarError: there is no end, or more behind it.
+    """
+    archive.fileobj.seek(archive.offset)
+    blocks = iter(lambda: archive.fileobj.read(_END_READ), b"")
+    first = next(blocks, b"")
+    if len(first) < tarfile.BLOCKSIZE or any(first[: tarfile.BLOCKSIZE]):
+        last = archive.getnames()[-1:]
+        raise tarfile.TarError(f"it is damaged or cut short after {', '.join(last) or 'its start'}")
+    if any(map(any, (first, *blocks))):
+        raise tarfile.TarError(
+            "there is more behind its end, as where archives were joined: `tar --ignore-zeros -xf` unpacks all"
+        )
 
 
 def _require_inside(path: str, name: str) -> None:

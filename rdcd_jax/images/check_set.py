@@ -257,11 +257,10 @@ def _fill(row: np.void, images: ImageSet, position: int) -> None:
             parts = (repr(image.size).encode(), image.tobytes())
             parts += () if seen.is_whole(header) else (content,)
             row["pixels"] = _digest(itertools.chain(parts, seen.all_frames(header)))
-    except Exception as error:
-        # A later frame than the one that stands for the animation is damaged; Pillow raises nearly anything then.
-        raise UnreadableImageError(
-            f"{images.paths[position]}: one of its frames cannot be read ({error})."
-        ) from error
+    except Exception:
+        # A later frame than the one that stands for the animation is damaged, so the very file counts; Pillow raises
+        # nearly anything then.
+        row["pixels"] = _digest([content])
     row["width"], row["height"] = image.size
     row["file_bytes"] = len(content)
     row["content"] = _digest([content])

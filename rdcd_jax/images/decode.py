@@ -106,7 +106,7 @@ def decode_rgb(
             would be missed; None keeps every pixel.
         content: the file's bytes, where they lie elsewhere; `path` is then only the name in messages.
         as_seen: lays transparent images on a ground, takes an animation's first frame with structure, finds the white
-            of deep values from the values, and uses a JPEG that lacks its last bytes, with a warning.
+            of grey of more than 8 bits from the values, and uses a JPEG that lacks its last bytes, with a warning.
 
     Returns:
         A Pillow image of mode RGB, detached from the file.
@@ -181,14 +181,15 @@ def resize_short_edge(image: Image.Image, size: int) -> Image.Image:
 
 def to_rgb(image: Image.Image, as_seen: bool = False) -> Image.Image:
     """An image as `decode_rgb` makes it of its file, but for its orientation."""
-    if image.mode == "RGB":
+    transparent = as_seen and seen.has_transparency(image)
+    if image.mode == "RGB" and not transparent:
         # Loaded, a JPEG no longer needs its file, and a copy would cost an eighth of the decoding.
         image.load()
         return image if image.format in ("JPEG", "MPO") else image.copy()
-    if image.mode == "F" or image.mode.startswith("I"):
+    if _is_deep(image):
         values = np.asarray(image)
         return (seen.grey_of(values) if as_seen else _deep_grey(values)).convert("RGB")
-    if as_seen and seen.has_transparency(image):
+    if transparent:
         return seen.flattened(image)
     if image.mode in ("P", "PA", "RGBa"):
         # Straight to RGB, Pillow warns about palettes whose transparency has several levels.
@@ -213,7 +214,8 @@ def upright_rgb(name: str, image: Image.Image, as_seen: bool = False) -> Image.I
         return _upright(image, to_rgb(image, as_seen))
     except Exception as error:
         # As of files.
-        raise UnreadableImageError(f"{name}: cannot be decoded ({error}).") from error
+        reason = str(error) or "it was closed, or is damaged"
+        raise UnreadableImageError(f"{name}: cannot be decoded ({reason}).") from error
 
 
 def _mended(path: str | os.PathLike, file: BinaryIO, error: OSError) -> Image.Image | None:
@@ -224,6 +226,11 @@ def _mended(path: str | os.PathLike, file: BinaryIO, error: OSError) -> Image.Im
         return None
     _log.warning("%s: is damaged, its last bytes are missing; what is there of it is used.", path)
     return to_rgb(image)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an image is grey of more than 8 bits."""
+    return image.mode == "F" or image.mode.startswith("I")
 
 
 def _deep_grey(values: np.ndarray) -> Image.Image:
@@ -259,6 +266,17 @@ def has_several(path: str) -> bool:
     except Exception:
         # As in `size_of`.
         return False
+
+
+def is_seen_otherwise(content: bytes) -> bool:
+    """Whether people see another image than the papers' protocols read of a whole file's bytes, see `seen`."""
+    with _PILLOW_IS_SILENT, Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        if seen.is_animated(image) or _is_deep(image):
+            return True
+        if not seen.has_transparency(image):
+            return False
+        # Most screenshots have an alpha channel that hides nothing.
+        return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
 
 
 def size_of(image: str | bytes) -> tuple[int, int] | None:

@@ -19,7 +19,7 @@ from rdcd_jax.core.errors import UnreadableImageError, UserError, one_line
 from rdcd_jax.core.files import file_sha256, write_aside, write_json, write_text
 from rdcd_jax.core.locks import held
 from rdcd_jax.core.workers import follow_parent
-from rdcd_jax.images.decode import decode_rgb, resize_short_edge
+from rdcd_jax.images.decode import decode_rgb, is_seen_otherwise, resize_short_edge
 from rdcd_jax.images.given import Images, images_of
 from rdcd_jax.images.links import stamp, status
 from rdcd_jax.images.records import ShardIndex, index_path, read_index, shard_name, write_index
@@ -230,6 +230,8 @@ class _Job:
             return content
         # The last reduction, by less than 2 to less than 4, is the one that a good filter does.
         image = decode_rgb(path, content=content, min_side_hint=2 * self.short_side)
+        if is_seen_otherwise(content):
+            return content
         if min(image.size) > self.short_side:
             image = resize_short_edge(image, self.short_side)
         elif content.startswith(b"\xff\xd8\xff"):

@@ -8,7 +8,7 @@ import os
 from rdcd_jax.images.decode import size_of
 from rdcd_jax.images.folders import PLUGINS
 from rdcd_jax.images.naming import escaped
-from rdcd_jax.images.sources import ImageSet
+from rdcd_jax.images.sources import ImageSet, called, listed
 
 _log = logging.getLogger(__name__)
 # What Pillow would open as the thumbnail in it.
@@ -38,6 +38,17 @@ def typed(images: ImageSet) -> ImageSet:
     others = tuple(path for path in images.others if path not in named)
     ids = tuple(named[path] for path in paths)
     return dataclasses.replace(images, ids=ids, paths=paths, others=others)
+
+
+def find_all_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
+    """As `find_images`, and with images that only their content tells; warns of what is left out.
+
+    Raises:
+        UserError: see `find_images`.
+    """
+    found = typed(listed(source))
+    warn_left_out(found)
+    return called(found, ids)
 
 
 def left_out(images: ImageSet) -> list[str]:

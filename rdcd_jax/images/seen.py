@@ -38,7 +38,10 @@ _END_OF_JPEG = b"\xff\xd9"
 
 def has_transparency(image: Image.Image) -> bool:
     """Whether an image has an alpha channel, or a colour that stands for transparent."""
-    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    key = image.info.get("transparency")
+    # An animation keeps its palette's index where its frames are RGB already.
+    has_key = key is not None and (image.mode != "RGB" or isinstance(key, tuple))
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or has_key
 
 
 def flattened(image: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 import dataclasses
 import glob
 import importlib.resources
+import io
 import os
 import pathlib
 import stat
@@ -92,13 +93,17 @@ class ImageSet:
         return len(self.paths)
 
     def read(self, position: int) -> bytes:
-        """The image at a position as it is stored, not decoded.
+        """The image at a position as it is stored, not decoded; as PNG where it is in memory.
 
         Raises:
             UnreadableImageError: there is no such file, or its record is damaged.
             UserError: a whole shard is gone or damaged.
         """
         path = self.paths[position]
+        if (held := self.in_memory.get(path)) is not None:
+            buffer = io.BytesIO()
+            upright_rgb(path, held, self.as_seen).save(buffer, "PNG")
+            return buffer.getvalue()
         if not self.is_file(position):
             return self.reader(path)
         try:
@@ -149,12 +154,24 @@ class ImageSet:
         return dataclasses.replace(self, as_seen=True)
 
     def subset(self, positions: Iterable[int]) -> "ImageSet":
-        """The images at some positions, in that order."""
+        """The images at some positions, in that order.
+
+        It knows of these alone: processes get one subset after another.
+        """
         positions = list(positions)
+        paths = tuple(self.paths[position] for position in positions)
+        reader = self.reader
+        if isinstance(reader, SeveralReader):
+            of = {path: reader.of[path] for path in paths if path in reader.of}
+            reader = dataclasses.replace(reader, of=of)
         return dataclasses.replace(
             self,
             ids=tuple(self.ids[position] for position in positions),
-            paths=tuple(self.paths[position] for position in positions),
+            paths=paths,
+            reader=reader,
+            in_memory={path: self.in_memory[path] for path in paths if path in self.in_memory},
+            others=(),
+            closed=(),
         )
 
     def fingerprint(self) -> dict[str, str | int]:
@@ -213,9 +230,13 @@ def find_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
     Raises:
         UserError: the source is missing, of another kind or empty, or two images share an id.
     """
+    return called(listed(source), ids)
+
+
+def called(found: ImageSet, ids: str) -> ImageSet:
+    """A set that `listed` gave, with ids of a kind; see `find_images` for both and what is raised."""
     if ids not in ("name", "path"):
         raise UserError(f"ids={ids!r} is not known: use 'name' or 'path'.")
-    found = listed(source)
     if not len(found):
         raise UserError(no_images(found))
     if found.reader is not None and found.reader.kind != "archive":
@@ -239,11 +260,12 @@ def listed(source: str | os.PathLike) -> ImageSet:
     if text in BUNDLED:
         text = str(importlib.resources.files("rdcd_jax") / "sample" / text.partition(":")[2])
     root = pathlib.Path(text)
-    if root.is_dir():
+    # Unlike a path's own methods these take whatever text for the name of nothing.
+    if os.path.isdir(text):
         return _of_folder(text, root)
     if ".array_record" in root.name and (found := _matching(text)):
         return _record_set(text, *list_shards(found))
-    if not root.is_file():
+    if not os.path.isfile(text):
         raise UserError(
             f"{escaped(text)}: there is no such folder or text file of image paths, nor an archive or records; the"
             f" bundled images are {', '.join(BUNDLED)}."

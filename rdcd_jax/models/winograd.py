@@ -23,11 +23,12 @@ _CHANNELS = 32
 def pays(inputs: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> bool:
     """Whether a convolution of [B, H, W, C] by [KH, KW, C, O] is faster this way on a CPU.
 
-    With fewer tiles than channels turning the kernel costs more than it saves. The sums want float32 at least.
+    With fewer tiles than channels turning the kernel costs more than it saves. The sums want float32 at least. Of a
+    program for any B a single image's tiles decide.
     """
     batch, height, width, _ = inputs.shape
     *size, cin, cout = kernel.shape
-    tiles = batch * -(-height // 2) * -(-width // 2)
+    tiles = (batch if isinstance(batch, int) else 1) * -(-height // 2) * -(-width // 2)
     fits = tuple(size) == (3, 3) and tuple(strides) == (1, 1) and inputs.dtype.itemsize >= 4
     return fits and min(cin, cout) >= _CHANNELS and tiles >= max(cin, cout)
 
@@ -64,10 +65,10 @@ def winograd(inputs: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, 
     )
     tiles = tiles.reshape(16, -1, kernel.shape[2])
     products = lax.dot_general(tiles, kernels, (((2,), (1,)), ((0,), (0,))))
-    products = products.reshape(4, 4, len(inputs), down, across, -1)
+    products = products.reshape(4, 4, inputs.shape[0], down, across, -1)
     outputs = _both_sides(_OUTPUTS, [list(row) for row in products])
     whole = jnp.stack([jnp.stack(row, axis=3) for row in outputs], axis=2)
-    return whole.reshape(len(inputs), 2 * down, 2 * across, -1)[:, : size[0], : size[1]]
+    return whole.reshape(inputs.shape[0], 2 * down, 2 * across, -1)[:, : size[0], : size[1]]
 
 
 def _both_sides(

@@ -19,7 +19,8 @@ from rdcd_jax.core.files import is_address
 from rdcd_jax.core.locks import held
 from rdcd_jax.core.mesh import make_mesh, replicate
 from rdcd_jax.core.rng import stream
-from rdcd_jax.images.sources import ImageSet, find_images
+from rdcd_jax.images.passed_over import find_all_images
+from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.method.objective import Objective
 from rdcd_jax.method.state import TrainState, Tree, init_state, split
 from rdcd_jax.method.step import Batch, make_train_step
@@ -186,7 +187,7 @@ def inputs(config: ml_collections.ConfigDict) -> tuple[ImageSet, Mesh]:
         UserError: for a config, images or devices that cannot work.
     """
     check_config(config)
-    images = find_images(config.data.train)
+    images = find_all_images(config.data.train)
     check_training_set(images, config)
     images = share_of(images, config.data.share, config.seed)
     mesh = make_mesh(config.devices)

@@ -17,7 +17,7 @@ from rdcd_jax.models.branches import reparameterised
 from rdcd_jax.models.descriptor import DescriptorNet, normalize_images
 from rdcd_jax.models.registry import refuse_image_size
 from rdcd_jax.weights import convert
-from rdcd_jax.weights.onnx_model import OnnxModel, require_size, unit_length
+from rdcd_jax.weights.onnx_model import OnnxModel, require_pixels, require_size, unit_length
 
 # What computes descriptors.
 JAX, INT8 = "jax", "onnxruntime-int8"
@@ -115,7 +115,11 @@ class Model(Embeds):
         """Maps images [B, H, W, 3] uint8 to descriptors [B, D] float32 of unit length.
 
         By JAX all devices of this process share them; where B is no multiple of the devices, black images make it one.
+
+        Raises:
+            UserError: images of another type or shape.
         """
+        require_pixels(images)
         if self.quantised is not None:
             # The file gives the largest of nested descriptors.
             return unit_length(self.quantised.embed_batch(images)[:, : self.dim])

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.images.decode import resize_square
-from rdcd_jax.images.sources import find_images
+from rdcd_jax.images.passed_over import find_all_images
 from rdcd_jax.weights.model import Model
 from rdcd_jax.weights.onnx_graph import PRECISE
 from rdcd_jax.weights.onnx_networks import onnx_network
@@ -89,7 +89,7 @@ def onnx_int8(model: Model, range_images: str = DEFAULT_IMAGES) -> onnx.ModelPro
 
 def _images(source: str, size: int) -> list[np.ndarray]:
     """Images evenly over the source, each uint8 [1, size, size, 3]."""
-    images = find_images(source)
+    images = find_all_images(source)
     count = min(MOST_IMAGES, len(images))
     found = []
     for position in (i * len(images) // count for i in range(count)):

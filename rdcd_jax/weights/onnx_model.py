@@ -58,7 +58,12 @@ class OnnxModel(Embeds):
         return self.embed_batch(np.zeros((1, side, side, 3), np.uint8)).shape[1]
 
     def embed_batch(self, images: np.ndarray) -> np.ndarray:
-        """Maps images [B, H, W, 3] uint8 to descriptors [B, D] float32 of unit length."""
+        """Maps images [B, H, W, 3] uint8 to descriptors [B, D] float32 of unit length.
+
+        Raises:
+            UserError: images of another type or shape, or of a size that the file does not take.
+        """
+        require_pixels(images)
         (node,) = self.session.get_inputs()
         try:
             found = self.session.run(None, {node.name: np.ascontiguousarray(images)})[0]
@@ -89,6 +94,18 @@ class OnnxModel(Embeds):
                 f"{self.path} takes images of {only} x {only} pixels alone; leave the image size out."
             )
         return dataclasses.replace(self, image_size=image_size, short_edge=short_edge)
+
+
+def require_pixels(images: np.ndarray) -> None:
+    """Refuses what are no images as files decode to: other numbers would get descriptors that mean nothing.
+
+    Raises:
+        UserError: another type than uint8, or another shape than [B, H, W, 3].
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise UserError(
+            f"The images are an array of type {images.dtype} and shape {list(images.shape)}; give uint8 [B, H, W, 3]."
+        )
 
 
 def unit_length(rows: np.ndarray) -> np.ndarray:

@@ -292,6 +292,13 @@ def test_a_step_fires_as_often_as_it_says(images):
     assert abs(grey.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 4000)
 
 
+def test_a_probability_may_be_a_whole_number(images):
+    policy = (Step("resized_crop", 1, {"scale": (1, 1), "ratio": (1, 1)}), Step("grey", 1))
+    squashed = jnp.asarray(np.asarray(images[0].resize((16, 16)))[None])
+    seen = np.asarray(make_device_view(policy, 16)(squashed, jnp.ones(1), None, jax.random.key(0)))
+    assert (seen[..., 0] == seen[..., 1]).all()
+
+
 def test_what_is_drawn_does_not_depend_on_the_devices(images):
     """Eight devices draw and make what one does."""
     squashed = jnp.asarray(np.stack([np.asarray(images[0].resize((32, 32)))] * 8))

@@ -45,6 +45,16 @@ def test_colour_changes_are_pillows(image, name, factor):
         assert difference(got, image).max() == 0
 
 
+@pytest.mark.parametrize("name", PILLOW)
+@pytest.mark.parametrize("factor", [0.4985, 0.5, 1.4985, 1.5, 1.5015])
+def test_the_largest_values_do_not_overflow(name, factor):
+    every = Image.linear_gradient("L")
+    image = Image.merge("RGB", (every, every.rotate(90), every.rotate(180)))
+    assert (
+        difference(jitter(image, [(name, factor)]), PILLOW[name](image).enhance(factor)).max() <= 2
+    )
+
+
 @pytest.mark.parametrize("turn", [-0.5, -0.2, -0.001, 0, 0.05, 0.13, 0.2, 0.34, 0.5])
 def test_hue_is_torchvisions(image, turn):
     want = import_torchvision().transforms.functional.adjust_hue(image, turn)

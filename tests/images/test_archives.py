@@ -135,6 +135,39 @@ def test_an_archive_that_was_replaced_is_read_anew(tmp_path, suffix):
     assert find_images(path).decode(0).getpixel((0, 0)) == (0, 0, 255)
 
 
+def test_members_of_the_same_names_and_sizes_are_told_apart(tmp_path):
+    red, blue = (
+        find_images(written(tmp_path / "a.zip", [("a.png", content)])).fingerprint()
+        for content in (b"one content", b"the other  ")
+    )
+    assert red.pop("records") != blue.pop("records") and red == blue
+
+
+def damaged(content, place):
+    content[place + 100] ^= 255
+    return content
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (damaged, r"is damaged or cut short after a\.png"),
+        (lambda content, place: content[:place], r"is damaged or cut short after a\.png"),
+        (lambda content, place: content[: place + 100], r"is damaged or cut short after a\.png"),
+        (lambda content, place: content * 2, "there is more behind its end"),
+    ],
+)
+def test_a_tar_that_seems_to_end_early_is_refused(tmp_path, spoil, says):
+    members = [(f"{name}.png", png("red")) for name in "abc"]
+    path = written(tmp_path / "a.tar", members)
+    assert len(find_images(path)) == 3
+    with tarfile.open(path) as archive:
+        place = archive.getmember("b.png").offset
+    path.write_bytes(spoil(bytearray(path.read_bytes()), place))
+    with pytest.raises(UserError, match=says):
+        find_images(path)
+
+
 @pytest.mark.parametrize("suffix", [".ZIP", ".Tar"])
 def test_what_was_written_twice_counts_once_as_it_is_last(tmp_path, suffix):
     members = [("a.png", png("red")), ("10:30.png", png("green")), ("a.png", png("blue"))]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from test_perceptual import image
 
 from rdcd_jax.core.errors import UserError
@@ -115,6 +116,17 @@ def test_nothing_readable(tmp_path):
     report = check_images(tmp_path, workers=1)
     assert (report.readable, report.sizes, report.groups) == (0, {}, ())
     assert "1 images, 0 readable (none)" in report_text(report)
+
+
+def test_a_later_frame_that_is_damaged_leaves_an_animation_readable(tmp_path):
+    first, second = (Image.effect_noise((64, 64), 90).convert("RGB") for _ in range(2))
+    first.save(tmp_path / "whole.gif", save_all=True, append_images=[second])
+    content = (tmp_path / "whole.gif").read_bytes()
+    (tmp_path / "cut.gif").write_bytes(content[: len(content) - 1000])
+    found = check_images(tmp_path, workers=1)
+    assert (found.readable, found.unreadable) == (2, ())
+    # The same first frame, but not the same file.
+    assert [group.kind for group in found.groups] == ["near"]
 
 
 def test_a_set_given_twice_is_refused(sets):

@@ -77,6 +77,7 @@ def test_names_are_made_distinct(tmp_path):
     [
         ([], "no images in the list"),
         ([3], "#0 is a int; give a path"),
+        (Image.new("RGB", (0, 9)), "#0 has no pixels: it is 0 x 9"),
         ([np.zeros((4, 4), np.uint8)], r"#0 is an array of type uint8 and shape \[4, 4\]"),
         ([np.zeros((4, 4, 3))], "#0 is an array of type float64"),
         (["nowhere.jpg"], "nowhere.jpg: there is no such"),

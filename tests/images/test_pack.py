@@ -180,6 +180,36 @@ def test_images_are_reduced_and_never_enlarged(tmp_path):
     assert abs(got - want).mean() < 1.5
 
 
+def test_what_can_be_seen_in_several_ways_stays_as_it_is(tmp_path):
+    folder = make_images(tmp_path / "pictures", 1, size=120)
+    photo = Image.open(folder / "T00000.jpg")
+    mask = Image.new("L", photo.size)
+    mask.paste(255, (0, 0, 60, 120))
+    photo.save(folder / "opaque.png")
+    photo.putalpha(255)
+    photo.save(folder / "screenshot.png")
+    photo.putalpha(mask)
+    photo.save(folder / "transparent.png")
+    photo.save(folder / "animated.gif", save_all=True, append_images=[photo.rotate(90)])
+    Image.fromarray(np.asarray(photo.convert("L"), np.uint16) * 16).save(folder / "deep.png")
+    pack_images(folder, tmp_path / "out", short_side=60)
+    images = find_images(tmp_path / "out")
+    size = {id_: images.decode(position).size for position, id_ in enumerate(images.ids)}
+    reduced = {id_ for id_, (width, _) in size.items() if width == 60}
+    assert reduced == {"T00000", "opaque", "screenshot"}
+    for name in ("transparent.png", "animated.gif", "deep.png"):
+        position = images.ids.index(name.partition(".")[0])
+        assert images.read(position) == (folder / name).read_bytes()
+
+
+def test_images_in_memory_are_packed(tmp_path):
+    image = Image.radial_gradient("L").resize((64, 48))
+    pack_images([image, np.asarray(image.convert("RGB"))], tmp_path / "out")
+    found = find_images(tmp_path / "out")
+    for position in range(2):
+        np.testing.assert_array_equal(found.decode(position), image.convert("RGB"))
+
+
 def test_records_are_packed_again(packed, tmp_path):
     pack_images(packed, tmp_path / "out", short_side=24, shards=2)
     images = find_images(tmp_path / "out")

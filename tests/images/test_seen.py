@@ -41,6 +41,17 @@ def test_transparency_is_laid_on_what_tells_ink_from_ground(tmp_path, ink, groun
     np.testing.assert_array_equal(pixels(again.decode(0)), pixels(found))
 
 
+def test_a_colour_that_stands_for_transparent_is_laid_on_a_ground(tmp_path):
+    drawing = Image.new("RGB", SIZE)
+    ImageDraw.Draw(drawing).line((5, 5, 50, 30), fill=(120, 0, 0), width=6)
+    drawing.save(tmp_path / "drawing.png", transparency=(0, 0, 0))
+    expected = Image.new("RGB", SIZE, "white")
+    ImageDraw.Draw(expected).line((5, 5, 50, 30), fill=(120, 0, 0), width=6)
+    found = decode_rgb(tmp_path / "drawing.png", as_seen=True)
+    np.testing.assert_array_equal(pixels(found), pixels(expected))
+    np.testing.assert_array_equal(pixels(decode_rgb(tmp_path / "drawing.png")), pixels(drawing))
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA", "I;16"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_a_turned_tiff_is_the_same_by_path_and_by_bytes(tmp_path, mode, orientation):

@@ -1,12 +1,15 @@
 import os
 import pickle
 import shutil
+import zipfile
 
 import pytest
+from PIL import Image
 from toy import make_images
 
 from rdcd_jax.core.errors import UnreadableImageError, UserError
 from rdcd_jax.images import sources
+from rdcd_jax.images.given import images_of
 from rdcd_jax.images.sources import find_images, listed
 
 
@@ -95,6 +98,23 @@ def test_other_sources_are_refused_by_name(tmp_path, make, source, says):
     with pytest.raises(UserError, match=says) as error:
         find_images(tmp_path / source)
     assert source in str(error.value)
+
+
+def test_a_name_that_is_too_long_is_that_of_nothing():
+    with pytest.raises(UserError, match="there is no such folder"):
+        find_images("a" * 5000)
+
+
+def test_a_subset_knows_of_its_own_images_alone(tmp_path):
+    for name in ("a.jpg", "b.jpg", "b.txt"):
+        touch(tmp_path, name)
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        archive.writestr("c.png", b"c")
+    images = images_of([tmp_path, tmp_path / "c.zip", Image.new("RGB", (8, 8))])
+    assert len(images) == 4 and images.others
+    some = images.subset([0, 2])
+    assert some.ids == ("a", "c") and some.read(1) == b"c"
+    assert (len(some.reader.of), len(some.in_memory), some.others) == (1, 0, ())
 
 
 def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):

@@ -235,6 +235,14 @@ def test_depthwise_forms_agree(kernel, stride, size, filters):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+def test_a_dense_convolution_is_exported_for_any_batch():
+    x, w = jnp.ones((3, 16, 16, 32)), jnp.ones((3, 3, 32, 32))
+    form = jax.jit(lambda x: convolution(x, w, (1, 1), [(1, 1), (1, 1)]))
+    (batch,) = jax.export.symbolic_shape("batch")
+    exported = jax.export.export(form)(jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype))
+    np.testing.assert_allclose(exported.call(x), form(x), rtol=1e-6)
+
+
 def test_pointwise_convolution_is_a_convolution():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 7, 7, 5)), jnp.float32)

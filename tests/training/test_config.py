@@ -15,6 +15,7 @@ from rdcd_jax.training import record
 from rdcd_jax.training.check import check_config
 from rdcd_jax.training.config import load_config
 from rdcd_jax.training.plan import make_plan
+from rdcd_jax.training.setup import inputs
 
 FILES = sorted(path for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "common"))
 ROOT = pathlib.Path(__file__).parents[2]
@@ -338,6 +339,15 @@ def test_a_plan_says_what_a_run_would_be(toys, images, features, tmp_path, capsy
     assert main([*words, "--config.batch_size=64"]) == 1
     stored = capsys.readouterr()
     assert "40 images do not fill one batch of 64" in stored.err and "batch_size = 64" in stored.out
+
+
+def test_images_are_known_by_their_content_and_others_are_told_of(toys, tmp_path, caplog):
+    folder = make_images(tmp_path / "images", 40)
+    (folder / "T00007.jpg").rename(folder / "T00007")
+    (folder / "T.heic").write_bytes(b"")
+    images, _ = inputs(toy_config(folder))
+    assert len(images) == 40 and "T00007" in images.ids
+    assert "left out, since they are not read as images: 1 .heic" in caplog.text
 
 
 def test_a_plan_knows_the_run_that_the_workdir_holds(toys, images, features, tmp_path):

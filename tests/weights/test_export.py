@@ -225,6 +225,16 @@ def test_stablehlo_agrees_and_is_for_every_platform(student, images, embedded, t
     assert b".py" not in path.read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["resnet50"], indirect=True)
+def test_stablehlo_of_a_teachers_network_is_for_any_batch(network, images, tmp_path):
+    path = exported(network, "stablehlo", tmp_path)
+    program = jax.export.deserialize(bytearray(path.read_bytes()))
+    for count in (1, 3):
+        expected = network.embed_batch(images[:count])
+        np.testing.assert_allclose(program.call(images[:count]), expected, atol=1e-5)
+
+
 def test_ranges_are_measured_on_what_can_be_read(student, tmp_path, caplog):
     pytest.importorskip("onnxruntime")
     images = make_images(tmp_path / "images", 3)

@@ -37,7 +37,8 @@ def jpeg(images: jax.Array, quality: jax.Array) -> jax.Array:
         [B, H, W, 3], whole levels.
 
     Source: ITU-T T.81 and T.871 (JFIF); libjpeg's scaling of the tables by quality, its 2x2 chroma and its triangular
-    enlargement of that, so that Pillow's own files look the same up to a rounding of a level.
+    enlargement of that, so that Pillow's own files look the same: half a level apart on average, single values by up
+    to 22 at quality 30.
     """
     height, width = images.shape[1:3]
     # A whole number of 16x16 blocks, the border's pixels going on outside.

@@ -98,7 +98,7 @@ def overlay_emoji(
         position: [B, 2], x and y in [0, 1]; 0 is flush left or top, 1 flush right or bottom.
 
     Returns:
-        [B, H, W, 3], whole levels. The twin of `data.augment.overlay_emoji`.
+        [B, H, W, 3], whole levels. The twin of the host's `overlay_emoji`.
     """
     width, height = size * jnp.minimum(1, 1 / aspect), size * jnp.minimum(1, aspect)
     patch = _placed(emoji.astype(jnp.float32), images.shape[1:3], width, height, position)

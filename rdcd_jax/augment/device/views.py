@@ -53,7 +53,7 @@ def make_device_view(
             if step.operation == "resized_crop":
                 images, aspect = changed, jnp.ones_like(aspect)
                 continue
-            fires = jax.random.bernoulli(fire_key, step.probability, (len(images),))
+            fires = jax.random.bernoulli(fire_key, float(step.probability), (len(images),))
             images = jnp.where(fires[:, None, None, None], changed, images)
         return images.astype(jnp.uint8)
 

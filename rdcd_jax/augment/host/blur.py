@@ -21,8 +21,8 @@ def blur(image: Image.Image, radius: float) -> Image.Image:
         radius: 0 or more.
 
     Returns:
-        A new image. No value differs from Pillow's by more than 4 levels, in photographs by 3, and by half a level
-        on average: the boxes' weights are rounded to 256ths.
+        A new image. To a radius of 5 no value differs from Pillow's by more than 5 levels, to the widest by 12, in
+        photographs by 3, and by half a level on average: the boxes' weights are rounded to 256ths.
 
     Source: Pillow's GaussianBlur, as the published pipeline uses it; this takes less than half its time.
     """

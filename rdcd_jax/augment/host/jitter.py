@@ -111,7 +111,8 @@ def _times(values: np.ndarray, factor: float) -> np.ndarray:
     """Products, rounded; exact to a level for |values| up to 255 and |factor| up to 100."""
     whole = round(factor)
     product = values * np.int16(round(256 * (factor - whole)))
-    product += np.int16(128)
+    # To the nearest, halves downwards: with 128 the largest product, 255 * 128, would go beyond 16 bits.
+    product += np.int16(127)
     product >>= np.int16(8)
     if whole:
         product += values if whole == 1 else values * np.int16(whole)
