@@ -129,11 +129,10 @@ def _in_memory(image: object, name: str) -> Image.Image:
             )
         return Image.fromarray(image)
     if isinstance(image, Image.Image):
-        # A copy, for whoever goes on drawing on it; what becomes of transparency is decided where it is decoded, and
-        # what is wrong with a damaged one is said there.
         if not all(image.size):
             raise UserError(f"Image {name} has no pixels: it is {image.width} x {image.height}.")
-        # Pillow raises nearly anything.
+        # A copy, for whoever goes on drawing on it; what becomes of transparency is decided where it is decoded, and
+        # what is wrong with a damaged one, of which Pillow raises nearly anything, is said there.
         with contextlib.suppress(Exception):
             return image.copy()
         return image
