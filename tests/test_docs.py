@@ -10,6 +10,9 @@ import pytest
 from rdcd_jax.benchmarks import ground_truth
 from rdcd_jax.index import Index
 from rdcd_jax.index.export import export_index
+from rdcd_jax.weights.export import export_weights
+from rdcd_jax.weights.kinds import KINDS
+from rdcd_jax.weights.library import load_model
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -36,6 +39,21 @@ def test_every_known_name_is_told():
         *ground_truth.NDEC_GROUND_TRUTH_FILES,
     )
     assert [name for name in names if f"`{name}" not in page] == []
+
+
+def test_every_kind_of_weights_is_told():
+    page = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    assert [name for name in (*KINDS, "onnxruntime") if f"`{name}`" not in page] == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="needs onnxruntime")
+def test_an_exported_file_runs_elsewhere(tmp_path):
+    page = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    code = next(part for part in page.split("```") if "InferenceSession" in part)
+    export_weights(load_model("rdcd-effb0-128"), "onnx", tmp_path / "student.onnx")
+    command = [sys.executable, "-c", code.removeprefix("python\n")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "(2, 128)", done.stderr
 
 
 @pytest.mark.skipif(

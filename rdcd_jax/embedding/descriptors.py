@@ -26,6 +26,8 @@ _MOST_UNPACKED, _MOST_TIMES = 64 * 2**20, 64
 _IDS_AT_ONCE = 65_536
 # As wide as the longest, ids may take so many bytes, or so many times their characters.
 _ROOMY, _WASTE = 64 * 2**20, 16
+# The arrays of ids of which one is very long.
+_JOINED = {"ids_utf8", "ids_ends"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +169,10 @@ def _write_npz(
     made_by: Mapping[str, str],
 ) -> None:
     texts = {name: np.asarray(text) for name, text in made_by.items()}
+    joined = joined_ids(ids).items() if _is_wasteful(ids) else ()
     members = (
-        *(_joined_ids(ids) if _is_wasteful(ids) else _wide_ids(ids)),
+        *((name, array.dtype, array.shape, [array]) for name, array in joined),
+        *(() if joined else _wide_ids(ids)),
         ("descriptors", np.dtype("<f4"), (len(ids), dim), parts),
         *((name, each.dtype, (), [each]) for name, each in texts.items()),
     )
@@ -189,15 +193,11 @@ def _wide_ids(ids: Sequence[str]) -> Iterable[tuple]:
     return [("ids", text, (len(ids),), names)]
 
 
-def _joined_ids(ids: Sequence[str]) -> Iterable[tuple]:
-    """The members `ids_utf8` and `ids_ends`: all ids one after another, and where each ends, in bytes."""
+def joined_ids(ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays `ids_utf8` and `ids_ends`: all ids one after another, and where each ends, in bytes."""
     encoded = [name.encode() for name in ids]
-    text = np.frombuffer(b"".join(encoded), np.uint8)
     ends = np.cumsum([len(each) for each in encoded]).astype(np.int64)
-    return [
-        ("ids_utf8", text.dtype, text.shape, [text]),
-        ("ids_ends", ends.dtype, ends.shape, [ends]),
-    ]
+    return {"ids_utf8": np.frombuffer(b"".join(encoded), np.uint8), "ids_ends": ends}
 
 
 def _write_h5(
@@ -264,8 +264,7 @@ def require_comparable(named: Mapping[str, Descriptors]) -> None:
 def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
     # Opened here, since numpy leaves a file open that turns out not to be an archive.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        joined = "ids_utf8" in arrays and "ids_ends" in arrays
-        missing = ["ids"] if "ids" not in arrays and not joined else []
+        missing = [] if "ids" in arrays or set(arrays) >= _JOINED else ["ids"]
         missing += ["descriptors"] if "descriptors" not in arrays else []
         if missing:
             raise UserError(
@@ -274,15 +273,16 @@ def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, dict[str, str
             )
         _require_honest(path, sum(member.file_size for member in arrays.zip.infolist()))
         made_by = {name: _text(arrays[name].item()) for name in MADE_BY if name in arrays}
-        ids = _split_ids(arrays["ids_utf8"], arrays["ids_ends"]) if joined else arrays["ids"]
-        return ids, arrays["descriptors"], made_by
+        return stored_ids(arrays), arrays["descriptors"], made_by
 
 
-def _split_ids(text: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    content, starts = text.tobytes(), [0, *ends.tolist()[:-1]]
-    return np.asarray(
-        [content[a:b].decode() for a, b in zip(starts, ends.tolist(), strict=True)], object
-    )
+def stored_ids(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The ids [N] of a file's arrays: `ids` as they are, or what `joined_ids` made of them."""
+    if not set(arrays) >= _JOINED:
+        return arrays["ids"]
+    content, ends = arrays["ids_utf8"].tobytes(), arrays["ids_ends"].tolist()
+    starts = [0, *ends][:-1]
+    return np.asarray([content[a:b].decode() for a, b in zip(starts, ends, strict=True)], object)
 
 
 def _text(name: object) -> str:

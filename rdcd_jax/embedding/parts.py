@@ -1,9 +1,9 @@
 """Descriptors of a large set on their way into a file, in parts that outlive whoever is killed.
 
     OUT.parts/manifest.json     what is embedded, by what, and how many images a part is of
-    OUT.parts/000012.npz        of those images from position 12 * rows on: ids, descriptors [n, D] float32,
-                                unreadable [m, 2], ids and reasons, and files [n + m, 2] int64, bytes and time of the
-                                last change
+    OUT.parts/000012.npz        of those images from position 12 * rows on: ids (or ids_utf8 and ids_ends, where one is
+                                very long), descriptors [n, D] float32, unreadable [m, 2], ids and reasons, and files
+                                [n + m, 2] int64, bytes and time of the last change
     OUT.parts/process-0.lock    held by the process that makes parts 0, n, 2n, ... of n processes
 
 A part is written aside and renamed, so it is there whole or not at all. Whoever finds all parts there joins them to OUT
@@ -29,7 +29,12 @@ from rdcd_jax.core.files import (
     write_text,
 )
 from rdcd_jax.core.locks import held
-from rdcd_jax.embedding.descriptors import Descriptors, write_descriptor_parts
+from rdcd_jax.embedding.descriptors import (
+    Descriptors,
+    joined_ids,
+    stored_ids,
+    write_descriptor_parts,
+)
 from rdcd_jax.embedding.stream import (
     EmbeddingModel,
     Part,
@@ -128,10 +133,13 @@ class Parts:
         """Keeps a part."""
         found = part.found or Descriptors(np.empty(0, np.str_), np.empty((0, 0), np.float32))
         unreadable = [[each.id, each.reason] for each in part.unreadable]
+        # Ids that are objects would be pickled, and no pickle is read again.
+        wide = found.ids.dtype.kind == "U"
+        ids = {"ids": found.ids} if wide else joined_ids(found.ids.tolist())
         with write_aside(self._path(number)) as aside:
             np.savez(
                 aside,
-                ids=found.ids,
+                **ids,
                 descriptors=found.descriptors,
                 unreadable=np.asarray(unreadable, np.str_).reshape(-1, 2),
                 files=self._files(number),
@@ -155,7 +163,7 @@ class Parts:
         arrays = self._arrays(number)
         if arrays is None:
             return None
-        ids, rows = arrays["ids"], arrays["descriptors"]
+        ids, rows = stored_ids(arrays), arrays["descriptors"]
         found = Descriptors(ids, rows, **self.made_by) if len(ids) else None
         return Part(found, [Unreadable(*each) for each in arrays["unreadable"].tolist()])
 
@@ -165,7 +173,8 @@ class Parts:
             # Opened here, since numpy leaves a file open that turns out not to be an archive.
             with self._path(number).open("rb") as file, np.load(file) as stored:
                 arrays = dict(stored)
-            ids, rows, left_out = (arrays[n] for n in ("ids", "descriptors", "unreadable"))
+            rows, left_out = arrays["descriptors"], arrays["unreadable"]
+            ids = stored_ids(arrays)
             count, sound = len(ids) + len(left_out), len(ids) == len(rows)
             sound = sound and left_out.shape[1:] == (2,)
             return arrays if sound and count == len(self.positions(number)) else None

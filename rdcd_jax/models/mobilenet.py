@@ -30,8 +30,9 @@ STEM_CHANNELS = 16
 LAST_CHANNELS = 960
 HIDDEN_CHANNELS = 1280
 DROPOUT = 0.2
+EPSILON = 1e-3
 
-_Norm = functools.partial(BatchNorm, momentum=0.99, epsilon=1e-3)
+_Norm = functools.partial(BatchNorm, momentum=0.99, epsilon=EPSILON)
 _ConvNorm = functools.partial(ConvNorm, norm=_Norm)
 _linear_init = drawn(nnx.initializers.normal(0.01))
 

@@ -74,7 +74,7 @@ def to_state(
         A state of `nnx.Param` and `nnx.BatchStat`, in the module's types.
 
     Raises:
-        UserError: telling every missing, unexpected and misshapen array.
+        UserError: telling every missing, unexpected and misshapen array, or one that holds no floating-point numbers.
     """
     # RDCD's FastViT has its projector within a Sequential; either form is taken, for any network.
     projector = _layers(name)["projector"]
@@ -93,6 +93,13 @@ def to_state(
     if any(groups.values()):
         stored = "; ".join(f"{len(v)} {k}: {_listed(v)}" for k, v in groups.items() if v)
         raise UserError(f"These are not the weights of this {name}: {stored}.")
+    # Whole numbers are quantised weights, which mean nothing without their scales.
+    for key, array in tensors.items():
+        if not jax.dtypes.issubdtype(array.dtype, np.floating):
+            raise UserError(
+                f"'{key}' holds {array.dtype}, not floating-point numbers; give the weights as they were before they"
+                " were quantised."
+            )
     wanted = [
         (path, leaf, _from_torch(tensors[key], leaf))
         for path, leaf in nnx.to_flat_state(state)

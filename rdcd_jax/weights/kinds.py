@@ -10,9 +10,11 @@ import numpy as np
 from flax import nnx
 
 from rdcd_jax.core.errors import UserError
+from rdcd_jax.models import mobilenet
 from rdcd_jax.models.registry import abstract
 from rdcd_jax.weights import foreign_tables, tables
 from rdcd_jax.weights.convert import to_state, torch_names, torch_shapes
+from rdcd_jax.weights.onnx_model import MOST_SIZE
 from rdcd_jax.weights.onnx_reader import read_sscd_onnx
 from rdcd_jax.weights.state_dicts import read_state_dict
 
@@ -45,6 +47,7 @@ class Kind:
         classifies: the head may be a classifier of ImageNet's classes, which is dropped, or missing. What is left is a
             trunk to start a student from, not a model, where the network needs a head.
         fresh: pattern of the network's names that the file lacks; such a file too is a trunk.
+        epsilons: of networks whose batch norms have another epsilon there: theirs and ours, by the registry's names.
     """
 
     read: Callable[[pathlib.Path], Mapping[str, np.ndarray]]
@@ -56,6 +59,11 @@ class Kind:
     unused: str | None = None
     classifies: bool = False
     fresh: str | None = None
+    epsilons: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+
+    def epsilon_of(self, network: str) -> str:
+        """The epsilon that such a file's batch norms were trained with, as text; empty where it is ours."""
+        return str(self.epsilons[network][0]) if network in self.epsilons else ""
 
 
 def _same(*names: str) -> tuple[tuple[str, Layers], ...]:
@@ -112,6 +120,7 @@ KINDS = {
         help="Give a state dict of timm's network of that name, .pth or .safetensors.",
         unused=r"backbone\.head\.(weight|bias)",
         classifies=True,
+        epsilons={"mobilenet_v3_large": (1e-5, mobilenet.EPSILON)},
     ),
     "dino": Kind(
         read_state_dict,
@@ -189,14 +198,36 @@ def fresh_names(row: Kind, network: str, tensors: Mapping[str, np.ndarray]) -> s
 
 
 def sizes(network: str, tensors: Mapping[str, np.ndarray]) -> dict[str, int | None]:
-    """`dim` and `feature_dim` of the model that these tensors fill, as `build` takes them."""
-    head = tensors.get(f"{tables.HEADS.get(network)}.weight")
-    projectors = (tensors.get(f"{name}.weight") for name in ("projector", "projector.0"))
-    projector = next((array for array in projectors if array is not None), None)
-    return {
-        "dim": None if projector is None else len(projector),
-        "feature_dim": None if head is None else len(head),
-    }
+    """`dim` and `feature_dim` of the model that these tensors fill, as `build` takes them.
+
+    Raises:
+        UserError: the head is wider than an export may have it.
+    """
+    head = tables.HEADS.get(network, "")
+    feature_dim = _outputs(tensors, head)
+    if feature_dim is not None and feature_dim > MOST_SIZE:
+        raise UserError(
+            f"'{head}.weight' has {feature_dim} outputs and a descriptor at most {MOST_SIZE} numbers; leave the layer"
+            " out of the file, which makes it a trunk to start a student from."
+        )
+    projectors = (_outputs(tensors, name) for name in ("projector", "projector.0"))
+    dim = next((size for size in projectors if size is not None), None)
+    return {"dim": dim, "feature_dim": feature_dim}
+
+
+def describing_head(row: Kind, network: str, tensors: Mapping[str, np.ndarray]) -> str | None:
+    """The layer that may be a classifier of other classes than ImageNet's, but whose outputs are the descriptor.
+
+    None where nothing is to be doubted: the file has no head, its kind no classifiers, or a projector follows.
+    """
+    head, found = tables.HEADS.get(network, ""), sizes(network, tensors)
+    return head if row.classifies and found["feature_dim"] and not found["dim"] else None
+
+
+def _outputs(tensors: Mapping[str, np.ndarray], layer: str) -> int | None:
+    """Outputs of a linear layer; None where there is none."""
+    shape = np.shape(tensors.get(f"{layer}.weight", ()))
+    return shape[0] if len(shape) > 1 else None
 
 
 def _recognised(row: Kind, read: Mapping[str, np.ndarray]) -> Weights:
@@ -236,7 +267,7 @@ def _named(
     if row.unused:
         tensors = {key: x for key, x in tensors.items() if not re.fullmatch(row.unused, key)}
     head = tables.HEADS.get(network)
-    if row.classifies and head and len(tensors.get(f"{head}.weight", ())) == CLASSES:
+    if row.classifies and head and _outputs(tensors, head) == CLASSES:
         tensors = {key: x for key, x in tensors.items() if not key.startswith(f"{head}.")}
     ours = set(tables.LAYERS[network]().values())
     theirs = {key.rpartition(".")[0] for key in tensors}
@@ -269,7 +300,26 @@ def _checked(row: Kind, network: str, tensors: Mapping[str, np.ndarray]) -> dict
     broken = [key for key, array in tensors.items() if not np.isfinite(array).all()]
     if broken:
         raise UserError(f"'{broken[0]}' holds numbers that are not finite; fetch the file again.")
-    return {key: np.ascontiguousarray(array, np.float32) for key, array in tensors.items()}
+    tensors = {key: np.ascontiguousarray(array, np.float32) for key, array in tensors.items()}
+    if network in row.epsilons:
+        tensors |= _scales(tensors, *row.epsilons[network])
+    return tensors
+
+
+def _scales(tensors: Mapping[str, np.ndarray], theirs: float, ours: float) -> dict[str, np.ndarray]:
+    """Scales of batch norms with which our epsilon computes what theirs did.
+
+    In evaluation mode it is exact. A shift of the variance would be too, but training replaces that, and would compute
+    by our epsilon from its first step on.
+    """
+    found = {}
+    for key, variance in tensors.items():
+        if key.endswith(".running_var"):
+            name = key.removesuffix("running_var") + "weight"
+            variance = variance.astype(np.float64)
+            factor = np.sqrt((variance + ours) / (variance + theirs))
+            found[name] = (tensors[name] * factor).astype(np.float32)
+    return found
 
 
 def _hint(row: Kind, read: Mapping[str, np.ndarray]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 
@@ -11,7 +12,7 @@ import safetensors.numpy
 from flax import nnx
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.files import write_json
+from rdcd_jax.core.files import is_file, write_json
 from rdcd_jax.core.tensors import write_tensors
 from rdcd_jax.embedding.stream import has_fingerprint
 from rdcd_jax.models import build
@@ -42,6 +43,7 @@ from rdcd_jax.weights.state_dicts import read_safetensors
 FIRST_OF = "first_of"
 # A network with random weights, as `random:NETWORK`.
 RANDOM = "random"
+_log = logging.getLogger(__name__)
 
 
 def load_network(spec: str, *, trunk: bool = False, feature_dim: int | None = None) -> Model:
@@ -58,27 +60,26 @@ def load_network(spec: str, *, trunk: bool = False, feature_dim: int | None = No
     Raises:
         UserError: for anything that is none of these, or is damaged.
     """
-    kind, colon, path = spec.partition(":")
+    kind, path = _parted(spec)
     if spec == "sscd":
         return _any_sscd()
     if kind in store.KINDS:
         if store.KINDS[kind].fresh and not trunk:
             raise UserError(_trunk_only(spec))
-        return _load_foreign(kind, path if colon else None, trunk, feature_dim)
+        return _load_foreign(kind, path, trunk, feature_dim)
     if kind == RANDOM:
         module = build(path, dim=None, rngs=nnx.Rngs(0))
         return Model(spec, path, evaluation_mode(module), IMAGE_SIZE)
     if spec in NETWORKS:
         return _imported_network(spec, trunk, feature_dim)
-    shipped = SHIPPED / spec
-    if "/" not in spec and (shipped / CARD).is_file():
-        return _load_export(pathlib.Path(str(shipped)), name=spec)
+    if spec in every_shipped():
+        return _load_export(pathlib.Path(str(SHIPPED / spec)), name=spec)
     folder = pathlib.Path(spec)
-    if (folder / CARD).is_file():
+    if is_file(folder / CARD):
         return _load_export(folder)
-    if folder.suffix == ".safetensors" and folder.is_file():
+    if folder.suffix.lower() == ".safetensors" and is_file(folder):
         return _load_file(folder)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         raise UserError(f"{spec} has no {CARD}; give the export folder of a run (WORKDIR/export).")
     raise UserError(
         f"There is no model '{spec}'; give a shipped student ({', '.join(list_models())}), an export folder, a"
@@ -106,7 +107,7 @@ def load_model(spec: str | os.PathLike) -> Model | OnnxModel:
         (64, 288)
     """
     spec = os.fspath(spec)
-    kind, _, path = spec.partition(":")
+    kind, path = _parted(spec)
     if kind != ONNX_RUN:
         return dataclasses.replace(load_network(spec), spec=absolute_spec(spec))
     installed = store.find_installed("sscd-onnx")
@@ -115,6 +116,21 @@ def load_model(spec: str | os.PathLike) -> Model | OnnxModel:
     found = load_onnx_model(spec, path or installed)
     known = (store.KINDS["sscd-onnx"].licence,) if found.path == installed else ()
     return dataclasses.replace(found, spec=absolute_spec(spec), licences=known)
+
+
+def _parted(spec: str) -> tuple[str, str]:
+    """What stands before a spec's first colon, and what behind; a kind of file with a colon needs a path.
+
+    Raises:
+        UserError: there is none, as of a variable of the shell that is not set.
+    """
+    kind, colon, path = spec.partition(":")
+    if colon and not path and (kind in store.KINDS or kind == ONNX_RUN):
+        raise UserError(
+            f"The model '{spec}' names no file; give a path behind the colon, or leave the colon out for an installed"
+            " package's file."
+        )
+    return kind, path
 
 
 def absolute_spec(spec: str) -> str:
@@ -243,7 +259,7 @@ def _size(card: dict, key: str) -> int | None:
     return value
 
 
-def _load_foreign(kind: str, path: str | None, trunk: bool, feature_dim: int | None) -> Model:
+def _load_foreign(kind: str, path: str, trunk: bool, feature_dim: int | None) -> Model:
     path = path or store.find_installed(kind)
     if path is None:
         raise UserError(f"'{kind}' needs a file, as {kind}:PATH. {store.KINDS[kind].help}")
@@ -258,7 +274,7 @@ def _any_sscd() -> Model:
                 return _imported(found.path)
     if store.find_installed("sscd-onnx") is None:
         raise UserError(f"There is no SSCD teacher on this machine. {store.TEACHER_HELP}")
-    return _load_foreign("sscd-onnx", None, False, None)
+    return _load_foreign("sscd-onnx", "", False, None)
 
 
 def _imported_network(name: str, trunk: bool, feature_dim: int | None) -> Model:
@@ -280,10 +296,16 @@ def _imported_network(name: str, trunk: bool, feature_dim: int | None) -> Model:
 def _imported(path: pathlib.Path, trunk: bool = False, feature_dim: int | None = None) -> Model:
     tensors, metadata = store.read_imported(path)
     kind, name = metadata["kind"], metadata["network"]
-    fresh = kinds.fresh_names(store.KINDS[kind], name, tensors)
+    row = store.KINDS[kind]
+    fresh = kinds.fresh_names(row, name, tensors)
     if fresh and not trunk:
         raise UserError(_trunk_only(f"{kind}:{metadata['source']}"))
     sizes = kinds.sizes(name, tensors)
+    if head := kinds.describing_head(row, name, tensors):
+        _log.warning(
+            "%s:%s: the %d outputs of '%s' are taken as the descriptor; leave it out where it is a classifier.",
+            *(kind, metadata["source"], sizes["feature_dim"], head),
+        )
     if fresh:
         sizes["feature_dim"] = feature_dim
 
@@ -295,7 +317,7 @@ def _imported(path: pathlib.Path, trunk: bool = False, feature_dim: int | None =
 
         nnx.update(module, convert.drawn_state(make, name, fresh))
     model = _filled(kind, name, module, tensors, IMAGE_SIZE, source=path, fresh=fresh)
-    return dataclasses.replace(model, card={"licences": [store.KINDS[kind].licence]})
+    return dataclasses.replace(model, card={"licences": [row.licence]})
 
 
 def _trunk_only(spec: str) -> str:
@@ -312,7 +334,6 @@ def _filled(
     source: object,
     fresh: str | None = None,
 ) -> Model:
-    tensors = {key: value.astype(np.float32) for key, value in tensors.items()}
     try:
         convert.load_into(module, tensors, network_name, fresh=fresh)
     except UserError as error:

@@ -171,7 +171,7 @@ class Graph:
         return self.node("Div", x, self.node("Clip", length, self.constant(epsilon)))
 
     def model(self, descriptor: str, dim: int, metadata: dict[str, str]) -> onnx.ModelProto:
-        """The file: `images` uint8 [B, H, W, 3] in, `descriptors` float32 [B, dim] out."""
+        """The file: `pictures` uint8 [B, H, W, 3] in, `descriptors` float32 [B, dim] out."""
         self.nodes.append(helper.make_node("Identity", [descriptor], ["descriptors"]))
         graph = helper.make_graph(
             self.nodes,

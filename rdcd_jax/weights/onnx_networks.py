@@ -37,7 +37,7 @@ def onnx_network(model: Model, *, half: bool = False) -> onnx.ModelProto:
         half: the trunk's weights and activations are float16.
 
     Returns:
-        A graph of one input, `images` uint8 [B, H, W, 3] for any B, H and W, and one output, `descriptors` float32
+        A graph of one input, `pictures` uint8 [B, H, W, 3] for any B, H and W, and one output, `descriptors` float32
         [B, D] of unit length. Its metadata name the model and the size of images that it is best given.
 
     Raises:

@@ -25,7 +25,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         UserError: for a missing, damaged or hostile file.
     """
     path = pathlib.Path(path)
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return read_safetensors(path)
     return read_torch_file(path)
 

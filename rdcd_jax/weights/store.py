@@ -12,7 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.files import cache_folder, file_sha256
+from rdcd_jax.core.files import cache_folder, file_sha256, is_file
 from rdcd_jax.core.tensors import require_readable, write_tensors
 from rdcd_jax.images.naming import escaped
 from rdcd_jax.weights.kinds import KINDS, TEACHER_HELP, TEACHER_PACKAGE, read_weights
@@ -62,15 +62,15 @@ def import_weights(kind: str, path: str | os.PathLike) -> pathlib.Path:
 
     Returns:
         The cached safetensors file: float32 arrays in torch's layout under torchvision's names.
-        Its metadata name kind, network, source file, the source's sha256, the arrays' sha256, and
-        the licence.
+        Its metadata name kind, network, source file, the source's sha256, the arrays' sha256, the
+        source's epsilon where it is not our network's, and the licence.
 
     Raises:
         UserError: for an unknown kind, a missing, damaged or hostile file, or the weights of
             another network.
     """
     row, path = kind_row(kind), pathlib.Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{path}: there is no such file; give the path of a {kind} checkpoint.")
     digest = file_sha256(path)
     target = cache_folder() / f"{kind}-{digest[:16]}.safetensors"
@@ -83,6 +83,7 @@ def import_weights(kind: str, path: str | os.PathLike) -> pathlib.Path:
         "source": escaped(path.name),
         "source_sha256": digest,
         "tensors_sha256": _tensors_sha256(weights.tensors),
+        "epsilon": row.epsilon_of(weights.network),
         "licence": row.licence,
     }
     try:
@@ -104,8 +105,8 @@ def read_imported(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[
         Its arrays (float32, torchvision's names, torch's layout) and its metadata.
 
     Raises:
-        UserError: if the file is missing, was not written by `import_weights`, or its arrays
-            changed since.
+        UserError: if the file is missing, was not written by `import_weights`, its arrays
+            changed since, or an earlier version read the source otherwise.
     """
     require_readable(path)
     try:
@@ -116,12 +117,20 @@ def read_imported(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[
         raise UserError(f"{path}: missing or damaged; import the weights again.") from error
     if metadata.get("tensors_sha256") != _tensors_sha256(tensors):
         raise UserError(f"{path}: changed since it was imported; delete it and import it again.")
+    row = KINDS.get(metadata.get("kind", ""))
+    if row and metadata.get("epsilon", "") != row.epsilon_of(metadata.get("network", "")):
+        raise UserError(
+            f"{path}: an earlier version imported it, by which it computes other numbers; import its source"
+            f" ({metadata.get('source')}) again."
+        )
     return tensors, metadata
 
 
 def list_weights() -> list[ImportedWeights]:
-    """What lies in the cache, sorted by file name; a damaged file has an empty `kind`."""
-    return [_imported_weights(path) for path in sorted(cache_folder().glob("*.safetensors"))]
+    """What lies in the cache, sorted by file name; a damaged file has an empty `kind`, and so has a broken link."""
+    # What begins with a dot is being written, see `write_aside`.
+    paths = sorted(cache_folder().glob("[!.]*.safetensors"))
+    return [found for path in paths if (found := _imported_weights(path)) is not None]
 
 
 def find_installed(kind: str) -> pathlib.Path | None:
@@ -156,16 +165,21 @@ def _is_sound(path: pathlib.Path, source_sha256: str) -> bool:
         return False
 
 
-def _imported_weights(path: pathlib.Path) -> ImportedWeights:
+def _imported_weights(path: pathlib.Path) -> ImportedWeights | None:
+    """What the cache says of a file; None of one that another process has removed meanwhile."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
     except (OSError, safetensors.SafetensorError):
         metadata = {}
+    try:
+        size = path.stat().st_size
+    except OSError:
+        if not path.is_symlink():
+            return None
+        size = 0
     fields = ("kind", "network", "source", "source_sha256", "licence")
-    return ImportedWeights(
-        path=path, bytes=path.stat().st_size, **{key: metadata.get(key, "") for key in fields}
-    )
+    return ImportedWeights(path=path, bytes=size, **{key: metadata.get(key, "") for key in fields})
 
 
 def _tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:

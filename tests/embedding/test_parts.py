@@ -13,7 +13,7 @@ from toy import make_export, make_images
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.embedding import parts
+from rdcd_jax.embedding import descriptors, parts
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.embedding.service import embed_to_file, embedded_sets
 from rdcd_jax.embedding.stream import Embedder, embed_images
@@ -144,6 +144,22 @@ def test_damaged_parts_are_made_again(tmp_path):
     (folder / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match=r"manifest\.json: cannot be read"):
         embed_to_file(MODEL, made(300), tmp_path / "d.npz")
+
+
+def test_a_very_long_id_is_kept_and_read_again(tmp_path, monkeypatch):
+    # As wide as the longest, ids of a part would take 12 MB.
+    monkeypatch.setattr(descriptors, "_ROOMY", 2**20)
+    images = made(300)
+    images = dataclasses.replace(images, ids=(*images.ids[:-1], " " * 40_000 + "299"))
+    folder = begun(tmp_path / "d.npz", images)
+    assert embed_to_file(MODEL, images, tmp_path / "d.npz", process=(2, 3)) is None
+    last = folder / "000002.npz"
+    assert last.stat().st_size < 200_000
+    model, given = killed_after(100)
+    assert embed_to_file(model, images, tmp_path / "d.npz", process=(0, 1)).count == 299
+    assert len(given) == 4, "the part between alone is made"
+    expected = [name for name in images.ids if name != "0000007"]
+    assert read_descriptors(tmp_path / "d.npz").ids.tolist() == expected
 
 
 def test_a_damaged_part_of_another_process_is_named(tmp_path):

@@ -91,11 +91,49 @@ def test_a_classifier_is_a_trunk_to_start_from(tmp_path, name, kind, classes):
         load_model(name)
 
 
-def test_a_head_of_another_width_is_a_feature(tmp_path):
+def test_a_head_of_another_width_is_a_feature(tmp_path, caplog):
     path = saved(tmp_path / "a.safetensors", bare("efficientnet_b0", 40))
     model = load_model(f"torchvision:{path}")
     assert (model.feature_dim, model.dim) == (40, 40)
+    (record,) = caplog.records
+    assert (
+        "a.safetensors: the 40 outputs of 'backbone.classifier.1' are taken as the"
+        in record.message
+    )
     assert load_model("efficientnet_b0").feature_dim == 40, "by its name, once it is imported"
+
+
+def test_a_dropped_or_a_projected_head_is_no_cause_for_doubt(tmp_path, caplog):
+    tensors = bare("efficientnet_b0", 1000)
+    load_network(f"torchvision:{saved(tmp_path / 'a.safetensors', tensors)}", trunk=True)
+    tensors = random_tensors(keys("efficientnet_b0"))
+    assert load_model(f"torchvision:{saved(tmp_path / 'b.safetensors', tensors)}").dim == 64
+    assert not caplog.records
+
+
+def test_a_head_wider_than_a_descriptor_may_be_is_refused(tmp_path, cache):
+    path = saved(tmp_path / "a.safetensors", bare("efficientnet_b0", 21843))
+    with pytest.raises(
+        UserError, match=r"a\.safetensors: .*'backbone\.classifier\.1\.weight' has 21843 outputs"
+    ):
+        load_model(f"torchvision:{path}")
+    assert not cache.exists()
+
+
+def test_whole_numbers_are_no_weights(tmp_path):
+    tensors = bare("efficientnet_b0")
+    tensors["features.0.1.num_batches_tracked"] = np.int64(7)
+    path = saved(tmp_path / "a.safetensors", tensors)
+    assert kinds.read_weights("torchvision", path).network == "efficientnet_b0"
+    tensors["features.0.0.weight"] = np.ones((32, 3, 3, 3), np.int8)
+    path = saved(tmp_path / "a.safetensors", tensors)
+    with pytest.raises(UserError, match=r"a\.saf.*'backbone\.features\.0\.0\.weight' holds int8"):
+        kinds.read_weights("torchvision", path)
+
+
+def test_a_suffix_in_capitals(tmp_path):
+    path = saved(tmp_path / "a.SAFETENSORS", bare("efficientnet_b0"))
+    assert kinds.read_weights("torchvision", path).network == "efficientnet_b0"
 
 
 @pytest.mark.parametrize("lightning", [True, False])
@@ -236,31 +274,33 @@ def test_networks_by_name():
         ("mobilenet_v3_large", "mobilenetv3_large_100", foreign_tables.timm_mobilenet_v3_large),
     ],
 )
-def test_timm_s_names_mean_the_same_layers(name, timm_name, table):
-    """torchvision's weights under timm's names make timm's network compute what torchvision's does."""
+def test_timm_s_weights_compute_what_timm_s_network_does(name, timm_name, table):
+    """In torchvision's network, which ours is, also where timm's batch norms have another epsilon."""
     torchvision, timm = import_torchvision(), import_timm()
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
-    theirs = getattr(torchvision.models, name)(num_classes=5).eval()
-    other = timm.create_model(timm_name, num_classes=5).eval()
-    state = theirs.state_dict()
-    for key, tensor in state.items():
-        if key.endswith("running_mean"):
-            tensor.copy_(torch.randn_like(tensor) / 10)
-    backwards = {ours: foreign for foreign, ours in table().items()}
-    renamed = {}
-    for key, tensor in state.items():
-        layer, _, leaf = f"backbone.{key}".rpartition(".")
-        renamed[f"{backwards[layer]}.{leaf}".removeprefix("backbone.")] = tensor
-    shapes = {key: tensor.shape for key, tensor in other.state_dict().items()}
-    assert renamed.keys() == shapes.keys()
-    other.load_state_dict({key: tensor.reshape(shapes[key]) for key, tensor in renamed.items()})
-    for layer in (*theirs.modules(), *other.modules()):
+    theirs = timm.create_model(timm_name, num_classes=5)
+    other = getattr(torchvision.models, name)(num_classes=5).eval()
+    for layer in theirs.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.eps = 1e-5
-    x = torch.randn(2, 3, 64, 64)
+            layer.momentum = 1.0
     with torch.no_grad():
-        np.testing.assert_allclose(other(x), theirs(x), rtol=1e-4, atol=1e-5)
+        # Statistics as after training; some variances are as small as an epsilon.
+        theirs.train()(torch.randn(8, 3, 64, 64))
+    state = {key: tensor.numpy() for key, tensor in theirs.eval().state_dict().items()}
+    layers = {key.rpartition(".")[0] for key in state}
+    assert {f"backbone.{layer}" for layer in layers} == table().keys()
+    row = kinds.KINDS["timm"]
+    network, tensors, shared = kinds._nearest(row, state)
+    assert (network, shared) == (name, 1)
+    tensors = kinds._checked(row, network, tensors)
+    other.load_state_dict(
+        {key.removeprefix("backbone."): torch.from_numpy(x) for key, x in tensors.items()}
+    )
+    # A random network blows the last digits of float32 up.
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        np.testing.assert_allclose(other.double()(x), theirs.double()(x), rtol=1e-4, atol=1e-5)
 
 
 def test_torchvision_s_vit(monkeypatch, small_vits):
@@ -282,18 +322,49 @@ def test_torchvision_s_vit(monkeypatch, small_vits):
     np.testing.assert_allclose(module.backbone(x)[:, :24], expected, atol=1e-4)
 
 
-def test_timm_s_hidden_layer_as_a_convolution(tmp_path):
-    tensors = bare("mobilenet_v3_large")
+def timm_mobilenet(tensors):
+    """Tensors of torchvision's network as timm names and shapes them."""
     backwards = {o: f for f, o in foreign_tables.timm_mobilenet_v3_large().items()}
     renamed = {}
     for key, array in tensors.items():
         layer, _, leaf = f"backbone.{key}".rpartition(".")
         array = array[..., None, None] if key == "classifier.0.weight" else array
         renamed[f"{backwards[layer]}.{leaf}".removeprefix("backbone.")] = array
-    found = kinds.read_weights("timm", saved(tmp_path / "a.safetensors", renamed))
+    return renamed
+
+
+def test_timm_s_mobilenet(tmp_path):
+    """Its hidden layer is a convolution, and its batch norms' epsilon 1e-5, where ours is torchvision's 1e-3."""
+    tensors = bare("mobilenet_v3_large")
+    # Of a channel that hardly changes.
+    tensors["features.0.1.running_var"][0] = 0
+    path = saved(tmp_path / "a.safetensors", timm_mobilenet(tensors))
+    found = kinds.read_weights("timm", path)
     assert found.network == "mobilenet_v3_large"
     for key, array in tensors.items():
-        np.testing.assert_array_equal(found.tensors[f"backbone.{key}"], array)
+        converted = found.tensors[f"backbone.{key}"]
+        variance = tensors.get(f"{key.removesuffix('weight')}running_var")
+        if variance is None or not key.endswith("weight"):
+            np.testing.assert_array_equal(converted, array)
+        else:
+            np.testing.assert_allclose(
+                converted / np.sqrt(variance + 1e-3), array / np.sqrt(variance + 1e-5), rtol=1e-5
+            )
+
+
+def test_what_was_imported_with_another_epsilon_is_imported_again(tmp_path, cache):
+    tensors = timm_mobilenet(bare("mobilenet_v3_large"))
+    spec = f"timm:{saved(tmp_path / 'a.safetensors', tensors)}"
+    model = load_network(spec, trunk=True, feature_dim=48)
+    (kept,) = cache.iterdir()
+    stored, metadata = store.read_imported(kept)
+    # As version 0.1 wrote it.
+    del metadata["epsilon"]
+    safetensors.numpy.save_file(stored, kept, metadata)
+    with pytest.raises(UserError, match=r"earlier version .*import its source \(a\.safetensors\)"):
+        load_network("mobilenet_v3_large", trunk=True)
+    assert load_network(spec, trunk=True, feature_dim=48).fingerprint == model.fingerprint
+    assert store.read_imported(kept)[1]["epsilon"] == "1e-05"
 
 
 def test_every_network_has_its_kinds():

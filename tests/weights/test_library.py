@@ -6,6 +6,7 @@ import os
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 from toy import make_export
 
@@ -14,6 +15,7 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.decode import decode_rgb, resize_square
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.models.descriptor import normalize_images
+from rdcd_jax.weights.export import export_weights
 from rdcd_jax.weights.library import absolute_spec, export_model, load_model, load_model_of
 from rdcd_jax.weights.model import Model, evaluation_mode
 from rdcd_jax.weights.shipped import list_models
@@ -126,6 +128,38 @@ def test_a_damaged_card_is_named(toys, tmp_path, field, texts):
         path.write_text(f'{rest[:-1]}, "{field}": {text}}}')
         with pytest.raises(UserError, match=r"model\.json(: | is damaged)"):
             load_model(str(path.parent))
+
+
+def test_whole_numbers_are_no_weights_of_an_export(toys, tmp_path):
+    path = make_export(tmp_path / "export") / "weights.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file(tensors | {"a.num_batches_tracked": np.ones(1, np.int64)}, path)
+    load_model(str(path.parent))
+    tensors["projector.weight"] = np.ones(tensors["projector.weight"].shape, np.int32)
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(UserError, match=r"weights\.safetensors: 'projector\.weight' holds int32"):
+        load_model(str(path.parent))
+
+
+def test_a_file_of_weights_in_capitals(toys, tmp_path):
+    model = load_model(str(make_export(tmp_path / "export")))
+    export_weights(model, "safetensors", tmp_path / "A.SAFETENSORS")
+    assert load_model(str(tmp_path / "A.SAFETENSORS")).fingerprint == model.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "sscd-onnx", "efficientnet-lite0", "timm"])
+def test_a_path_that_is_empty_is_not_the_installed_file(kind):
+    """As of `--model=sscd-onnx:$FILE` where the variable is not set."""
+    with pytest.raises(UserError, match=f"'{kind}:' names no file; give a path behind the colon"):
+        load_model(f"{kind}:")
+
+
+@pytest.mark.parametrize("kind", ["", "timm:", "onnxruntime:", "/"])
+def test_a_name_too_long_for_a_file(kind):
+    if kind == "onnxruntime:":
+        pytest.importorskip("onnxruntime")
+    with pytest.raises(UserError, match="[Tt]here is no (model|such file)"):
+        load_model(kind + "a" * 300)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes are no files elsewhere")

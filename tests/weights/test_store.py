@@ -157,6 +157,33 @@ def test_refusals(tmp_path, cache):
         store.read_imported(foreign)
 
 
+def test_what_is_no_whole_file_of_the_cache(cache, monkeypatch):
+    cache.mkdir()
+    for name in ("a", "b"):
+        metadata = {"kind": "timm", "network": "vit_b8"}
+        safetensors.numpy.save_file({"a": np.zeros(2)}, cache / f"{name}.safetensors", metadata)
+    # Being written, see `write_aside`.
+    (cache / ".a-host_1_ff.safetensors").write_bytes(b"half")
+    (cache / "link.safetensors").symlink_to(cache / "gone")
+    found = {each.path.name: (each.kind, each.bytes > 0) for each in store.list_weights()}
+    assert found == {
+        "a.safetensors": ("timm", True),
+        "b.safetensors": ("timm", True),
+        "link.safetensors": ("", False),
+    }
+    opened = safetensors.safe_open
+
+    def removed_after(path, **options):
+        file = opened(path, **options)
+        if path.name == "b.safetensors":
+            path.unlink()
+        return file
+
+    monkeypatch.setattr(safetensors, "safe_open", removed_after)
+    listed = [each.path.name for each in store.list_weights()]
+    assert listed == ["a.safetensors", "link.safetensors"]
+
+
 def test_another_network_and_nan_are_refused(tmp_path, cache):
     torch = pytest.importorskip("torch")
     torch.save(torch.nn.Linear(3, 2).state_dict(), tmp_path / "linear.pt")
