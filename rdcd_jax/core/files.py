@@ -153,16 +153,6 @@ def read_lines(
     return [line for line in lines if line]
 
 
-def is_file(path: str | os.PathLike) -> bool:
-    """Whether there is such a file. For a name that is too long for one, pathlib raises instead."""
-    try:
-        return pathlib.Path(path).is_file()
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        return False
-
-
 def is_address(text: str) -> bool:
     """Whether a text is an address, such as gs://BUCKET/FOLDER, and not a path."""
     return _ADDRESS.match(text) is not None

@@ -9,15 +9,13 @@ import jax
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import file_sha256, write_aside
-from rdcd_jax.weights.library import load_model, load_model_of
+from rdcd_jax.weights.library import WEIGHTS_SHA256, load_model, load_model_of
 from rdcd_jax.weights.model import INT8, JAX, Model
 from rdcd_jax.weights.onnx_model import OnnxModel, load_onnx_model
 from rdcd_jax.weights.shipped import INT8_FILE, WEIGHTS
 
 AUTO = "auto"
 ENGINES = (AUTO, JAX, INT8)
-# What the file in 8-bit integers says of itself: the digest of the weights beside it, which it was made from.
-MADE_FROM = "weights_sha256"
 
 
 def with_engine(model: Model | OnnxModel, engine: str) -> Model | OnnxModel:
@@ -98,7 +96,7 @@ def write_quantised(folder: pathlib.Path) -> None:
 
     written = onnx_int8(load_model(str(folder)))
     entry = written.metadata_props.add()
-    entry.key, entry.value = MADE_FROM, file_sha256(folder / WEIGHTS)
+    entry.key, entry.value = WEIGHTS_SHA256, file_sha256(folder / WEIGHTS)
     with write_aside(folder / INT8_FILE) as aside:
         onnx.save(written, aside)
 
@@ -109,7 +107,7 @@ def _is_quicker(model: Model | OnnxModel) -> bool:
 
 def _quantised(model: Model, path: pathlib.Path) -> OnnxModel:
     found = load_onnx_model(model.name, path)
-    made_from = found.session.get_modelmeta().custom_metadata_map.get(MADE_FROM)
+    made_from = found.session.get_modelmeta().custom_metadata_map.get(WEIGHTS_SHA256)
     weights = path.with_name(WEIGHTS)
     if made_from != file_sha256(weights):
         raise UserError(

@@ -12,7 +12,7 @@ import safetensors.numpy
 from flax import nnx
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.files import is_file, write_json
+from rdcd_jax.core.files import file_sha256, write_json
 from rdcd_jax.core.tensors import write_tensors
 from rdcd_jax.embedding.stream import has_fingerprint
 from rdcd_jax.models import build
@@ -41,6 +41,8 @@ from rdcd_jax.weights.state_dicts import read_safetensors
 
 # The card's entry of a student whose descriptor is the first dimensions of another's, in a folder beside its own.
 FIRST_OF = "first_of"
+# The digest of an export's weights, by which its other files know them.
+WEIGHTS_SHA256 = "weights_sha256"
 # A network with random weights, as `random:NETWORK`.
 RANDOM = "random"
 _log = logging.getLogger(__name__)
@@ -75,9 +77,9 @@ def load_network(spec: str, *, trunk: bool = False, feature_dim: int | None = No
     if spec in every_shipped():
         return _load_export(pathlib.Path(str(SHIPPED / spec)), name=spec)
     folder = pathlib.Path(spec)
-    if is_file(folder / CARD):
+    if os.path.isfile(folder / CARD):
         return _load_export(folder)
-    if folder.suffix.lower() == ".safetensors" and is_file(folder):
+    if folder.suffix.lower() == ".safetensors" and os.path.isfile(folder):
         return _load_file(folder)
     if os.path.isdir(folder):
         raise UserError(f"{spec} has no {CARD}; give the export folder of a run (WORKDIR/export).")
@@ -181,7 +183,9 @@ def export_model(
         (folder / other).unlink(missing_ok=True)
     if model.background is not None:
         write_background(folder / BACKGROUND, model.background)
-    write_json(folder / CARD, {**model_card(model), **(about or {})})
+    # Whoever is killed in between leaves a card of other weights, which is refused.
+    digest = {WEIGHTS_SHA256: file_sha256(folder / WEIGHTS)}
+    write_json(folder / CARD, {**model_card(model), **(about or {}), **digest})
 
 
 def model_card(model: Model) -> dict[str, str | int | None]:
@@ -200,6 +204,12 @@ def _load_export(folder: pathlib.Path, name: str | None = None) -> Model:
     card, module = _read_card(path, path.read_bytes())
     weights = folder.parent / card[FIRST_OF] / WEIGHTS if FIRST_OF in card else folder / WEIGHTS
     tensors = read_safetensors(weights)
+    # Version 0.1 wrote none.
+    if WEIGHTS_SHA256 in card and card[WEIGHTS_SHA256] != file_sha256(weights):
+        raise UserError(
+            f"{path} is of other weights than {weights}, since an export was ended before it was whole; export the"
+            " model again."
+        )
     if FIRST_OF in card:
         for key in [key for key in tensors if key.startswith("projector.")]:
             tensors[key] = tensors[key][: card["dim"]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.files import file_sha256, is_file
+from rdcd_jax.core.files import file_sha256
 from rdcd_jax.embedding.stream import Embeds
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _session(path: str | os.PathLike):
         raise UserError(
             f"{KIND}:{path} needs onnxruntime; run `pip install onnxruntime`."
         ) from None
-    if not is_file(path):
+    if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such file; give the path of an ONNX file.")
     options = onnxruntime.SessionOptions()
     # Its threads would wait for work at full speed, and take the cores from the student's step.

@@ -12,7 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.core.files import cache_folder, file_sha256, is_file
+from rdcd_jax.core.files import cache_folder, file_sha256
 from rdcd_jax.core.tensors import require_readable, write_tensors
 from rdcd_jax.images.naming import escaped
 from rdcd_jax.weights.kinds import KINDS, TEACHER_HELP, TEACHER_PACKAGE, read_weights
@@ -70,7 +70,7 @@ def import_weights(kind: str, path: str | os.PathLike) -> pathlib.Path:
             another network.
     """
     row, path = kind_row(kind), pathlib.Path(path)
-    if not is_file(path):
+    if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such file; give the path of a {kind} checkpoint.")
     digest = file_sha256(path)
     target = cache_folder() / f"{kind}-{digest[:16]}.safetensors"

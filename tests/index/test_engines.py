@@ -17,7 +17,7 @@ from rdcd_jax.index import Index
 from rdcd_jax.index.duplicates import find_duplicates
 from rdcd_jax.index.manifest import MANIFEST, read_manifest
 from rdcd_jax.weights import engines
-from rdcd_jax.weights.engines import INT8, JAX, MADE_FROM, with_engine
+from rdcd_jax.weights.engines import INT8, JAX, WEIGHTS_SHA256, with_engine
 from rdcd_jax.weights.library import export_model, load_model
 from rdcd_jax.weights.shipped import INT8_FILE, WEIGHTS, list_models
 
@@ -29,7 +29,7 @@ def give_int8(folder, made_from=None):
     make_onnx(folder / INT8_FILE)
     written = onnx.load(folder / INT8_FILE)
     entry = written.metadata_props.add()
-    entry.key, entry.value = MADE_FROM, made_from or file_sha256(folder / WEIGHTS)
+    entry.key, entry.value = WEIGHTS_SHA256, made_from or file_sha256(folder / WEIGHTS)
     onnx.save(written, folder / INT8_FILE)
 
 

@@ -15,6 +15,7 @@ from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.decode import decode_rgb, resize_square
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.models.descriptor import normalize_images
+from rdcd_jax.weights import library
 from rdcd_jax.weights.export import export_weights
 from rdcd_jax.weights.library import absolute_spec, export_model, load_model, load_model_of
 from rdcd_jax.weights.model import Model, evaluation_mode
@@ -102,6 +103,31 @@ def test_a_nested_student_is_the_first_numbers_of_another(toys, images, tmp_path
             load_model(str(part))
 
 
+def test_an_export_that_was_ended_half_way_is_not_taken_for_one(toys, tmp_path, monkeypatch):
+    folder = make_export(tmp_path / "export")
+    other = load_model(str(make_export(tmp_path / "other", seed=1)))
+
+    def killed(*written):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(library, "write_json", killed)
+        export_model(folder, other)
+    with pytest.raises(UserError, match="is of other weights than .*export the model again"):
+        load_model(str(folder))
+    export_model(folder, other)
+    assert load_model(str(folder)).fingerprint == other.fingerprint
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_numbers_that_are_no_pixels_are_refused(toys, tmp_path, dtype):
+    model = load_model(str(make_export(tmp_path / "export")))
+    with pytest.raises(UserError, match=rf"type {np.dtype(dtype)} .*give uint8"):
+        model.embed_batch(np.zeros((2, 32, 32, 3), dtype))
+    with pytest.raises(UserError, match=r"shape \[32, 32, 3\]; give uint8"):
+        model.embed_batch(np.zeros((32, 32, 3), np.uint8))
+
+
 def test_sscd_without_any_teacher_tells_how_to_get_one(monkeypatch, tmp_path):
     monkeypatch.setenv("RDCD_JAX_CACHE", str(tmp_path))
     monkeypatch.setattr("rdcd_jax.weights.store.find_installed", lambda kind: None)
@@ -132,6 +158,9 @@ def test_a_damaged_card_is_named(toys, tmp_path, field, texts):
 
 def test_whole_numbers_are_no_weights_of_an_export(toys, tmp_path):
     path = make_export(tmp_path / "export") / "weights.safetensors"
+    card = json.loads((path.parent / "model.json").read_text())
+    del card["weights_sha256"]
+    (path.parent / "model.json").write_text(json.dumps(card))
     tensors = safetensors.numpy.load_file(path)
     safetensors.numpy.save_file(tensors | {"a.num_batches_tracked": np.ones(1, np.int64)}, path)
     load_model(str(path.parent))
