@@ -7,9 +7,7 @@ from rdcd_jax.benchmarks.metrics import evaluate
 from rdcd_jax.images.sources import ImageSet
 from rdcd_jax.index import Index
 from rdcd_jax.index.search import DEFAULT_VARIANTS
-
-# A similarity of -1 less what score normalisation takes off at most: every match reaches it.
-LEAST_SCORE = -2
+from rdcd_jax.search.calibration import LEAST_SCORE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -169,10 +169,8 @@ def _write_npz(
     made_by: Mapping[str, str],
 ) -> None:
     texts = {name: np.asarray(text) for name, text in made_by.items()}
-    joined = joined_ids(ids).items() if _is_wasteful(ids) else ()
     members = (
-        *((name, array.dtype, array.shape, [array]) for name, array in joined),
-        *(() if joined else _wide_ids(ids)),
+        *(_joined_members(ids) if _is_wasteful(ids) else _wide_ids(ids)),
         ("descriptors", np.dtype("<f4"), (len(ids), dim), parts),
         *((name, each.dtype, (), [each]) for name, each in texts.items()),
     )
@@ -191,6 +189,11 @@ def _wide_ids(ids: Sequence[str]) -> Iterable[tuple]:
     starts = range(0, len(ids), _IDS_AT_ONCE)
     names = (np.asarray(ids[start : start + _IDS_AT_ONCE], text) for start in starts)
     return [("ids", text, (len(ids),), names)]
+
+
+def _joined_members(ids: Sequence[str]) -> Iterable[tuple]:
+    """The members of `joined_ids`."""
+    return [(name, array.dtype, array.shape, [array]) for name, array in joined_ids(ids).items()]
 
 
 def joined_ids(ids: Sequence[str]) -> dict[str, np.ndarray]:

@@ -13,15 +13,13 @@ from PIL import Image
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import is_address, lasting_path
 from rdcd_jax.images.naming import distinct, numbered
-from rdcd_jax.images.passed_over import left_out, typed, warn_left_out
+from rdcd_jax.images.passed_over import all_listed
 from rdcd_jax.images.sources import (
     BUNDLED,
     TFDS,
     ImageSet,
     Reader,
     SeveralReader,
-    listed,
-    no_images,
 )
 
 # Before the number that an image in memory is called by.
@@ -49,7 +47,7 @@ def images_of(images: Images, *, ids: str = "name") -> ImageSet:
     if not several:
         raise UserError("There are no images in the list given; name at least one.")
     sets = [
-        _listed(each)
+        all_listed(each)
         if isinstance(each, str | os.PathLike)
         else _held(each, f"{IN_MEMORY}{position}")
         for position, each in enumerate(several)
@@ -66,14 +64,6 @@ def lasting_source(source: Source) -> str:
     text = os.fspath(source)
     named = text in BUNDLED or text.startswith(TFDS) or is_address(text)
     return text if named else lasting_path(text)
-
-
-def _listed(source: Source) -> ImageSet:
-    found = typed(listed(source))
-    if not len(found):
-        raise UserError(" ".join([no_images(found), *left_out(found)]))
-    warn_left_out(found)
-    return found
 
 
 def _held(image: object, name: str) -> ImageSet:

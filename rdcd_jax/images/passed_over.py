@@ -5,10 +5,11 @@ import dataclasses
 import logging
 import os
 
+from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.decode import size_of
 from rdcd_jax.images.folders import PLUGINS
 from rdcd_jax.images.naming import escaped
-from rdcd_jax.images.sources import ImageSet, called, listed
+from rdcd_jax.images.sources import ImageSet, called, listed, no_images
 
 _log = logging.getLogger(__name__)
 # What Pillow would open as the thumbnail in it.
@@ -40,15 +41,26 @@ def typed(images: ImageSet) -> ImageSet:
     return dataclasses.replace(images, ids=ids, paths=paths, others=others)
 
 
+def all_listed(source: str | os.PathLike) -> ImageSet:
+    """As `listed`, and with images that only their content tells; warns of what is left out.
+
+    Raises:
+        UserError: the source cannot be listed, or holds no image.
+    """
+    found = typed(listed(source))
+    if not len(found):
+        raise UserError(" ".join([no_images(found), *left_out(found)]))
+    warn_left_out(found)
+    return found
+
+
 def find_all_images(source: str | os.PathLike, *, ids: str = "name") -> ImageSet:
-    """As `find_images`, and with images that only their content tells; warns of what is left out.
+    """As `find_images`, with the images of `all_listed`.
 
     Raises:
         UserError: see `find_images`.
     """
-    found = typed(listed(source))
-    warn_left_out(found)
-    return called(found, ids)
+    return called(all_listed(source), ids)
 
 
 def left_out(images: ImageSet) -> list[str]:

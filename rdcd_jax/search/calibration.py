@@ -17,19 +17,21 @@ from rdcd_jax.core.errors import MALFORMED, UserError
 _EDGE = 1e-3
 # Whatever is lowered, equal images stay equal.
 _EQUAL = 1e-6
+# Similarities are from -1 to 1, and score normalisation takes up to 1 off.
+LEAST_SCORE, MOST_SCORE = -2, 1
 # Scores of true matches that are kept.
 _COPIES = 100
 
 
 def require_score(threshold: float) -> None:
-    """Refuses what no match can score: similarities are from -1 to 1, and score normalisation takes up to 1 off.
+    """Refuses what no match can score.
 
     Raises:
         UserError: it is below -2, above 1 or NaN.
     """
-    if not -2 <= threshold <= 1:
+    if not LEAST_SCORE <= threshold <= MOST_SCORE:
         raise UserError(
-            f"{threshold} is no score; they run from -2 to 1, and copies mostly score 0.1 to 0.9."
+            f"{threshold} is no score; they run from {LEAST_SCORE} to {MOST_SCORE}, and copies mostly score 0.1 to 0.9."
         )
 
 

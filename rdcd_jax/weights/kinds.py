@@ -215,13 +215,14 @@ def sizes(network: str, tensors: Mapping[str, np.ndarray]) -> dict[str, int | No
     return {"dim": dim, "feature_dim": feature_dim}
 
 
-def describing_head(row: Kind, network: str, tensors: Mapping[str, np.ndarray]) -> str | None:
+def describing_head(row: Kind, network: str, found: Mapping[str, int | None]) -> str | None:
     """The layer that may be a classifier of other classes than ImageNet's, but whose outputs are the descriptor.
 
-    None where nothing is to be doubted: the file has no head, its kind no classifiers, or a projector follows.
+    None where nothing is to be doubted: by its `sizes` the file has no head or a projector follows, or its kind has no
+    classifiers.
     """
-    head, found = tables.HEADS.get(network, ""), sizes(network, tensors)
-    return head if row.classifies and found["feature_dim"] and not found["dim"] else None
+    doubted = row.classifies and found["feature_dim"] and not found["dim"]
+    return tables.HEADS[network] if doubted else None
 
 
 def _outputs(tensors: Mapping[str, np.ndarray], layer: str) -> int | None:

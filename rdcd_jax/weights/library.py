@@ -311,7 +311,7 @@ def _imported(path: pathlib.Path, trunk: bool = False, feature_dim: int | None =
     if fresh and not trunk:
         raise UserError(_trunk_only(f"{kind}:{metadata['source']}"))
     sizes = kinds.sizes(name, tensors)
-    if head := kinds.describing_head(row, name, tensors):
+    if head := kinds.describing_head(row, name, sizes):
         _log.warning(
             "%s:%s: the %d outputs of '%s' are taken as the descriptor; leave it out where it is a classifier.",
             *(kind, metadata["source"], sizes["feature_dim"], head),

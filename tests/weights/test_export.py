@@ -76,7 +76,7 @@ def run_onnx(path, images):
     pytest.importorskip("onnxruntime")
     onnx.checker.check_model(path, full_check=True)
     session = load_model(f"onnxruntime:{path}").session
-    return session.run(None, {session.get_inputs()[0].name: images})[0]
+    return session.run(None, {"pictures": images})[0]
 
 
 def torch_student(torch):
