@@ -48,15 +48,16 @@ def test_a_resumed_run_makes_the_views_of_an_undisturbed_one(toys, images, featu
 
 
 def test_eight_devices_make_the_run_of_one(toys, images, features, tmp_path):
+    # Steps of 0.03 in all, so that rounding does not grow from one to the next.
+    changes = DEVICE | {"data.keep": "device", "optimizer.learning_rate": 1e-2}
     runs = [
         train_and_evaluate(
-            toy_config(images, features, **DEVICE, **{"devices": devices, "data.keep": "device"}),
-            tmp_path / str(devices),
+            toy_config(images, features, **changes, devices=devices), tmp_path / str(devices)
         )
         for devices in (1, 8)
     ]
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), runs[0].params, runs[1].params
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), runs[0].params, runs[1].params
     )
 
 
