@@ -5,6 +5,7 @@ import functools
 import hashlib
 import lzma
 import pathlib
+import posixpath
 import struct
 import tarfile
 import threading
@@ -21,6 +22,8 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _MOST_OPEN = 64
 # Bytes at a time behind a tar's last member.
 _END_READ = 2**20
+# As many as Linux follows.
+_MOST_LINKS = 40
 # A member is read into memory whole.
 MOST_BYTES = 2**30
 
@@ -65,14 +68,14 @@ _BROKEN = (
 )
 
 
-def list_archive(path: str) -> tuple[list[str], ArchiveReader]:
-    """Lists the files in an archive, hidden ones left out.
+def list_archive(path: str) -> tuple[list[str], list[str], ArchiveReader]:
+    """Lists the files in an archive, hidden ones left out; a tar's links are the files that they lead to.
 
     Args:
         path: a zip file, or a tar file that is not compressed as a whole.
 
     Returns:
-        The members' names, sorted, and what reads them.
+        The members' names, sorted; those of links that lead to no file in the archive; and what reads members.
 
     Raises:
         UserError: the archive is damaged or encrypted, or a member's name leads out of the folder that the archive
@@ -91,13 +94,14 @@ def list_archive(path: str) -> tuple[list[str], ArchiveReader]:
                 if not each.is_dir()
             }
             locked = [each.filename for each in entries if each.flag_bits & 1]
+            astray: set[str] = set()
         else:
             with tarfile.open(path, "r:") as archive:
                 names = archive.getnames()
-                members = {
-                    name: f"{each.size} {each.mtime}"
-                    for name, each in _tar_members(archive).items()
-                }
+                files = _tar_members(archive)
+                members = {name: f"{each.size} {each.mtime}" for name, each in files.items()}
+                links = {each.name for each in archive.getmembers() if each.issym() or each.islnk()}
+                astray = links - files.keys()
                 _require_end(archive)
             locked = []
     except (ValueError, EOFError, OverflowError, *_BROKEN) as error:
@@ -109,15 +113,11 @@ def list_archive(path: str) -> tuple[list[str], ArchiveReader]:
         _require_inside(path, name)
     if locked:
         raise UserError(f"{path}: {locked[0]} is encrypted; make an archive without a password.")
-    members = sorted(
-        (name, told)
-        for name, told in members.items()
-        if not any(part.startswith(".") and part != "." for part in name.split("/"))
-        and not name.startswith("__MACOSX/")
-    )
-    listing = "".join(f"{name} {told}\n" for name, told in members)
+    names = sorted(filter(_is_shown, members))
+    listing = "".join(f"{name} {members[name]}\n" for name in names)
     digest = hashlib.sha256(listing.encode(errors="surrogateescape"))
-    return [name for name, _ in members], ArchiveReader(path, digest.hexdigest(), stamp)
+    reader = ArchiveReader(path, digest.hexdigest(), stamp)
+    return names, sorted(filter(_is_shown, astray)), reader
 
 
 def is_archive(path: str) -> bool:
@@ -129,18 +129,45 @@ def _is_zip(path: str) -> bool:
     return path.lower().endswith(".zip")
 
 
+def _is_shown(name: str) -> bool:
+    """Whether a member is not hidden."""
+    hidden = any(part.startswith(".") and part != "." for part in name.split("/"))
+    return not hidden and not name.startswith("__MACOSX/")
+
+
 def _tar_members(archive: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
     """A tar's files by name, of what was written twice the last.
 
-    A hard link is what it links to; other links and devices hold no image.
+    A link is the file that it leads to; devices hold no image.
     """
     found: dict[str, tarfile.TarInfo] = {}
+    links: dict[str, str] = {}
     for each in archive.getmembers():
+        links.pop(each.name, None)
         if each.isreg():
             found[each.name] = each
         elif each.islnk() and each.linkname in found:
             found[each.name] = found[each.linkname]
+        elif each.issym():
+            found.pop(each.name, None)
+            links[each.name] = posixpath.join(posixpath.dirname(each.name), each.linkname)
+    # However `tar` was told the folder's name, "./a" is "a".
+    by_place = {posixpath.normpath(name): name for name in (*found, *links)}
+    for name in links:
+        if (file := _led_to(name, links, by_place)) is not None and file in found:
+            found[name] = found[file]
     return found
+
+
+def _led_to(name: str, links: dict[str, str], by_place: dict[str, str]) -> str | None:
+    """The member that a chain of links ends at; None where it goes round or leaves the archive."""
+    for _ in range(_MOST_LINKS):
+        if name not in links:
+            return name
+        name = by_place.get(posixpath.normpath(links[name]))
+        if name is None:
+            return None
+    return None
 
 
 def _require_end(archive: tarfile.TarFile) -> None:

@@ -54,8 +54,12 @@ def images_of(images: Images, *, ids: str = "name") -> ImageSet:
     ]
     joined = sets[0] if len(sets) == 1 else _joined(sets)
     given = tuple(each for each in several if isinstance(each, str | os.PathLike))
+    by_path = ids == "path"
     return dataclasses.replace(
-        joined, ids=_ids(joined, by_path=ids == "path"), sources=tuple(map(lasting_source, given))
+        joined,
+        ids=_ids(joined, by_path=by_path),
+        sources=tuple(map(lasting_source, given)),
+        by_path=by_path,
     )
 
 

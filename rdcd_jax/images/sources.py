@@ -76,6 +76,7 @@ class ImageSet:
         others: paths of a folder's files that are not images by their names.
         closed: folders below a folder that cannot be opened.
         sources: what `given.images_of` was given, without what is in memory.
+        by_path: whether ids are paths, not names, see `find_images`.
         as_seen: decodes what people see, not as the papers' protocols do; see `decode.decode_rgb`.
     """
 
@@ -87,6 +88,7 @@ class ImageSet:
     others: tuple[str, ...] = ()
     closed: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    by_path: bool = False
     as_seen: bool = False
 
     def __len__(self) -> int:
@@ -308,10 +310,15 @@ def _of_folder(text: str, root: pathlib.Path) -> ImageSet:
 
 
 def _of_archive(text: str) -> ImageSet:
-    members, reader = list_archive(text)
-    names = tuple(name for name in members if is_image_name(name))
-    others = tuple(f"{text}:{name}" for name in members if not is_image_name(name))
-    return ImageSet(text, names, tuple(f"{text}:{name}" for name in names), reader, others=others)
+    members, astray, reader = list_archive(text)
+    names = [name for name in members if is_image_name(name)]
+    others = [name for name in members if not is_image_name(name)]
+    paths, others, closed = (
+        tuple(f"{text}:{name}" for name in each) for each in (names, others, astray)
+    )
+    # As `tar -C FOLDER .` writes them, and as they are called in the folder.
+    ids = tuple(name.removeprefix("./") for name in names)
+    return ImageSet(text, ids, paths, reader, others=others, closed=closed)
 
 
 def _matching(text: str) -> list[str]:

@@ -7,10 +7,10 @@ import pathlib
 from rdcd_jax.core.errors import MALFORMED, UserError
 from rdcd_jax.index.variants import PARTS
 
-FORMAT = 8
+FORMAT = 9
 # Format 3, of version 0.1, has no score normalisation; formats 3 and 4 have no paths, 5 nothing else of the files, 6
-# does not say by which engine it was made, 7 knows neither bits nor parts.
-READS = (3, 4, 5, 6, 7, FORMAT)
+# does not say by which engine it was made, 7 knows neither bits nor parts, 8 calls what `update` adds by its name.
+READS = (3, 4, 5, 6, 7, 8, FORMAT)
 MANIFEST = "index.json"
 BINARY = "binary"
 DTYPES = ("float32", "float16", "int8", BINARY)
@@ -37,6 +37,7 @@ class Manifest:
         parts: whether every image has descriptors of five parts beside its own, see `variants.parts`.
         root: the folder that paths below it are kept from; empty for none.
         sources: what was indexed, for `Index.update`.
+        by_path: whether that calls images by their paths, not by their names.
         segments: (number, images) of each, in the index's order.
         next: the number that the next segment gets; none is used twice.
     """
@@ -52,6 +53,7 @@ class Manifest:
     parts: bool = False
     root: str = ""
     sources: tuple[str, ...] = ()
+    by_path: bool = False
     segments: tuple[tuple[int, int], ...] = ()
     next: int = 0
 
@@ -113,7 +115,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
         sound = all(isinstance(text, str) for text in texts)
         sound = sound and isinstance(manifest.calibration, dict | None)
         sound = sound and manifest.dtype in DTYPES and manifest.dim > 0 and manifest.image_size > 0
-        sound = sound and isinstance(manifest.parts, bool)
+        sound = sound and isinstance(manifest.parts, bool) and isinstance(manifest.by_path, bool)
         sound = sound and not (manifest.dtype == BINARY and manifest.dim % 8)
         sound = sound and all(images > 0 and number < manifest.next for number, images in segments)
         if not sound:

@@ -153,7 +153,9 @@ class Index:
         new = manifest_of(embedder, dtype, calibration, background)
         # Listed once, and before anything is written.
         images = images_of(images)
-        new = dataclasses.replace(new, root=root_of(images), parts=bool(parts))
+        new = dataclasses.replace(
+            new, root=root_of(images), parts=bool(parts), by_path=images.by_path
+        )
         with store.writer(folder, new, background) as writer:
             require_like(folder, writer.manifest, new)
             require_same_model(folder, writer.manifest, embedder)

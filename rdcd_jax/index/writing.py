@@ -34,8 +34,9 @@ def listed(folder: pathlib.Path, manifest: Manifest, images: Images | None) -> I
     Raises:
         UserError: they cannot be listed, or the index does not know what it was built from.
     """
+    ids = "path" if manifest.by_path else "name"
     if images is not None:
-        return images_of(images).seen()
+        return images_of(images, ids=ids).seen()
     if not manifest.sources:
         raise UserError(
             f"{folder} does not know what it was built from; name the images that it is to hold."
@@ -43,7 +44,7 @@ def listed(folder: pathlib.Path, manifest: Manifest, images: Images | None) -> I
     # An image alone that was deleted is what an update drops; where its folder is gone too, a disk may be missing.
     sources = [each for each in manifest.sources if not _is_deleted(each)] or manifest.sources
     try:
-        return images_of(list(sources)).seen()
+        return images_of(list(sources), ids=ids).seen()
     except UserError as error:
         raise UserError(
             f"{folder}: what it was built from cannot be listed: {error} If all of it was moved, say where (--root=);"

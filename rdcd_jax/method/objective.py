@@ -87,7 +87,8 @@ class Objective:
         at_least=0,
     )
     bank_includes_batch: bool = option(
-        False, "Puts the batch's own teacher features in front of the bank."
+        False,
+        "Puts the batch's own teacher features in front of the bank, for the relational KL on the feature.",
     )
     sscd_lambda: float = option(
         0.0,
@@ -112,9 +113,9 @@ class Objective:
     )
     nested_dims: tuple[int, ...] = option(
         (),
-        "Sizes of descriptors that nest, such as (64, 128, 256): each term on the descriptor is summed over its first"
-        " dimensions of these sizes, each brought to unit length, the last being student.dim. Empty for the whole"
-        " descriptor alone.",
+        "Sizes of descriptors that nest, such as (64, 128, 256): each term that trains the descriptor is summed over"
+        " its first dimensions of these sizes, each brought to unit length, the last being student.dim. Empty for the"
+        " whole descriptor alone.",
     )
     key_momentum: float = option(
         0.99, "m of the key encoder's moving average.", at_least=0, at_most=1

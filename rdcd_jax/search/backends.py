@@ -102,11 +102,7 @@ def make_search(
     if backend not in BACKENDS:
         raise UserError(f"unknown search backend {backend!r}; choose one of {', '.join(BACKENDS)}.")
     database = exact.require_descriptors("database descriptors", database)
-    if not 1 <= k <= len(database):
-        raise UserError(
-            f"cannot find k = {k} neighbours in a database of {len(database)} descriptors; "
-            f"choose k from 1 to {len(database)}."
-        )
+    exact.require_neighbours(k, database)
     complete = backend in EXACT_BACKENDS
     # A first look at half the bytes, whose rounding leaves more candidates open.
     halved = backend == "jax" and sharded.multiplies_bfloat16(mesh or local_mesh())
@@ -126,11 +122,7 @@ def make_search(
         queries: np.ndarray, scann_config: ScannConfig | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         queries = exact.require_descriptors("queries", queries)
-        if queries.shape[1] != database.shape[1]:
-            raise UserError(
-                f"queries are {queries.shape[1]}-d and the database is {database.shape[1]}-d; "
-                "embed both with the same model."
-            )
+        exact.require_comparable(queries, database)
         found = find(queries, scann_config)
         if complete:
             return exact.settled_neighbours(

@@ -48,6 +48,32 @@ def require_descriptors(name: str, x: np.ndarray) -> np.ndarray:
     return x
 
 
+def require_comparable(queries: np.ndarray, database: np.ndarray) -> None:
+    """Refuses queries [N, D] of other dimensions than those of a database [M, D].
+
+    Raises:
+        UserError: naming both.
+    """
+    if queries.shape[1] != database.shape[1]:
+        raise UserError(
+            f"queries are {queries.shape[1]}-d and the database is {database.shape[1]}-d; embed both with the same"
+            " model."
+        )
+
+
+def require_neighbours(k: int, database: np.ndarray) -> None:
+    """Refuses to look for k neighbours in a database [M, D] that has not so many, or for none.
+
+    Raises:
+        UserError: naming both.
+    """
+    if not 1 <= k <= len(database):
+        raise UserError(
+            f"cannot find k = {k} neighbours in a database of {len(database)} descriptors; choose k from 1 to"
+            f" {len(database)}."
+        )
+
+
 def rows_not_finite(x: np.ndarray) -> np.ndarray:
     """Returns the indices of the rows of `x` [N, D] that hold NaN or infinity."""
     # One float64 sum a row spares a copy of everything. Finite float32 values cannot overflow it.
@@ -101,7 +127,9 @@ def rounding(queries: np.ndarray, longest: float, *, in_bfloat16: bool = False) 
     if in_bfloat16:
         # Each number by 2^-8 of itself at most, so each side by that share of its length.
         share += 2 * 2**-8 + 2**-16
-    return share * longest * np.linalg.norm(queries, axis=1)
+    # Devices may take what is below the smallest normal number for 0, in each product.
+    least = queries.shape[1] * np.finfo(np.float32).tiny
+    return share * longest * np.linalg.norm(queries, axis=1) + least
 
 
 def settled_neighbours(

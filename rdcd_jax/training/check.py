@@ -48,6 +48,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     _check_teacher(config, objective)
     if config.student.trainable == "projector":
         _check_frozen(config, objective)
+    _check_statistics(config.student, config.init_from)
     if 0 < config.student.background < LEAST_BACKGROUND:
         raise UserError(
             f"config.student.background is {config.student.background}; scores are normalised by the nearest three,"
@@ -121,6 +122,22 @@ def _check_terms(config: ml_collections.ConfigDict, objective: Objective) -> Non
         raise UserError(
             f"config.objective.binary_lambda is {objective.binary_lambda} with student.projector {projector!r}, whose"
             " descriptor is not the one that trains; use 'learned' or 'none', or set the weight to 0."
+        )
+
+
+def _check_statistics(student: ml_collections.ConfigDict, start: str) -> None:
+    """Batch norm that keeps the start's statistics has a start, and nothing measures others."""
+    if student.bn != "running":
+        return
+    what = "config.student.bn is 'running', so batch norm keeps the start's statistics"
+    if not start:
+        raise UserError(
+            f"{what}, but config.init_from is empty; name the model that it starts from, or set bn to 'batch'."
+        )
+    if student.recalibrate:
+        raise UserError(
+            f"{what}, but config.student.recalibrate is {student.recalibrate}, which would measure others at the end;"
+            " set it to 0, or bn to 'batch'."
         )
 
 

@@ -24,7 +24,7 @@ from rdcd_jax.training.fitting import evenly_spread, recalibrate_batch_norm, whi
 from rdcd_jax.training.frozen import ViewFeatures
 from rdcd_jax.training.results import portable
 from rdcd_jax.weights.library import export_model
-from rdcd_jax.weights.model import Model, evaluation_mode
+from rdcd_jax.weights.model import Model, computing_in, evaluation_mode
 
 _log = logging.getLogger(__name__)
 
@@ -54,12 +54,17 @@ class Finish:
     @property
     def untrained(self) -> Model:
         """The student as it is at the start, at the evaluation's size."""
-        return Model(
+        return self._model_of(self.student)
+
+    def _model_of(self, module: nnx.Module) -> Model:
+        model = Model(
             name=self.workdir.resolve().name,
             network=self.config.student.network,
-            module=evaluation_mode(self.student),
+            module=evaluation_mode(module),
             image_size=self.config.evaluate.image_size,
         )
+        # Whoever loads the export computes in float32, however it was trained.
+        return model if self.config.student.dtype == "float32" else computing_in("float32", model)
 
     @property
     def evaluates(self) -> bool:
@@ -74,11 +79,11 @@ class Finish:
         if self.config.student.projector == "start":
             # Weight decay moves what no gradient reaches.
             nnx.update(module.projector, nnx.state(self.student.projector))
-        model = dataclasses.replace(self.untrained, module=evaluation_mode(module))
+        model = self._model_of(module)
         if hosts.is_first():
             self._fit(model)
-        arrays = nnx.state(module, (nnx.Param, nnx.BatchStat))
-        nnx.update(module, hosts.from_first(arrays))
+        arrays = nnx.state(model.module, (nnx.Param, nnx.BatchStat))
+        nnx.update(model.module, hosts.from_first(arrays))
         return model
 
     def _fit(self, model: Model) -> None:

@@ -194,7 +194,8 @@ class EvaluateOptions:
     every: int = option(5000, "In steps; also at the end of the run.", above=0, free=True)
     image_size: int = option(
         288,
-        "Side of the images, in pixels. With student.trainable = projector it may not change: features are of it.",
+        "Side of the images, in pixels; ndec's own is 224. With student.trainable = projector it may not change:"
+        " features are of it.",
         above=0,
         at_most=_LARGEST_IMAGE,
         free=True,

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable, Mapping
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
@@ -16,6 +15,7 @@ from rdcd_jax.core import hosts
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.core.files import file_sha256, write_json
 from rdcd_jax.core.progress import Reporter
+from rdcd_jax.embedding.codecs import unit_rows
 from rdcd_jax.embedding.descriptors import read_descriptors
 from rdcd_jax.embedding.service import embed_to_file
 from rdcd_jax.images.links import sizes_sha256
@@ -23,13 +23,11 @@ from rdcd_jax.images.naming import escaped
 from rdcd_jax.images.sources import ImageSet, changed
 from rdcd_jax.method.objective import Objective
 from rdcd_jax.method.state import Tree
-from rdcd_jax.models.descriptor import DescriptorNet
 from rdcd_jax.models.layers import BatchNorm
-from rdcd_jax.models.registry import abstract
 from rdcd_jax.training.check import check_image_size
 from rdcd_jax.training.record import TEACHER_FEATURES, list_left_out
 from rdcd_jax.weights.library import load_model
-from rdcd_jax.weights.model import Model, evaluation_mode
+from rdcd_jax.weights.model import Model, computing_in
 from rdcd_jax.weights.onnx_model import OnnxModel
 
 _log = logging.getLogger(__name__)
@@ -114,7 +112,7 @@ def live_teacher(model: Model, bn: str, images: ImageSet, dtype: str = "float32"
         )
     # A ViT has no batch norm.
     module = nnx.view(
-        model.module if dtype == "float32" else _computing_in(dtype, model),
+        (model if dtype == "float32" else computing_in(dtype, model)).module,
         only=BatchNorm,
         use_running_average=bn == "running",
         raise_if_not_found=False,
@@ -132,14 +130,6 @@ def live_teacher(model: Model, bn: str, images: ImageSet, dtype: str = "float32"
         fingerprint=model.fingerprint,
         licences=model.licences,
     )
-
-
-def _computing_in(dtype: str, model: Model) -> DescriptorNet:
-    """A model's network with a trunk that computes in another type."""
-    dim = None if model.module.projector is None else model.dim
-    module = abstract(model.network, dim=dim, feature_dim=model.feature_dim, dtype=jnp.dtype(dtype))
-    nnx.update(module, nnx.state(model.module))
-    return evaluation_mode(module)
 
 
 def is_folded(module: nnx.Module) -> bool:
@@ -191,6 +181,9 @@ def cached_teacher(
             escaped(first),
         )
     features = found.descriptors[[position[image_id] for image_id in kept.ids]]
+    if config.features != "cached":
+        # Another program's need not be of unit length, which every term takes for granted.
+        features = unit_rows(features)
     return Teacher(
         kept,
         features.shape[1],

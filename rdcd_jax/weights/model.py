@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
@@ -15,7 +16,7 @@ from rdcd_jax.core.mesh import local_mesh
 from rdcd_jax.embedding.stream import Embeds
 from rdcd_jax.models.branches import reparameterised
 from rdcd_jax.models.descriptor import DescriptorNet, normalize_images
-from rdcd_jax.models.registry import refuse_image_size
+from rdcd_jax.models.registry import abstract, refuse_image_size
 from rdcd_jax.weights import convert
 from rdcd_jax.weights.onnx_model import OnnxModel, require_pixels, require_size, unit_length
 
@@ -160,6 +161,14 @@ def digest_of(model: Model, part: str = "") -> str:
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(array.data)
     return digest.hexdigest()
+
+
+def computing_in(dtype: str, model: Model) -> Model:
+    """The same weights and statistics in a trunk that computes in another type; in evaluation mode."""
+    dim = None if model.module.projector is None else model.dim
+    module = abstract(model.network, dim=dim, feature_dim=model.feature_dim, dtype=jnp.dtype(dtype))
+    nnx.update(module, nnx.state(model.module, (nnx.Param, nnx.BatchStat)))
+    return dataclasses.replace(model, module=evaluation_mode(module))
 
 
 def evaluation_mode(module: DescriptorNet) -> DescriptorNet:

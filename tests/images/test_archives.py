@@ -12,6 +12,8 @@ from PIL import Image
 from toy import make_images
 
 from rdcd_jax.core.errors import UnreadableImageError, UserError
+from rdcd_jax.images.given import images_of
+from rdcd_jax.images.passed_over import lacking, left_out
 from rdcd_jax.images.sources import find_images
 
 
@@ -68,7 +70,51 @@ def test_links_in_a_tar_are_no_images(folder, tmp_path):
         link = tarfile.TarInfo("set/link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
-    assert find_images(path).ids == find_images(folder).ids
+    images = find_images(path)
+    assert images.ids == find_images(folder).ids
+    assert images.closed == (f"{path}:set/link.jpg",) and lacking(images) == 1
+    assert f"cannot be opened: {path}:set/link.jpg." in left_out(images)[0]
+
+
+LINKS = {
+    "set/before.jpg": "to/real.jpg",
+    "set/to/real.jpg": "../T00001.jpg",
+    "set/to/beside.jpg": "real.jpg",
+    "set/round.jpg": "about.jpg",
+    "set/about.jpg": "round.jpg",
+    "set/folder": "to",
+    "set/T00003.jpg": "nowhere.jpg",
+}
+
+
+def test_links_within_a_tar_are_their_images(folder, tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for when in ("before", "after"):
+            for name, target in LINKS.items():
+                if (name == "set/before.jpg") == (when == "before"):
+                    link = tarfile.TarInfo(name)
+                    link.type, link.linkname = tarfile.SYMTYPE, target
+                    archive.addfile(link)
+            if when == "before":
+                archive.add(folder, "./set")
+    images = find_images(path)
+    assert sorted(images.ids) == [
+        *("T00000", "T00001", "T00002", "T00003", "T00004"),
+        *("before", "beside", "real"),
+    ]
+    of = dict(zip(images.ids, range(len(images)), strict=True))
+    for name in ("before", "beside", "real"):
+        assert images.read(of[name]) == images.read(of["T00001"])
+    # What was written as a file, "./set/T00003.jpg", is another member than the link.
+    names = ["set/T00003.jpg", "set/about.jpg", "set/folder", "set/round.jpg"]
+    assert images.closed == tuple(f"{path}:{name}" for name in names)
+
+
+def test_ids_by_path_are_those_of_the_folder(folder, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(folder, ".")
+    assert images_of(tmp_path / "a.tar", ids="path").ids == images_of(folder, ids="path").ids
 
 
 def test_what_is_no_whole_archive_is_refused(folder, tmp_path):

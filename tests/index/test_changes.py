@@ -96,6 +96,19 @@ def rows(folder):
         }
 
 
+def test_an_update_calls_images_as_the_build_did(model, tmp_path):
+    folder = make_images(tmp_path / "photos" / "2023", 2).parent
+    words = ["index", "build", str(folder), f"--model={model}", f"--out={tmp_path / 'x'}"]
+    assert main([*words, "--ids=path"]) == 0
+    make_images(folder / "2024", 1, seed=1)
+    assert main(["index", "update", str(tmp_path / "x")]) == 0
+    make_images(folder / "2025", 1, seed=2)
+    index = Index(tmp_path / "x")
+    index.update(folder)
+    years = ("2023/T00000", "2023/T00001", "2024/T00000", "2025/T00000")
+    assert sorted(index.ids) == [f"{name}.jpg" for name in years]
+
+
 def test_what_cannot_be_seen_does_not_count_as_gone(model, tmp_path, monkeypatch):
     folder = make_images(tmp_path / "photos", 2)
     make_images(folder / "private", 1, seed=3)

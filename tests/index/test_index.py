@@ -165,7 +165,7 @@ def damage(folder, how):
 @pytest.mark.parametrize(
     ("how", "stored"),
     [
-        ("later", r"is of format 9, and this version of rdcd-jax reads 3, 4, 5, 6, 7, 8"),
+        ("later", r"is of format 10, and this version of rdcd-jax reads 3, 4, 5, 6, 7, 8, 9"),
         ("cut manifest", r"index\.json is damaged"),
         ("cut rows", r"rows\.npy: segment 0 of the index is missing or damaged"),
         ("no rows", r"rows\.npy: segment 0 of the index is missing or damaged"),

@@ -47,6 +47,13 @@ def test_exact_backends_agree_in_every_position(backend, name):
     assert scores.shape == indices.shape == (len(queries), k)
 
 
+@pytest.mark.parametrize("backend", backends.EXACT_BACKENDS)
+def test_products_too_small_for_a_device_are_told_apart(backend):
+    rows = (1e-20 * np.random.default_rng(0).normal(size=(3000, 16))).astype(np.float32)
+    _, indices = backends.knn(rows[:3], rows, 3, backend)
+    np.testing.assert_array_equal(indices, expected_neighbours(rows[:3], rows, 3)[1])
+
+
 @pytest.fixture
 def small_parts(monkeypatch):
     """Blocks so small that few rows make many of them, on 8 devices, unevenly."""

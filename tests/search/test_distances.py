@@ -29,6 +29,17 @@ def test_brute_force_finds_the_same(backend, monkeypatch):
     assert (np.argmax(queries @ database.T, axis=1) != expected[:, 0]).any()
 
 
+@pytest.mark.parametrize("offset", [0, 1000])
+@pytest.mark.parametrize("scale", [1e-25, 1, 1e10])
+def test_neighbours_do_not_depend_on_where_the_rows_lie(offset, scale):
+    rows = np.random.default_rng(0).normal(size=(1000, 32))
+    rows = (scale * (rows + offset)).astype(np.float32)
+    exact = ((rows[:20, None].astype(float) - rows) ** 2).sum(-1)
+    distances, found = nearest(rows[:20], rows, 5, "numpy")
+    np.testing.assert_array_equal(found, np.argsort(exact, axis=1)[:, :5])
+    np.testing.assert_allclose(distances, np.sort(exact, axis=1)[:, :5], rtol=1e-12)
+
+
 def test_equal_rows_come_in_order_and_at_distance_zero():
     row = np.random.default_rng(0).normal(size=(1, 8)).astype(np.float32)
     got, found = nearest(row, np.repeat(row, 4, axis=0), 3, "numpy")
@@ -81,5 +92,6 @@ def test_bad_input_is_refused():
         nearest(x * np.nan, x, 1)
     with pytest.raises(UserError, match="4-d and the database is 5-d|3-d"):
         nearest(x, np.eye(4), 1)
-    with pytest.raises(UserError, match="k = 4 neighbours"):
-        nearest(x, x, 4)
+    for k in (0, 4):
+        with pytest.raises(UserError, match=f"k = {k} neighbours"):
+            nearest(x, x, k)

@@ -167,6 +167,7 @@ def test_missing_config_file_is_refused():
         ("data.policy", "WILD", "WILD.*ADVANCED"),
         ("queue.size", 7, r"config\.queue\.size is 7, smaller than config\.batch_size = 8"),
         ("bank.size", 7, r"config\.bank\.size is 7, smaller than config\.batch_size = 8"),
+        ("student.bn", "running", r"keeps the start's statistics, but config\.init_from is empty"),
     ],
 )
 def test_impossible_values_are_refused(name, value, match):

@@ -57,8 +57,11 @@ def assert_equal_states(actual, expected):
 def test_running_statistics_stay_as_they_are_where_batch_norm_uses_them(
     images, features, toys, tmp_path
 ):
+    start = str(make_export(tmp_path / "start"))
+    changes = {"schedule.max_steps": 1, "init_from": start}
+
     def moved(bn):
-        config = toy_config(images, features, **{"schedule.max_steps": 1, "student.bn": bn})
+        config = toy_config(images, features, **changes, **{"student.bn": bn})
         statistics = train_and_evaluate(config, tmp_path / bn).batch_stats
         before = split(make_student(config, 16).module)[2]
         return any(
@@ -66,6 +69,11 @@ def test_running_statistics_stay_as_they_are_where_batch_norm_uses_them(
         )
 
     assert moved("batch") and not moved("running")
+    measured = {"student.bn": "running", "student.recalibrate": 8}
+    with pytest.raises(
+        UserError, match=r"'running', .*\.recalibrate is 8, which would .* set it to 0"
+    ):
+        train_and_evaluate(toy_config(images, features, **changes, **measured), tmp_path / "no")
 
 
 def test_a_smaller_share_lies_within_a_larger_and_keeps_the_order():
@@ -532,6 +540,20 @@ def test_evaluations_that_cannot_work_are_refused_before_training(
     with pytest.raises(UserError, match=rf"config\.evals\.pairs: .*{sentence}"):
         train_and_evaluate(toy_config(images, features, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_in_bfloat16_is_judged_as_its_export(toys, images, features, tmp_path):
+    disc = tmp_path / "disc"
+    make_images(disc / "queries", 4, prefix="Q", seed=7)
+    make_images(disc / "references", 6, prefix="R", seed=8)
+    (disc / "ground_truth.csv").write_text("".join(f"Q0000{i},R0000{i}\n" for i in range(4)))
+    changes = {"evals.disc.data": str(disc), "schedule.max_steps": 2, "student.dtype": "bfloat16"}
+    train_and_evaluate(toy_config(images, features, **changes), tmp_path / "run")
+    model = load_model(str(tmp_path / "run" / "export"))
+    again = evaluate_disc(model, disc, tmp_path / "again")[1]
+    found = (tmp_path / "run" / "evaluations" / "2" / "disc" / "predictions.csv").read_text()
+    scores = [float(line.rpartition(",")[2]) for line in found.splitlines()[1:]]
+    np.testing.assert_allclose(scores, again.scores, atol=1e-6)
 
 
 def test_a_config_may_add_evaluations(toys, images, features, tmp_path):

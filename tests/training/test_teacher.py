@@ -1,5 +1,6 @@
 """The teacher of a run, live and cached, on toys."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,7 +11,7 @@ from toy import embed, make_export, make_features, make_images, relational_kl_of
 
 from rdcd_jax.augment.policies import make_view
 from rdcd_jax.core.errors import UserError
-from rdcd_jax.embedding.descriptors import read_descriptors
+from rdcd_jax.embedding.descriptors import read_descriptors, write_descriptors
 from rdcd_jax.images.sources import find_images
 from rdcd_jax.training.loop import train_and_evaluate
 from rdcd_jax.training.pipeline import Views, make_batches
@@ -90,6 +91,18 @@ def test_an_export_says_what_it_is_made_of_and_whose_that_is(toys, images, tmp_p
             "teacher": "teacher/export",
             "started from": "init_from/export",
         }
+
+
+def test_features_of_another_program_are_brought_to_unit_length(toys, images, features, tmp_path):
+    found = read_descriptors(features)
+    lengths = np.linspace(0.1, 30, len(found.ids), dtype=np.float32)[:, None]
+    longer = dataclasses.replace(found, descriptors=lengths * found.descriptors)
+    write_descriptors(tmp_path / "longer.npz", longer)
+    losses = [
+        relational_kl_of(toy_config(images, path, **{"schedule.max_steps": 2}), tmp_path / name)
+        for name, path in (("as they were", features), ("longer", tmp_path / "longer.npz"))
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_a_cached_teacher_is_of_these_very_images(toys, tmp_path, caplog):
