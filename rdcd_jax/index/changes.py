@@ -6,7 +6,7 @@ import functools
 import itertools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class Changes:
         present: images that are in the index and have not changed.
         known: of those images that are in the index, ids there by stored paths.
         taken: all ids of the index.
-        unlisted: stored paths of images of the index that are not listed now.
+        unlisted: of images of the index that are not listed now, ids by stored paths.
         root: of the index.
     """
 
@@ -47,7 +47,7 @@ class Changes:
     present: int
     known: dict[str, str] = dataclasses.field(repr=False)
     taken: set[str] = dataclasses.field(repr=False)
-    unlisted: list[str] = dataclasses.field(repr=False)
+    unlisted: dict[str, str] = dataclasses.field(repr=False)
     root: str
 
     @functools.cached_property
@@ -55,13 +55,20 @@ class Changes:
         """Stored paths of images of the index that are to be dropped, since they are not listed any more."""
         return [path for path in self.unlisted if not _kept(path, self.images, self.root)]
 
-    def ids(self, positions: Sequence[int]) -> tuple[str, ...]:
-        """The ids that images get in the index: of those there their own, of others what distinguishes them."""
-        fresh = [i for i in positions if self._keeps(i) is None]
+    def ids(self, positions: Sequence[int], dropped: Iterable[str] = ()) -> dict[int, str]:
+        """The ids that images get in the index: of those there their own, of others what distinguishes them.
+
+        Args:
+            positions: of the images.
+            dropped: stored paths of `gone` that leave the index when these come, and leave them their ids.
+        """
+        kept = {i: id_ for i in positions if (id_ := self._keeps(i)) is not None}
+        fresh = [i for i in positions if i not in kept]
+        replaced = (self.known.get(self.stored[i]) for i in fresh)
+        free = {*replaced, *(self.unlisted[path] for path in dropped)}
         names = [self.images.ids[i] for i in fresh]
-        given = distinct(names, [self.images.paths[i] for i in fresh], self.taken)
-        named = dict(zip(fresh, given, strict=True))
-        return tuple(named.get(i) or self._keeps(i) for i in positions)
+        given = distinct(names, [self.images.paths[i] for i in fresh], self.taken - free)
+        return {**kept, **dict(zip(fresh, given, strict=True))}
 
     def _keeps(self, position: int) -> str | None:
         # At a place in records another image may lie by now.
@@ -80,7 +87,7 @@ def find_changes(images: ImageSet, segments: Sequence[Segment], root: str) -> Ch
     files = stamps(images, range(len(images)))
     images = _numbered_on(images, files, segments)
     stored = [stored_path(path, root) for path in lasting_paths(images)]
-    listed, known, before, taken, unplaced, unlisted = set(stored), {}, {}, set(), set(), []
+    listed, known, before, taken, unplaced, unlisted = set(stored), {}, {}, set(), set(), {}
     for segment in segments:
         taken.update(segment.ids)
         for row, path in enumerate(segment.paths):
@@ -91,7 +98,7 @@ def find_changes(images: ImageSet, segments: Sequence[Segment], root: str) -> Ch
                 # What format 4 or an older one added is known by its id alone.
                 unplaced.add(segment.ids[row])
             else:
-                unlisted.append(path)
+                unlisted[path] = segment.ids[row]
     new, changed, nowhere = [], [], []
     for position, (path, now) in enumerate(
         zip(stored, files[:, [BYTES, CHANGED]].tolist(), strict=True)

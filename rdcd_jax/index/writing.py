@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -69,7 +69,8 @@ def add_images(
     # First: of what a killed one added, an update must know where it came from.
     sources = [*writer.manifest.sources, *found.sources]
     writer.change(sources=tuple(dict.fromkeys(sources)))
-    added, unreadable = _embed_into(writer, model, changes, changes.new, on_progress)
+    ids = changes.ids(changes.new)
+    added, unreadable = _embed_into(writer, model, changes, ids, on_progress)
     return Added(added, changes.present, unreadable, len(changes.changed))
 
 
@@ -80,10 +81,9 @@ def update_images(
     segments = list(writer.segments())
     require_paths(writer.folder, segments)
     changes = find_changes(found, segments, writer.manifest.root)
-    work = sorted([*changes.new, *changes.changed])
-    embedded, unreadable = _embed_into(writer, model, changes, work, on_progress)
+    ids = changes.ids(sorted([*changes.new, *changes.changed]), changes.gone)
+    embedded, unreadable = _embed_into(writer, model, changes, ids, on_progress)
     left_out = {each.id for each in unreadable}
-    ids = dict(zip(work, changes.ids(work), strict=True))
     lost = [changes.stored[i] for i in changes.changed if ids[i] in left_out]
     removed = writer.remove([*changes.gone, *lost], by="paths") - len(lost)
     renewed = len(changes.changed) - len(lost)
@@ -132,15 +132,14 @@ def _embed_into(
     writer: store.Writer,
     model: Model | OnnxModel,
     changes: Changes,
-    positions: Sequence[int],
+    ids: Mapping[int, str],
     on_progress: Progress | None,
 ) -> tuple[int, list[Unreadable]]:
-    """Embeds images and puts them in; gives how many, and those that were left out."""
-    embedded, unreadable = 0, []
-    ids = changes.ids(positions)
+    """Embeds the images at some positions, under their ids, and puts them in; gives how many, and those left out."""
+    embedded, unreadable, positions = 0, [], sorted(ids)
     for start in range(0, len(positions), CHUNK):
-        chunk = list(positions[start : start + CHUNK])
-        names = ids[start : start + CHUNK]
+        chunk = positions[start : start + CHUNK]
+        names = tuple(ids[position] for position in chunk)
 
         def report(done: int, _: int, start: int = start) -> None:
             if on_progress is not None:

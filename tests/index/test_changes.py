@@ -14,6 +14,7 @@ from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.embedding.service import embed_to_file
 from rdcd_jax.images.given import images_of
+from rdcd_jax.images.pack import pack_images
 from rdcd_jax.index import Index, changes, store, writing
 from rdcd_jax.index.results import Updated
 
@@ -107,6 +108,32 @@ def test_an_update_calls_images_as_the_build_did(model, tmp_path):
     index.update(folder)
     years = ("2023/T00000", "2023/T00001", "2024/T00000", "2025/T00000")
     assert sorted(index.ids) == [f"{name}.jpg" for name in years]
+
+
+def test_images_that_take_anothers_place_take_its_id(model, tmp_path):
+    folder = make_images(tmp_path / "photos", 3)
+    index = Index.build(tmp_path / "x", folder, model=model)
+    ids = index.ids
+    shutil.move(folder, tmp_path / "moved")
+    index.update(tmp_path / "moved")
+    assert sorted(index.ids) == sorted(ids)
+    assert found_first(index, tmp_path / "moved" / "T00001.jpg").reference == "T00001"
+
+
+def test_a_record_that_has_changed_keeps_its_id(model, tmp_path):
+    folder = make_images(tmp_path / "photos", 4)
+    pack_images(folder, tmp_path / "packed", shards=1)
+    index = Index.build(tmp_path / "x", tmp_path / "packed", model=model)
+    # The second changes, the third is gone, so the last lies in its place.
+    make_images(tmp_path / "new", 1, seed=9)
+    shutil.move(tmp_path / "new" / "T00000.jpg", folder / "T00001.jpg")
+    (folder / "T00002.jpg").unlink()
+    shutil.rmtree(tmp_path / "packed")
+    pack_images(folder, tmp_path / "packed", shards=1)
+    index.update()
+    assert sorted(index.ids) == ["T00000", "T00001", "T00003"]
+    for name in index.ids:
+        assert found_first(index, folder / f"{name}.jpg").reference == name
 
 
 def test_what_cannot_be_seen_does_not_count_as_gone(model, tmp_path, monkeypatch):
