@@ -199,10 +199,10 @@ def _add_preview(actions) -> None:
 
 def _preview(options, rest) -> None:
     from rdcd_jax.augment.preview import write_contact_sheet
-    from rdcd_jax.images.passed_over import find_all_images
+    from rdcd_jax.images.given import images_of
 
     write_contact_sheet(
-        find_all_images(options.source, ids=options.ids),
+        images_of(options.source, ids=options.ids),
         options.policy,
         options.image_size,
         options.out,

@@ -131,7 +131,10 @@ def _given(options: argparse.Namespace) -> tuple:
         options.usage_error("--ids is for images that are listed; an index has theirs")
     if options.engine != AUTO:
         options.usage_error("--engine is for images that are embedded; an index has its own")
-    return None, Index(options.index, model=options.model)
+    index = Index(options.index, model=options.model)
+    if options.model is not None:
+        _ = index.embedder  # Which refuses a model that did not make the index.
+    return None, index
 
 
 def _quarantine(options: argparse.Namespace) -> pathlib.Path:

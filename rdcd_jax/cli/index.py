@@ -205,10 +205,12 @@ def _update(options, rest) -> None:
 
 
 def _print_changes(folder: pathlib.Path, found) -> None:
+    from rdcd_jax.index.places import whole_path
+
     kinds = {
         "new": [found.images.paths[i] for i in found.new],
         "changed": [found.images.paths[i] for i in found.changed],
-        "gone": found.gone,
+        "gone": [whole_path(path, found.root) for path in found.gone],
     }
     for kind, paths in kinds.items():
         for path in paths[:SHOWN]:

@@ -100,7 +100,8 @@ def moved(writer: store.Writer, root: str | os.PathLike) -> dict[str, object]:
         raise UserError(f"{root}: there is no such folder; name the one that the images lie in.")
     if not old:
         raise UserError(
-            f"{folder} keeps whole paths, since its images had no folder in common; build it again."
+            f"{folder} keeps whole paths, since its images had no folder in common; name all that it is to hold, where"
+            f" it lies now (index update {folder} SOURCE...)."
         )
     stored = [path for segment in writer.segments() for path in segment.paths]
     below = [whole_path(path, new) for path in stored if whole_path(path, new) != path]

@@ -162,6 +162,13 @@ def test_previews(images, tmp_path, capsys):
     np.testing.assert_array_equal(*sheets)
 
 
+def test_a_preview_tells_equal_names_apart(tmp_path, capsys):
+    for year in ("2023", "2024"):
+        make_images(tmp_path / "set" / year, 1)
+    options = [f"--policy={POLICY}", "--image-size=32", f"--out={tmp_path / 'a.png'}"]
+    assert "a.png" in run(capsys, "preview", tmp_path / "set", *options).out
+
+
 def test_previews_that_fail(images, tmp_path, capsys):
     preview, out = ["preview", images], f"--out={tmp_path / 'a.png'}"
     assert "Unknown policy 'NOPE'" in sentence(capsys, *preview, out, "--policy=NOPE")

@@ -79,6 +79,10 @@ def test_update(model, tmp_path, capsys):
     assert (
         "3 images: 1 added, 1 embedded anew, 0 removed, 1 as they were" in capsys.readouterr().out
     )
+    (folder / "fourth.png").unlink()
+    assert main(["index", "update", str(tmp_path / "x"), "--dry-run"]) == 0
+    assert f"gone: {folder / 'fourth.png'}\n" in capsys.readouterr().out
+    Image.radial_gradient("L").save(folder / "fourth.png")
     fresh = Index.build(tmp_path / "y", folder, model=model)
     assert rows(tmp_path / "x").keys() == rows(tmp_path / "y").keys()
     for name, row in rows(tmp_path / "y").items():

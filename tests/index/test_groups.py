@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from toy import make_images
+from toy import make_export, make_images
 
 from rdcd_jax.cli.main import main
 from rdcd_jax.core.errors import UserError
@@ -226,6 +226,9 @@ def test_duplicates_of_an_index(student, photos, tmp_path, capsys):
     np.testing.assert_array_equal(found[0].files, again[0].files)
     with pytest.raises(SystemExit):
         main([*words, str(photos)])
+    other = make_export(tmp_path / "other", dim=8, seed=5)
+    assert main([*words, f"--model={other}"]) == 1
+    assert "was made by other weights" in capsys.readouterr().err
     shared = find_duplicates(Index(tmp_path / "x"), against=photos, threshold=0.999)
     # None is a copy of itself.
     assert len(shared) == 3
