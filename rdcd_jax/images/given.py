@@ -103,16 +103,26 @@ def _ids(images: ImageSet, *, by_path: bool) -> tuple[str, ...]:
         else os.path.splitext(os.path.basename(name))[0]
         for name, path in zip(images.ids, images.paths, strict=True)
     }
-    id_of = dict(zip(shorten, distinct(list(shorten.values()), list(shorten)), strict=True))
+    places = [place_of(images, path, id_) for path, id_ in shorten.items()]
+    id_of = dict(zip(shorten, distinct(list(shorten.values()), places), strict=True))
     return numbered([id_of[path] for path in images.paths])
+
+
+def place_of(images: ImageSet, path: str, id_: str) -> str:
+    """What tells an image of a set from others of its name: its path; of a record, its folder and its own name."""
+    return os.path.join(os.path.dirname(path), id_) if _is_record(images, path) else path
 
 
 def _has_own_id(images: ImageSet, path: str) -> bool:
     """Whether an image is called by something else than where it lies: it is in records or in memory."""
+    return path in images.in_memory or _is_record(images, path)
+
+
+def _is_record(images: ImageSet, path: str) -> bool:
     reader = images.reader
     if isinstance(reader, SeveralReader):
         reader = reader.of.get(path)
-    return path in images.in_memory or (reader is not None and reader.kind != "archive")
+    return reader is not None and reader.kind != "archive"
 
 
 def _in_memory(image: object, name: str) -> Image.Image:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.folders import PLUGINS, leads_nowhere
-from rdcd_jax.images.given import IN_MEMORY
+from rdcd_jax.images.given import IN_MEMORY, place_of
 from rdcd_jax.images.links import each_once, identity, status
 from rdcd_jax.images.naming import distinct, escaped
 from rdcd_jax.images.sources import ImageSet
@@ -67,7 +67,11 @@ class Changes:
         replaced = (self.known.get(self.stored[i]) for i in fresh)
         free = {*replaced, *(self.unlisted[path] for path in dropped)}
         names = [self.images.ids[i] for i in fresh]
-        given = distinct(names, [self.images.paths[i] for i in fresh], self.taken - free)
+        places = [
+            place_of(self.images, self.images.paths[i], name)
+            for i, name in zip(fresh, names, strict=True)
+        ]
+        given = distinct(names, places, self.taken - free)
         return {**kept, **dict(zip(fresh, given, strict=True))}
 
     def _keeps(self, position: int) -> str | None:

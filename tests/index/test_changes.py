@@ -124,6 +124,19 @@ def test_images_that_take_anothers_place_take_its_id(model, tmp_path):
     assert found_first(index, tmp_path / "moved" / "T00001.jpg").reference == "T00001"
 
 
+def test_records_of_equal_names_are_told_apart_by_their_folders(model, tmp_path):
+    packs = []
+    for year in ("2023", "2024"):
+        packs.append(tmp_path / "packed" / year)
+        pack_images(make_images(tmp_path / year, 2, seed=int(year)), packs[-1], shards=1)
+    index = Index.build(tmp_path / "x", packs, model=model)
+    names = [f"{year}/T0000{i}" for year in ("2023", "2024") for i in range(2)]
+    assert sorted(index.ids) == names
+    index = Index.build(tmp_path / "y", packs[0], model=model)
+    index.add(packs[1])
+    assert sorted(index.ids) == sorted(["T00000", "T00001", *names[2:]])
+
+
 def test_a_record_that_has_changed_keeps_its_id(model, tmp_path):
     folder = make_images(tmp_path / "photos", 4)
     pack_images(folder, tmp_path / "packed", shards=1)
