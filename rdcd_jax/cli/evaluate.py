@@ -70,7 +70,9 @@ def add_evaluate(verbs) -> None:
     )
     parser.add_argument("--score-norm", help="such as '1.0[0,2]', or None; separated by ';'")
     parser.add_argument(
-        "--k", type=int, help="candidates a query (10, of copydays 100; all where there are fewer)"
+        "--k",
+        type=int,
+        help="candidates a query (10, of copydays 100, or all where there are fewer)",
     )
     parser.add_argument(
         "--global-candidates", action="store_true", help="the k * queries best pairs of all"

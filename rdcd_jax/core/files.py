@@ -180,7 +180,7 @@ def require_writable(path: str | os.PathLike) -> None:
     path = pathlib.Path(path)
     _rights(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path.parent):
+    with _named(path), tempfile.TemporaryFile(dir=path.parent):
         pass
 
 

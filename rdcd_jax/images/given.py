@@ -110,15 +110,16 @@ def _ids(images: ImageSet, *, by_path: bool) -> tuple[str, ...]:
 
 def place_of(images: ImageSet, path: str, id_: str) -> str:
     """What tells an image of a set from others of its name: its path; of a record, its folder and its own name."""
-    return os.path.join(os.path.dirname(path), id_) if _is_record(images, path) else path
+    return os.path.join(os.path.dirname(path), id_) if is_record(images, path) else path
 
 
 def _has_own_id(images: ImageSet, path: str) -> bool:
     """Whether an image is called by something else than where it lies: it is in records or in memory."""
-    return path in images.in_memory or _is_record(images, path)
+    return path in images.in_memory or is_record(images, path)
 
 
-def _is_record(images: ImageSet, path: str) -> bool:
+def is_record(images: ImageSet, path: str) -> bool:
+    """Whether the image at a path of a set lies in records, at a place where another may lie the next time."""
     reader = images.reader
     if isinstance(reader, SeveralReader):
         reader = reader.of.get(path)

@@ -28,6 +28,10 @@ TFDS = "tfds:"
 BUNDLED = ("sample:train", "sample:references", "sample:queries")
 
 
+# Of a list, names of which one must be a file's.
+_LOOKED_UP = 20
+
+
 class Reader(Protocol):
     """Gives the bytes of the image behind a path.
 
@@ -342,9 +346,9 @@ def _record_set(text: str, ids: list[str], paths: list[str], reader: Reader) -> 
 def _names_listed(path: pathlib.Path) -> list[str]:
     """The paths in the text file `path`."""
     names = read_lines(path, "neither a folder nor a text file (UTF-8) of image paths, one a line.")
-    # Only the first: a wrong base folder shows at once, and a million look-ups on a network disk
-    # would take minutes. A file missing further down counts as unreadable when its turn comes.
-    if names and not os.path.isfile(path.parent / names[0]):
+    # Only the first few: a wrong base folder shows at once, and a million look-ups on a network disk would take
+    # minutes. Some of them may be gone, which count as unreadable when their turn comes, as do those further down.
+    if names and not any(os.path.isfile(path.parent / name) for name in names[:_LOOKED_UP]):
         raise UserError(
             f"{path} is taken for a list of image paths, and its first, {escaped(names[0][:200])}, is not a file;"
             f" paths are taken relative to {path.parent}."

@@ -12,7 +12,7 @@ import numpy as np
 
 from rdcd_jax.core.errors import UserError
 from rdcd_jax.images.folders import PLUGINS, leads_nowhere
-from rdcd_jax.images.given import IN_MEMORY, place_of
+from rdcd_jax.images.given import IN_MEMORY, is_record, place_of
 from rdcd_jax.images.links import each_once, identity, status
 from rdcd_jax.images.naming import distinct, escaped
 from rdcd_jax.images.sources import ImageSet
@@ -75,8 +75,8 @@ class Changes:
         return {**kept, **dict(zip(fresh, given, strict=True))}
 
     def _keeps(self, position: int) -> str | None:
-        # At a place in records another image may lie by now.
-        return self.known.get(self.stored[position]) if self.images.is_file(position) else None
+        in_record = is_record(self.images, self.images.paths[position])
+        return None if in_record else self.known.get(self.stored[position])
 
 
 def find_changes(images: ImageSet, segments: Sequence[Segment], root: str) -> Changes:

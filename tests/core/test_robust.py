@@ -14,7 +14,13 @@ import safetensors
 import safetensors.numpy
 
 from rdcd_jax.core import files, leftovers
-from rdcd_jax.core.files import remove_folder, write_aside, write_folder_aside, write_text
+from rdcd_jax.core.files import (
+    remove_folder,
+    require_writable,
+    write_aside,
+    write_folder_aside,
+    write_text,
+)
 from rdcd_jax.core.tensors import write_tensors
 from rdcd_jax.images import pack
 from rdcd_jax.index.segments import _OWN
@@ -108,6 +114,16 @@ def test_a_folder_that_refuses_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(pathlib.Path, "touch", refused)
     with pytest.raises(PermissionError) as error:
         write_text(tmp_path / "a.txt", "")
+    assert error.value.filename == str(tmp_path)
+
+
+def test_a_folder_that_refuses_is_named_before_the_work_too(tmp_path, monkeypatch):
+    def refused(dir):
+        raise PermissionError(errno.EACCES, "Permission denied", f"{dir}/tmpn642hfck")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refused)
+    with pytest.raises(PermissionError) as error:
+        require_writable(tmp_path / "a.txt")
     assert error.value.filename == str(tmp_path)
 
 

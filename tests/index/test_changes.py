@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -112,6 +113,32 @@ def test_an_update_calls_images_as_the_build_did(model, tmp_path):
     index.update(folder)
     years = ("2023/T00000", "2023/T00001", "2024/T00000", "2025/T00000")
     assert sorted(index.ids) == [f"{name}.jpg" for name in years]
+
+
+def test_what_a_list_names_first_may_be_gone(model, tmp_path):
+    folder = make_images(tmp_path / "photos", 3)
+    names = sorted(str(path) for path in folder.iterdir())
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    index = Index.build(tmp_path / "x", tmp_path / "list.txt", model=model)
+    pathlib.Path(names[0]).unlink()
+    done = index.update()
+    assert [each.id for each in done.unreadable] == ["T00000"] and len(index) == 2
+
+
+def test_a_member_of_an_archive_keeps_its_id(model, tmp_path):
+    folder = make_images(tmp_path / "photos", 2)
+    archive = tmp_path / "photos.zip"
+    index = Index.build(tmp_path / "x", folder, model=model)
+    for seed in (5, 6):
+        make_images(folder, 2, seed=seed)
+        with zipfile.ZipFile(archive, "w") as file:
+            for path in sorted(folder.iterdir()):
+                file.write(path, f"set/{path.name}")
+        if seed == 5:
+            index.add(archive)
+            ids = sorted(index.ids)
+    assert index.update(archive).renewed == 2
+    assert sorted(index.ids) == [name for name in ids if name not in ("T00000", "T00001")]
 
 
 def test_images_that_take_anothers_place_take_its_id(model, tmp_path):
