@@ -26,8 +26,6 @@ from rdcd_jax.images.seen import is_blank
 TFDS = "tfds:"
 # Images inside the package, by these names instead of a folder's.
 BUNDLED = ("sample:train", "sample:references", "sample:queries")
-
-
 # Of a list, names of which one must be a file's.
 _LOOKED_UP = 20
 
