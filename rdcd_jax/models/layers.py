@@ -155,7 +155,7 @@ class BatchNorm(nnx.BatchNorm):
         else:
             # Both in one pass, and their gradients too: memory's speed is the limit. About the running mean, which
             # is near this batch's, the difference of the squares loses no digits; it loses all where they lie 1,000
-            # deviations apart, as in no network here: of photographs with fresh weights it is 1.
+            # deviations apart. With fresh weights and images of one colour they lie 50 apart in EfficientNet-B0.
             about = jax.lax.stop_gradient(self.mean[...])
             apart = wide - _per_channel(about)
             offset = jnp.mean(apart, axis=(0, 1, 2))
